@@ -1,0 +1,146 @@
+"""What the commands and notebooks call.
+
+    from vitcli import api
+    folder, report = api.train("pretrain", data="digits", epochs=20)
+    result = api.evaluate(report["checkpoint"])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitcli.classes import Class, map_labels
+from vitcli.config import DataConfig, EvalConfig, Overrides, Size, apply, parse_value
+from vitcli.config import Config as Config
+from vitcli.data.cache import Progress, silent
+from vitcli.data.sources import Source, Split, open_source
+from vitcli.errors import CheckpointError, DataError, UsageError
+from vitcli.evaluate.evaluator import Evaluation
+from vitcli.evaluate.evaluator import evaluate as measure
+from vitcli.model.vit import ViT
+from vitcli.train import loop, runfolder, runtime
+from vitcli.train.plan import Plan, Request, make_plan
+from vitcli.train.runlog import Log, Sink
+from vitcli.weights import checkpoint
+from vitcli.weights.checkpoint import Description, locate
+
+
+def load(reference: str, img_size: Size | None = None, labels: str = "") -> tuple[Description, ViT]:
+    """A checkpoint's description and its model, its position embedding interpolated to `img_size`. Raises CheckpointError."""
+    description, tensors = checkpoint.load(reference)
+    if img_size is not None:
+        description, tensors = checkpoint.resized(description, tensors, img_size)
+    return description.labelled(labels), checkpoint.build(description.model, tensors)
+
+
+def plan(request: Request) -> Plan:
+    """A run, resolved and checked; nothing is written."""
+    return make_plan(request)
+
+
+def run(planned: Plan, out: str = "", resume: str = "auto", sinks: Sequence[Sink] = ()) -> tuple[Path, dict[str, Any]]:
+    """Train what was planned, or go on. Returns the run folder and the report."""
+    log = Log(sinks)
+    place = runfolder.choose(planned, out, resume)
+    log("note", text=f"run folder: {place.folder}")
+    for note in planned.notes if place.how != "finished" else ():
+        log("note", text=note)
+    return loop.train(planned, place, log)
+
+
+def train(command: str, *, data: str = "", init: str = "", out: str = "", resume: str = "auto", sinks: Sequence[Sink] = (),
+          **values: Any) -> tuple[Path, dict[str, Any]]:
+    """`pretrain` or `finetune` in one call. `values` are configuration values: epochs=20, or `optim__lr=0.01` for optim.lr.
+
+    Raises the VitError of whatever does not fit.
+    """
+    shorts = {"model": "model.name", "img_size": "model.img_size", "batch_size": "train.batch_size", "epochs": "train.epochs",
+              "steps": "train.steps", "time_budget": "train.time_budget", "recipe": "run.recipe", "seed": "run.seed",
+              "device": "run.device", "precision": "run.precision", "freeze": "train.freeze"}
+    overrides: Overrides = {"data.source": data} if data else {}
+    for name, value in values.items():
+        key = shorts.get(name, name.replace("__", "."))
+        overrides[key] = parse_value(key, value)
+    return run(make_plan(Request(command, overrides, init)), out, resume, sinks)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluated:
+    description: Description
+    source: Source
+    split: Split
+    result: Evaluation
+    notes: tuple[str, ...]
+
+    @property
+    def classes(self) -> tuple[Class, ...]:
+        return self.description.classes
+
+
+def evaluate(reference: str = "", data: str = "", split: str = "", *, img_size: Size | None = None, labels: str = "",
+             device: str = "auto", precision: str = "auto", overrides: Overrides | None = None,
+             progress: Progress = silent) -> Evaluated:
+    """Measure a checkpoint on a split of a data set, by default on what its training held out.
+
+    Raises CheckpointError, DataError or UsageError.
+    """
+    path = str(locate(reference) if reference else runfolder.newest_finished())
+    notes = [] if reference else [f"checkpoint: {path}, the newest finished run"]
+    described = checkpoint.describe(Path(path)).labelled(labels)
+    described, data_config = _preprocessing(described, overrides or {})
+    if not data:
+        data = described.provenance.get("data", {}).get("id", "")
+        if not data:
+            raise UsageError(f"{path} does not say what data it was trained on", "name the data with --data")
+        notes.append(f"data: {data}, the checkpoint's own")
+    _need_names(described)
+    source = open_source(replace(data_config, source=data))
+    part, why = _chosen_split(source, split, described)
+    notes += [*described.notes, *why]
+    if part.labels is None:
+        raise DataError(f"split {part.name!r} of {source.id} has no labels", "evaluation compares with labels")
+    counts = np.bincount(part.labels, minlength=len(source.classes)).tolist()
+    outputs = np.array(map_labels(source.classes, counts, described.classes, source.id), np.int64)
+    loaded, model = load(path, img_size, labels)
+    described = replace(described, model=loaded.model)
+    machine = runtime.start(device, precision)
+    result = measure(model.to(machine.device), part, outputs, described.eval, data_config, device=machine.device,
+                     bf16=machine.bf16, progress=progress)
+    return Evaluated(described, source, part, result, tuple(notes))
+
+
+def _preprocessing(described: Description, overrides: Overrides) -> tuple[Description, DataConfig]:
+    """The checkpoint's preprocessing with what was asked for in its place, and how to read the data."""
+    wrong = next((key for key in overrides if not key.startswith(("eval.", "data."))), None)
+    if wrong is not None:
+        raise UsageError(f"{wrong} does not concern an evaluation", "eval takes --set eval.… and data.… only")
+    values = {k.partition(".")[2]: v for k, v in overrides.items() if k.startswith("eval.")}
+    config: EvalConfig = replace(described.eval, **values)
+    return replace(described, eval=config), apply(Config(), {k: v for k, v in overrides.items() if k.startswith("data.")}).data
+
+
+def _need_names(described: Description) -> None:
+    if described.model.classes == 0:
+        raise CheckpointError(f"{described.path} has no classification head", "fine-tune it first: vit finetune CKPT --data DATA")
+    if not described.classes:
+        hint = "name them with --labels imagenet-1k" if described.model.classes == 1000 else "name them with --labels FILE, a name a line"
+        raise CheckpointError(f"{described.path} does not name its {described.model.classes} classes", hint)
+
+
+def _chosen_split(source: Source, name: str, described: Description) -> tuple[Split, tuple[str, ...]]:
+    """The split asked for; else the held-out one, or all of data that has one split and was not trained on."""
+    if name:
+        return source.split(name), ()
+    if source.held_out_split:
+        return source.held_out(), ()
+    seen = described.provenance.get("data") or {}
+    parent = (described.provenance.get("parent") or {}).get("data") or {}
+    if source.identity in (seen.get("identity"), parent.get("identity")):
+        return source.held_out(), ("split: the part of every class that training held out",)
+    part = source.split("all") if len(source.splits) == 1 else source.held_out()
+    return part, (f"split: all {len(part):,} images, none of which the checkpoint says it was trained on",)

@@ -1,0 +1,498 @@
+"""What a run is: frozen dataclasses, the one place where each default stands, and their strict reading.
+
+A configuration is written `section.key = value`: on the command line with `--set`, in a TOML file as
+`[section]` tables. An unknown section or key, or a value of the wrong type, is a `UsageError` that names
+the nearest known one. Sizes are `(height, width)` everywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from vitcli.errors import UsageError, did_you_mean
+
+Size = tuple[int, int]
+"""Height and width in pixels, or rows and columns of a grid."""
+Range = tuple[float, float]
+Stats = tuple[float, float, float]
+"""One number for each of red, green and blue, of pixels scaled to 0..1."""
+Seconds = Annotated[float, "seconds"]
+
+IMAGENET_MEAN: Stats = (0.485, 0.456, 0.406)
+IMAGENET_STD: Stats = (0.229, 0.224, 0.225)
+
+VARIANTS: dict[str, tuple[int, int, int, int]] = {
+    # name: width, depth, MLP width, heads. Ti and S are DeiT's; B, L and H are the paper's Table 1;
+    # mu and M are big_vision's (models/vit.py, decode_variant).
+    "mu": (32, 1, 128, 2),
+    "Ti": (192, 12, 768, 3),
+    "S": (384, 12, 1536, 6),
+    "M": (512, 12, 2048, 8),
+    "B": (768, 12, 3072, 12),
+    "L": (1024, 24, 4096, 16),
+    "H": (1280, 32, 5120, 16),
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The architecture: all that is needed to build a ViT and to count its parameters."""
+
+    name: str = "ViT-S/16"
+    width: int = 384
+    depth: int = 12
+    heads: int = 6
+    mlp: int = 1536
+    patch: Size = (16, 16)
+    img_size: Size = (224, 224)
+    classes: int = 0  # outputs of the head; 0 has none. Taken from the data.
+    pool: Literal["cls", "mean"] = "cls"  # what the head reads: the class token or the mean of all tokens
+    class_token: bool = True
+    pre_logits: bool = False  # the tanh layer of the paper's pre-training head (§3.1)
+    gelu: Literal["tanh", "erf"] = "tanh"  # tanh is jax.nn.gelu's default, erf is timm's
+    norm_eps: float = 1e-6
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    drop_path_rule: Literal["linear", "constant"] = "linear"
+
+    @property
+    def grid(self) -> Size:
+        """Rows and columns of patches."""
+        return self.img_size[0] // self.patch[0], self.img_size[1] // self.patch[1]
+
+    @property
+    def prefix_tokens(self) -> int:
+        return int(self.class_token)
+
+    @property
+    def tokens(self) -> int:
+        return self.grid[0] * self.grid[1] + self.prefix_tokens
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    source: str = "digits"
+    revision: str = ""
+    train_split: str = ""  # empty: the split named train
+    image_column: str = ""  # empty: the one column of images
+    label_column: str = ""  # empty: the one column of class labels
+    fraction: float = 1.0  # part of the training images that is used; smaller parts lie within larger ones
+    balanced: bool = False  # draw every class equally often
+    workers: int = 2  # threads that decode images
+    memory_mb: int = 512  # bound on the memory of batches that wait
+    on_bad_image: Literal["error", "skip"] = "error"
+    max_megapixels: float = 89.0
+    images: int = 0  # only with `none`
+    classes: int = 0  # only with `none`
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    crop: Literal["none", "pad", "random", "resized"] = "resized"
+    """`resized` is the random resized crop (Inception's), `random` a crop of the size from an image 8/7 as
+    large, `pad` a shift by up to `pad` of the side with reflected borders, `none` the whole image."""
+    scale: Range = (0.08, 1.0)  # area of a resized crop, part of the image
+    ratio: Range = (3 / 4, 4 / 3)  # its width over its height
+    pad: float = 0.125
+    flip: float = 0.5  # probability
+    randaugment_layers: int = 0
+    randaugment_magnitude: float = 10.0
+    mixup: float = 0.0  # alpha of the Beta distribution; 0 is off
+    cutmix: float = 0.0
+    erase: float = 0.0  # probability of random erasing
+    views: int = 1  # augmented copies of an image in a batch
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    objective: Literal["classify"] = "classify"
+    batch_size: int = 128  # images of one update, over all micro-batches
+    accumulate: int = 1  # micro-batches of one update
+    epochs: float | None = None
+    steps: int | None = None
+    time_budget: Seconds | None = None  # wall time from start to exit
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    label_smoothing: float = 0.0
+    head_bias: float = 0.0  # the new head's bias; -10 and -6.9 are big_vision's for sigmoid losses
+    freeze: Literal["", "backbone"] = ""
+    ema: float = 0.0  # decay of the weights' moving average; 0 is off
+    save_every_steps: int = 0
+    save_every_seconds: float = 60.0
+    log_every_steps: int = 10
+    eval_every_steps: int = 0  # 0: only at the end
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    name: Literal["adamw", "sgd", "muon"] = "adamw"
+    lr: float = 1e-3  # of AdamW or SGD; with Muon, of what is not a matrix in a block
+    muon_lr: float = 0.02
+    weight_decay: float = 0.0  # decoupled, times the learning rate; on matrices only
+    betas: Range = (0.9, 0.999)
+    momentum: float = 0.9  # of SGD
+    muon_momentum: float = 0.95
+    schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
+    milestones: tuple[float, ...] = (0.3, 0.6, 0.9)  # of `step`: parts of the run after which lr is a tenth
+    final_lr: float = 0.0  # part of lr at which `cosine` and `linear` end
+    warmup_steps: int = 0
+    warmup: float = 0.0  # warm-up as a part of the run, where warmup_steps is 0
+    layer_decay: float = 1.0
+    clip: float = 0.0  # global gradient norm; 0 is off
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    batch_size: int = 0  # 0: a size that suits the device
+    crop: float = 1.0  # the centre that is kept after resizing, part of the side
+    resize: Literal["short", "square"] = "short"  # the short side to the size, or the whole image squashed to it
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    mean: Stats = (0.5, 0.5, 0.5)
+    std: Stats = (0.5, 0.5, 0.5)
+    top_k: int = 5
+    views: int = 1  # 2 adds the mirrored image
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    command: Literal["pretrain", "finetune"] = "pretrain"
+    recipe: str = "small"
+    init: str = ""  # the checkpoint that finetune starts from
+    labels: str = ""  # names for the classes of a checkpoint that has none
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    threads: int = 0  # 0: as many as there are cores
+
+
+@dataclass(frozen=True)
+class Config:
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+SECTIONS: dict[str, type] = {f.name: f.default_factory for f in dataclasses.fields(Config)}  # type: ignore[misc]
+_HINTS = {name: typing.get_type_hints(cls, include_extras=True) for name, cls in SECTIONS.items()}
+_FILE_ONLY = {"run.command", "run.init", "model.classes"}  # decided by the command, the checkpoint, the data
+LENGTHS = ("train.epochs", "train.steps", "train.time_budget")
+ARCHITECTURE = ("model.width", "model.depth", "model.heads", "model.mlp", "model.patch")
+
+Overrides = dict[str, Any]
+"""Values by `section.key`, already checked."""
+
+
+# --- model names -------------------------------------------------------------------------------------------
+
+
+def parse_model_name(name: str) -> tuple[str, Size]:
+    """`ViT-B/16`, `b/16` or `ti/4` to its variant and patch size. Raises UsageError."""
+    match = re.fullmatch(r"(?:vit-)?([a-z]+)/(\d+)(?:x(\d+))?", name.strip(), re.IGNORECASE)
+    variants = {v.lower(): v for v in VARIANTS}
+    if match is None:
+        raise UsageError(f"unknown model {name!r}", "a model is a size and a patch size, such as ViT-B/16, s/32 or ti/4")
+    size, rows, columns = match.groups()
+    if size.lower() not in variants:
+        raise UsageError(f"unknown model size {size!r} in {name!r}", did_you_mean(size.lower(), variants))
+    patch = (int(rows), int(columns or rows))
+    if min(patch) < 1:
+        raise UsageError(f"patch size 0 in {name!r}", "a patch is at least one pixel")
+    return variants[size.lower()], patch
+
+
+def model_config(name: str, img_size: Size = (224, 224), classes: int = 0) -> ModelConfig:
+    """The architecture that `name` stands for, with the paper's class token. Raises UsageError."""
+    variant, patch = parse_model_name(name)
+    width, depth, mlp, heads = VARIANTS[variant]
+    model = ModelConfig("", width, depth, heads, mlp, patch, img_size, classes)
+    return dataclasses.replace(model, name=model_name(model))
+
+
+def model_name(model: ModelConfig) -> str:
+    """`ViT-B/16` for a known size, else its dimensions: `ViT-w128d6h2/4`."""
+    dimensions = (model.width, model.depth, model.mlp, model.heads)
+    variant = next((v for v, d in VARIANTS.items() if d == dimensions), None)
+    if variant is None:
+        mlp = "" if model.mlp == 4 * model.width else f"m{model.mlp}"
+        variant = f"w{model.width}d{model.depth}h{model.heads}{mlp}"
+    return f"ViT-{variant}/{format_size(model.patch)}"
+
+
+# --- values ------------------------------------------------------------------------------------------------
+
+
+def format_size(size: Size) -> str:
+    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
+
+
+def parse_size(text: str) -> Size:
+    """`384` or `96x128` (height x width, pixels)."""
+    match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", text.strip())
+    if match is None or int(match[1]) == 0 or int(match[2] or 1) == 0:
+        raise UsageError(f"{text!r} is not a size", "write 384 or 96x128 (height x width, pixels)")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def parse_seconds(text: str) -> float:
+    """`90`, `90s`, `10m`, `1h30m` or `1d` in seconds."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip().lower())
+    if not parts or "".join(n + u for n, u in parts) != text.strip().lower():
+        raise UsageError(f"{text!r} is not a time", "write 90s, 10m or 1h30m")
+    seconds = sum(float(number) * units[unit or "s"] for number, unit in parts)
+    if seconds <= 0:
+        raise UsageError(f"{text!r} is no time at all", "write 90s, 10m or 1h30m")
+    return seconds
+
+
+def _coerce(value: Any, hint: Any, key: str) -> Any:
+    """`value`, from a command line or a TOML file, as the field's type. Raises UsageError."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None or (isinstance(value, str) and value.lower() in ("none", "")):
+            return None
+        return _coerce(value, next(a for a in args if a is not type(None)), key)
+    if origin is Literal:
+        text = str(value).lower() if not isinstance(value, bool) else str(value)
+        if text not in args:
+            raise UsageError(f"{key} = {value!r}: not one of {', '.join(a or '(empty)' for a in args)}",
+                             did_you_mean(text, [a for a in args if a]))
+        return text
+    if hint == Seconds:
+        value = parse_seconds(value) if isinstance(value, str) else value
+        hint = float
+    if hint == Size:
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = (value, value)
+        if isinstance(value, str):
+            value = parse_size(value)
+        if len(value) != 2 or not all(isinstance(v, int) and v > 0 for v in value):
+            raise UsageError(f"{key} = {value!r}: not a size", "write 384 or 96x128 (height x width, pixels)")
+        return tuple(value)
+    if origin is tuple:
+        items = value.strip("()[] ").split(",") if isinstance(value, str) else list(value)
+        if len(args) != 2 or args[1] is not Ellipsis:
+            if len(items) != len(args):
+                raise UsageError(f"{key} = {value!r}: {len(args)} numbers are needed", "separate them by commas")
+        return tuple(_coerce(item, float, key) for item in items)
+    return _scalar(value, hint, key)
+
+
+def _scalar(value: Any, kind: type, key: str) -> Any:
+    wrong = UsageError(f"{key} = {value!r}: not {'an' if kind is int else 'a'} {_TYPE_NAMES[kind]}")
+    if kind is str:
+        return str(value)
+    if kind is bool:
+        words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+        if isinstance(value, bool):
+            return value
+        if str(value).lower() in words:
+            return words[str(value).lower()]
+        raise wrong
+    if isinstance(value, bool):
+        raise wrong
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise wrong from None
+    if not math.isfinite(number) or (kind is int and number != int(number)):
+        raise wrong
+    return kind(int(value) if kind is int and isinstance(value, (int, str)) and re.fullmatch(r"[+-]?\d+", str(value).strip())
+                else number)
+
+
+_TYPE_NAMES = {int: "integer", float: "number", bool: "true or false", str: "text"}
+
+
+# --- reading and writing -----------------------------------------------------------------------------------
+
+
+def known_keys() -> list[str]:
+    return [f"{section}.{key}" for section, hints in _HINTS.items() for key in hints]
+
+
+def check_key(key: str) -> tuple[str, str]:
+    """`section.key` split in two. Raises UsageError that names the nearest known one."""
+    section, _, name = key.partition(".")
+    if section not in _HINTS or name not in _HINTS[section]:
+        raise UsageError(f"unknown configuration key {key!r}", did_you_mean(key, known_keys()))
+    return section, name
+
+
+def parse_value(key: str, value: Any) -> Any:
+    section, name = check_key(key)
+    return _coerce(value, _HINTS[section][name], key)
+
+
+def parse_set(items: list[str]) -> Overrides:
+    """`--set section.key=value`, in order; a later one wins."""
+    overrides: Overrides = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise UsageError(f"--set {item!r} has no '='", "write --set section.key=value")
+        key = key.strip()
+        check_key(key)
+        if key in _FILE_ONLY:
+            raise UsageError(f"{key} cannot be set", "it follows from the command, the checkpoint or the data")
+        overrides[key] = parse_value(key, value.strip())
+    return overrides
+
+
+def read_toml(path: Path) -> Overrides:
+    """A configuration file as overrides. Raises UsageError with the file and key."""
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", "give --config a TOML file, such as a run's run.toml") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML: {error}", "give --config a TOML file, such as a run's run.toml") from None
+    overrides: Overrides = {}
+    for section, table in tree.items():
+        if not isinstance(table, dict):
+            raise UsageError(f"{path}: {section!r} stands outside a section", "write it in a table such as [train]")
+        for name, value in table.items():
+            try:
+                overrides[f"{section}.{name}"] = parse_value(f"{section}.{name}", value)
+            except UsageError as error:
+                raise UsageError(f"{path}: {error.message}", error.hint) from None
+    return overrides
+
+
+def layer(below: Overrides, above: Overrides) -> Overrides:
+    """`above` over `below`. A length or a model name given above replaces the lengths or dimensions below."""
+    below = dict(below)
+    if any(above.get(key) is not None for key in LENGTHS):
+        for key in LENGTHS:
+            below.pop(key, None)
+    if "model.name" in above:
+        for key in ARCHITECTURE:
+            below.pop(key, None)
+    return below | above
+
+
+def apply(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """`config` with `overrides` in place. Giving one length clears the others."""
+    sections: dict[str, dict[str, Any]] = {}
+    if any(overrides.get(key) is not None for key in LENGTHS):
+        overrides = {key: None for key in LENGTHS} | dict(overrides)
+    for key, value in overrides.items():
+        section, name = check_key(key)
+        sections.setdefault(section, {})[name] = value
+    parts = {s: dataclasses.replace(getattr(config, s), **values) for s, values in sections.items()}
+    return dataclasses.replace(config, **parts)
+
+
+def as_dict(config: Config) -> dict[str, dict[str, Any]]:
+    """Nested plain values: tuples become lists, fields that are None are left out."""
+    return {
+        section: {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None}
+        for section, values in dataclasses.asdict(config).items()
+    }
+
+
+def to_toml(config: Config) -> str:
+    def literal(value: Any) -> str:
+        if isinstance(value, bool):
+            return str(value).lower()
+        if isinstance(value, str):
+            escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+            return '"' + "".join(c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}" for c in escaped) + '"'
+        if isinstance(value, list):
+            return "[" + ", ".join(literal(v) for v in value) + "]"
+        return repr(value)
+
+    blocks = []
+    for section, values in as_dict(config).items():
+        lines = [f"[{section}]"] + [f"{key} = {literal(value)}" for key, value in values.items()]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
+
+
+def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
+    """A section read back from JSON, strictly typed. Raises UsageError on an unknown key."""
+    section = next(name for name, c in SECTIONS.items() if c is cls)
+    return cls(**{key: parse_value(f"{section}.{key}", value) for key, value in values.items()})
+
+
+# --- checks ------------------------------------------------------------------------------------------------
+
+
+def check(config: Config) -> Config:
+    """`config` if its fields fit together. Raises UsageError with the key and a way out."""
+    model, train, augment, optim, data = config.model, config.train, config.augment, config.optim, config.data
+    check_model(model)
+    lengths = [key for key in LENGTHS if getattr(train, key.partition(".")[2]) is not None]
+    if len(lengths) != 1:
+        raise UsageError(f"a run has one length, not {len(lengths)}: {', '.join(lengths) or 'none given'}",
+                         "give one of --epochs, --steps and --time-budget")
+    positive = {"train.batch_size": train.batch_size, "train.accumulate": train.accumulate,
+                "train.epochs": train.epochs, "train.steps": train.steps, "optim.lr": optim.lr,
+                "data.memory_mb": data.memory_mb, "data.max_megapixels": data.max_megapixels,
+                "augment.views": augment.views, "train.log_every_steps": train.log_every_steps,
+                "eval.crop": config.eval.crop, "eval.top_k": config.eval.top_k}
+    for key, value in positive.items():
+        if value is not None and value <= 0:
+            raise UsageError(f"{key} = {value}: must be above 0")
+    for key, value in {"data.workers": data.workers, "augment.randaugment_layers": augment.randaugment_layers,
+                       "augment.randaugment_magnitude": augment.randaugment_magnitude,
+                       "augment.mixup": augment.mixup, "augment.cutmix": augment.cutmix, "optim.clip": optim.clip,
+                       "optim.weight_decay": optim.weight_decay, "optim.warmup_steps": optim.warmup_steps,
+                       "optim.muon_lr": optim.muon_lr, "run.threads": config.run.threads, "run.seed": config.run.seed,
+                       "train.save_every_steps": train.save_every_steps, "eval.batch_size": config.eval.batch_size,
+                       "train.save_every_seconds": train.save_every_seconds}.items():
+        if value < 0:
+            raise UsageError(f"{key} = {value}: must not be negative")
+    for key, value in {"augment.flip": augment.flip, "augment.erase": augment.erase, "train.ema": train.ema,
+                       "train.label_smoothing": train.label_smoothing, "data.fraction": data.fraction,
+                       "augment.pad": augment.pad, "optim.layer_decay": optim.layer_decay, "eval.crop": config.eval.crop,
+                       "optim.warmup": optim.warmup, "optim.final_lr": optim.final_lr}.items():
+        if not 0 <= value <= 1:
+            raise UsageError(f"{key} = {value}: must lie between 0 and 1")
+    if data.fraction == 0:
+        raise UsageError("data.fraction = 0: no image is left")
+    if train.batch_size % train.accumulate:
+        raise UsageError(f"train.batch_size = {train.batch_size} is not a multiple of train.accumulate = {train.accumulate}",
+                         "each micro-batch has batch_size / accumulate images")
+    if not 0 < augment.scale[0] <= augment.scale[1] <= 1:
+        raise UsageError(f"augment.scale = {augment.scale}: not a range within 0 and 1")
+    if not 0 < augment.ratio[0] <= augment.ratio[1]:
+        raise UsageError(f"augment.ratio = {augment.ratio}: not a range")
+    if not all(0 <= beta < 1 for beta in (*optim.betas, optim.momentum, optim.muon_momentum)):
+        raise UsageError(f"optim.betas = {optim.betas}, momentum = {optim.momentum}: each must be in [0, 1)")
+    if min(config.eval.std) <= 0:
+        raise UsageError(f"eval.std = {config.eval.std}: each must be above 0")
+    if config.eval.views not in (1, 2):
+        raise UsageError(f"eval.views = {config.eval.views}: 1 is the image, 2 the image and its mirror image")
+    return config
+
+
+def check_model(model: ModelConfig) -> None:
+    """Raises UsageError where the dimensions do not fit together."""
+    for key in ("width", "depth", "heads", "mlp"):
+        if getattr(model, key) < 1:
+            raise UsageError(f"model.{key} = {getattr(model, key)}: must be at least 1")
+    if model.width % model.heads:
+        raise UsageError(f"model.width = {model.width} is not a multiple of model.heads = {model.heads}")
+    for side, pixels, patch in zip(("height", "width"), model.img_size, model.patch, strict=True):
+        if pixels % patch:
+            near = max(patch, round(pixels / patch) * patch)
+            raise UsageError(f"image {side} {pixels} is not a multiple of the patch size {patch} of {model.name}",
+                             f"the nearest {side} that is: {near}")
+    if model.pool == "cls" and not model.class_token:
+        raise UsageError("model.pool = cls needs model.class_token = true", "or set model.pool=mean")
+    for key in ("dropout", "drop_path"):
+        if not 0 <= getattr(model, key) <= 1:
+            raise UsageError(f"model.{key} = {getattr(model, key)}: must lie between 0 and 1")

@@ -1,0 +1,1 @@
+"""From whatever DATA names to batches of augmented images."""

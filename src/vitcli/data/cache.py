@@ -1,0 +1,251 @@
+"""The one working copy of the images: decoded once into a memory-mapped uint8 array at a working size.
+
+The page cache of the operating system is the memory store. Where the disk has no room, images are decoded
+whenever they are read, to the same pixels, so that a result never depends on it. A cache is written beside its
+place and renamed, so readers see a whole one or none, and two writers do no harm.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitcli import files
+from vitcli.config import AugmentConfig, DataConfig, Size
+from vitcli.data import decode
+from vitcli.data.decode import BadImage, View
+from vitcli.data.sources import Rows, Split
+from vitcli.errors import DataError
+
+Pixels = NDArray[np.uint8]
+Progress = Callable[[str, int, int], None]
+"""Called with what is done, how many are done, and of how many."""
+
+CROP_MARGIN = 8 / 7
+"""Side of the working copy over the training size, where crops are taken from it: 256 for 224."""
+CHUNK = 64
+_BAD_FLOOR, _BAD_PART = 10, 0.01
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """No progress."""
+
+
+def working_view(native: Size, uniform: bool, img_size: Size, augment: AugmentConfig) -> View:
+    """The working copy for training: squashed to the training size and the margin for crops, never above the native size.
+
+    A crop is a box in parts of the image's sides, so a squashed copy loses no shape, only resolution along
+    the longer side. Small images of one size are kept as they are and enlarged as batches are made.
+    """
+    margin = CROP_MARGIN if augment.crop in ("random", "resized") else 1.0
+    wanted = (round(img_size[0] * margin), round(img_size[1] * margin))
+    if uniform:
+        wanted = (min(wanted[0], native[0]), min(wanted[1], native[1]))
+    return View(wanted, "square")
+
+
+@dataclass(eq=False)
+class Images:
+    """Decoded images of a split. `valid` are the positions in the split that can be read, in order."""
+
+    split: Split
+    view: View
+    config: DataConfig
+    valid: Rows
+    bad: list[tuple[int, str]]
+    pixels: Pixels | None  # the cache; None decodes on every read
+    sizes: NDArray[np.int32] | None
+
+    def __len__(self) -> int:
+        return len(self.valid)
+
+    def read(self, positions: Rows) -> tuple[Pixels, NDArray[np.int32]]:
+        """Pixels `[n, height, width, 3]` and original sizes `[n, 2]` at positions of the split. Raises DataError."""
+        if self.pixels is not None and self.sizes is not None:
+            return self.pixels[positions], self.sizes[positions]
+        pixels = np.empty((len(positions), *self.view.size, 3), np.uint8)
+        sizes = np.empty((len(positions), 2), np.int32)
+        chunks = [slice(i, i + CHUNK) for i in range(0, len(positions), CHUNK)]
+        faults = _map(lambda part: _decode_into(self.split, positions[part], self.view, self.config, pixels[part], sizes[part]),
+                      chunks, self.config.workers)
+        for fault in faults:
+            for position, reason in fault:
+                raise bad_image(self.split, position, reason)
+        return pixels, sizes
+
+
+def bad_image(split: Split, position: int, reason: str) -> DataError:
+    return DataError(f"cannot read image {split.describe(position)}: {reason}",
+                     "repair or remove it, or go on without with --set data.on_bad_image=skip")
+
+
+def _map(work: Callable[[slice], list[tuple[int, str]]], parts: list[slice], workers: int) -> Iterator[list[tuple[int, str]]]:
+    """`work` on each part in order, by threads: Pillow decodes without the interpreter's lock."""
+    if workers <= 1 or len(parts) <= 1:
+        yield from map(work, parts)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        window = 4 * workers
+        pending = [pool.submit(work, part) for part in parts[:window]]
+        for index in range(len(parts)):
+            result = pending[index].result()
+            if window + index < len(parts):
+                pending.append(pool.submit(work, parts[window + index]))
+            yield result
+
+
+def _decode_into(split: Split, positions: Rows, view: View, config: DataConfig, pixels: Pixels,
+                 sizes: NDArray[np.int32]) -> list[tuple[int, str]]:
+    """Fill `pixels` and `sizes`; returns the positions that cannot be read, with reasons."""
+    faults = []
+    for index, (blob, path) in enumerate(split.blobs(positions)):
+        try:
+            if blob is None:
+                raise BadImage(f"{path} cannot be opened" if path else "no image")
+            pixels[index], sizes[index] = decode.decode(blob, view, config.max_megapixels)
+        except BadImage as error:
+            pixels[index], sizes[index] = 0, view.size
+            faults.append((int(positions[index]), str(error)))
+    return faults
+
+
+def cache_home() -> Path:
+    """$VIT_CACHE, else vit under $XDG_CACHE_HOME or ~/.cache."""
+    if os.environ.get("VIT_CACHE"):
+        return Path(os.environ["VIT_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit"
+
+
+def _key(split: Split, view: View, config: DataConfig) -> str:
+    text = f"{split.key}|{split.image_column}|{view}|{config.max_megapixels}|{decode.VERSION}"
+    return hashlib.sha256(text.encode() + np.ascontiguousarray(split.rows).tobytes()).hexdigest()[:32]
+
+
+def open_images(split: Split, view: View, config: DataConfig, progress: Progress = silent,
+                where: Literal["auto", "memory-mapped", "decode"] = "auto") -> Images:
+    """The working copy of a split, decoded now unless a cache has it.
+
+    Raises DataError at the first image that cannot be read, or with data.on_bad_image=skip where more than
+    one in a hundred (and more than ten) cannot.
+    """
+    shape = (len(split), *view.size, 3)
+    size = int(np.prod(shape))
+    home = cache_home() / "images"
+    folder = home / _key(split, view, config)
+    if where == "auto":
+        where = "memory-mapped" if folder.is_dir() or _has_room(home, size) else "decode"
+    if where == "decode":
+        bad = _scan(split, view, config, progress)
+        return Images(split, view, config, _valid(split, bad), bad, None, None)
+    images = _open(folder, shape)
+    if images is None:
+        home = _writable(home)
+        folder = home / folder.name
+        images = _open(folder, shape) or _build(folder, split, view, config, shape, progress)
+    pixels, sizes, bad = images
+    _check_bad(split, bad, config)
+    return Images(split, view, config, _valid(split, bad), bad, pixels, sizes)
+
+
+def _valid(split: Split, bad: list[tuple[int, str]]) -> Rows:
+    return np.setdiff1d(np.arange(len(split)), [position for position, _ in bad])
+
+
+def _check_bad(split: Split, bad: list[tuple[int, str]], config: DataConfig) -> None:
+    if not bad:
+        return
+    if config.on_bad_image == "error":
+        raise bad_image(split, *bad[0])
+    if len(bad) > max(_BAD_FLOOR, _BAD_PART * len(split)) or len(bad) == len(split):
+        position, reason = bad[0]
+        raise DataError(f"{len(bad)} of {len(split)} images cannot be read, the first is {split.describe(position)}: {reason}",
+                        f"at most {_BAD_PART:.0%}, or {_BAD_FLOOR} images, are skipped")
+
+
+def _has_room(home: Path, size: int) -> bool:
+    """Whether the disk keeps a tenth and a gigabyte free beside a cache of `size` bytes."""
+    try:
+        free = files.free_bytes(home)
+    except OSError:
+        return False
+    return size <= 0.9 * free - 2**30
+
+
+def _writable(home: Path) -> Path:
+    """`home`, or a temporary folder where it cannot be written."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home):
+            return home
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="vit-cache-"))
+
+
+def _open(folder: Path, shape: tuple[int, ...]) -> tuple[Pixels, NDArray[np.int32], list[tuple[int, str]]] | None:
+    try:
+        described = json.loads((folder / "images.json").read_text())
+        if tuple(described["shape"]) != shape or (folder / "pixels.u8").stat().st_size != int(np.prod(shape)):
+            return None
+        pixels = np.memmap(folder / "pixels.u8", np.uint8, "r", shape=shape)
+        sizes = np.load(folder / "sizes.npy")
+        return pixels, sizes, [(int(p), str(r)) for p, r in described["bad"]]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _build(folder: Path, split: Split, view: View, config: DataConfig, shape: tuple[int, ...],
+           progress: Progress) -> tuple[Pixels, NDArray[np.int32], list[tuple[int, str]]]:
+    bad: list[tuple[int, str]] = []
+
+    def fill(temporary: Path) -> None:
+        pixels = np.memmap(temporary / "pixels.u8", np.uint8, "w+", shape=shape)
+        sizes = np.zeros((len(split), 2), np.int32)
+        parts = [slice(i, min(i + CHUNK, len(split))) for i in range(0, len(split), CHUNK)]
+
+        def work(part: slice) -> list[tuple[int, str]]:
+            return _decode_into(split, np.arange(part.start, part.stop), view, config, pixels[part], sizes[part])
+
+        for index, faults in enumerate(_map(work, parts, config.workers)):
+            bad.extend(faults)
+            progress("decoding", min((index + 1) * CHUNK, len(split)), len(split))
+            if faults and config.on_bad_image == "error":
+                raise bad_image(split, *faults[0])
+        pixels.flush()
+        np.save(temporary / "sizes.npy", sizes)
+        (temporary / "images.json").write_text(json.dumps({"shape": shape, "bad": bad}))
+
+    with files.disk_errors(folder, int(np.prod(shape))):
+        try:
+            files.write_folder(folder, fill, int(np.prod(shape)))
+        except OSError:
+            if not folder.is_dir():
+                raise
+            # another process was first, with the same pixels
+    opened = _open(folder, shape)
+    if opened is None:
+        raise DataError(f"the decode cache {folder} was removed while it was made", "run the command again")
+    return opened
+
+
+def _scan(split: Split, view: View, config: DataConfig, progress: Progress) -> list[tuple[int, str]]:
+    """With data.on_bad_image=skip and no cache: a pass that only finds what cannot be read."""
+    if config.on_bad_image == "error":
+        return []
+    bad = []
+    for start in range(0, len(split), CHUNK):
+        positions = np.arange(start, min(start + CHUNK, len(split)))
+        pixels = np.empty((len(positions), *view.size, 3), np.uint8)
+        bad += _decode_into(split, positions, view, config, pixels, np.empty((len(positions), 2), np.int32))
+        progress("checking", int(positions[-1]) + 1, len(split))
+    _check_bad(split, bad, config)
+    return bad

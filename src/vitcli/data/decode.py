@@ -1,0 +1,119 @@
+"""Bytes of an image file to RGB pixels of a stated size. Every mode has one defined conversion.
+
+| mode of the file                 | conversion                                                             |
+|----------------------------------|------------------------------------------------------------------------|
+| RGB                              | as it is                                                               |
+| L, 1, P without transparency     | to RGB, gray repeated                                                  |
+| LA, PA, RGBA, P with transparency| laid on white                                                          |
+| I;16, I, F (16 bits or more)     | divided by 257, rounded: 0..65535 to 0..255 (Pillow alone would cut at 255) |
+| CMYK, YCbCr, LAB, HSV            | Pillow's conversion                                                    |
+| any, with an EXIF orientation    | turned upright first                                                   |
+
+Animations give their first frame. A truncated file is an error, never gray pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from vitcli.config import EvalConfig, Size
+
+VERSION = 1
+"""Raised whenever a conversion changes, so that older decode caches are not used."""
+
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+class BadImage(Exception):
+    """An image that cannot be read, and why."""
+
+
+@dataclass(frozen=True)
+class View:
+    """How a decoded image becomes `size`: squashed to it, or resized to cover size / crop and cut at the centre."""
+
+    size: Size
+    mode: Literal["short", "square"] = "square"
+    crop: float = 1.0
+    interpolation: str = "bicubic"
+
+
+def eval_view(size: Size, config: EvalConfig) -> View:
+    return View(size, config.resize, config.crop, config.interpolation)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """`image` upright and in RGB by the table above."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB":
+        return image
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        wide = np.asarray(image).astype(np.float64)
+        gray = np.clip(np.rint(wide / 257), 0, 255).astype(np.uint8)
+        return Image.fromarray(gray).convert("RGB")
+    if image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def open_rgb(blob: bytes, max_megapixels: float) -> Image.Image:
+    """The image in `blob`, upright, in RGB. Raises BadImage with the reason."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(blob))
+            megapixels = image.width * image.height / 1e6
+            if megapixels > max_megapixels:
+                raise BadImage(f"{image.width} x {image.height} pixels are {megapixels:.0f} megapixels, "
+                               f"over the limit of {max_megapixels:g} (data.max_megapixels)")
+            image.load()
+            return to_rgb(image)
+    except BadImage:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadImage(f"decompression bomb: {error}") from None
+    except MemoryError:
+        raise BadImage("too large for memory") from None
+    except Exception as error:  # Pillow raises many types on broken files
+        reason = str(error).split("<_io")[0].strip() or type(error).__name__
+        raise BadImage(reason.splitlines()[0]) from None
+
+
+def render(image: Image.Image, view: View) -> NDArray[np.uint8]:
+    """`[height, width, 3]` pixels of `view.size`, resized in one step by Pillow, antialiased."""
+    height, width = view.size
+    if (image.height, image.width) == view.size and view.crop == 1:
+        return np.array(image)
+    method = _FILTERS[view.interpolation]
+    if view.mode == "square":
+        rows, columns = round(height / view.crop), round(width / view.crop)
+    else:  # the smaller scale that covers the frame; for squares, torchvision's Resize(int)
+        rows, columns = int(height / view.crop), int(width / view.crop)
+        if rows * image.width >= columns * image.height:
+            columns = max(columns, int(image.width * rows / image.height))
+        else:
+            rows = max(rows, int(image.height * columns / image.width))
+    if (image.height, image.width) != (rows, columns):
+        image = image.resize((columns, rows), method)
+    top, left = round((rows - height) / 2), round((columns - width) / 2)
+    if (rows, columns) != view.size:
+        image = image.crop((left, top, left + width, top + height))
+    return np.array(image)
+
+
+def decode(blob: bytes, view: View, max_megapixels: float) -> tuple[NDArray[np.uint8], Size]:
+    """Pixels of `view` and the size of the upright original. Raises BadImage."""
+    image = open_rgb(blob, max_megapixels)
+    try:
+        return render(image, view), (image.height, image.width)
+    except (MemoryError, ValueError, OSError) as error:
+        raise BadImage(str(error) or type(error).__name__) from None

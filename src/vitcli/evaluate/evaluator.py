@@ -1,0 +1,86 @@
+"""A model over a split, once: decode, predict, count."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vitcli.config import DataConfig, EvalConfig
+from vitcli.data.augment import normalise, to_float
+from vitcli.data.cache import Images, Progress, open_images, silent
+from vitcli.data.decode import eval_view
+from vitcli.data.loader import ahead
+from vitcli.data.sources import Split
+from vitcli.evaluate.metrics import Tally
+from vitcli.model.vit import ViT
+
+BATCH = {"cpu": 64, "mps": 128, "cuda": 256}
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """`metrics` has the fields of the command line; the arrays are aligned with `positions` in the split."""
+
+    metrics: dict[str, Any]
+    tally: Tally
+    positions: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    top: NDArray[np.int64]  # [n, k], best first
+    scores: NDArray[np.float64]  # [n, k], softmax
+    unreadable: int
+
+
+def logits_of(model: ViT, images: Float[Tensor, "batch 3 height width"], bf16: bool, views: int) -> Float[Tensor, "batch classes"]:
+    """Logits in float32; with two views the mean over the image and its mirror image."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        result: Tensor = model(images).float()
+        if views == 2:
+            result = (result + model(images.flip(3)).float()) / 2
+    return result
+
+
+def evaluate(model: ViT, split: Split, outputs: NDArray[np.int64], config: EvalConfig, data: DataConfig, *,
+             device: torch.device, bf16: bool, limit: int = 0, progress: Progress = silent) -> Evaluation:
+    """Measure `model` on `split`. `outputs` maps the data's classes to the model's; `limit` stops after so many images.
+
+    Raises DataError at an image that cannot be read, or counts it in `unreadable` with data.on_bad_image=skip.
+    """
+    assert split.labels is not None
+    images = open_images(split, eval_view(model.config.img_size, config), data, progress, where="decode")
+    positions = images.valid[:limit] if limit else images.valid
+    size = config.batch_size or BATCH[device.type]
+    tally, top, scores = Tally(model.config.classes), [], []
+    k = min(config.top_k, model.config.classes)
+    started = time.monotonic()
+    model.eval()
+    with torch.inference_mode():
+        for start, pixels in zip(range(0, len(positions), size), _pixels(images, positions, size, device), strict=True):
+            logits = logits_of(model, normalise(to_float(pixels), config), bf16, config.views)
+            here = positions[start:start + size]
+            tally.add(logits, torch.from_numpy(outputs[split.labels[here]]))
+            best = logits.cpu().double().softmax(1).topk(k, 1)
+            top.append(best.indices.numpy())
+            scores.append(best.values.numpy())
+            progress("evaluating", start + len(here), len(positions))
+    seconds = time.monotonic() - started
+    metrics = {"split": split.name, **tally.result(), "seconds": seconds,
+               "images_per_second": len(positions) / seconds if seconds else 0.0}
+    return Evaluation(metrics, tally, positions, outputs[split.labels[positions]],
+                      np.concatenate(top) if top else np.zeros((0, k), np.int64),
+                      np.concatenate(scores) if scores else np.zeros((0, k)), len(images.bad))
+
+
+def _pixels(images: Images, positions: NDArray[np.int64], size: int, device: torch.device) -> Any:
+    """Batches of decoded images, the next decoded while this one is measured."""
+    def read(start: int) -> Tensor:
+        return torch.from_numpy(images.read(positions[start:start + size])[0])
+
+    for pixels in ahead(read, range(0, len(positions), size), 2 if images.config.workers else 0):
+        yield pixels.to(device)

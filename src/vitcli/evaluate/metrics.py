@@ -1,0 +1,68 @@
+"""Sums over images, divided once at the end, so that neither batch size nor padding moves a metric."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+ECE_BINS = 15
+
+
+class Tally:
+    """Top-1, top-5, loss, calibration error and per-class counts of logits against labels.
+
+    Counts are integers and sums float64. The loss is the softmax cross-entropy in nats; ECE is the expected
+    calibration error over 15 bins of equal width (Guo et al., 2017).
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+        self.n = self.correct = self.correct5 = 0
+        self.loss = 0.0
+        self.bin_n = np.zeros(ECE_BINS, np.int64)
+        self.bin_correct = np.zeros(ECE_BINS, np.int64)
+        self.bin_confidence = np.zeros(ECE_BINS, np.float64)
+        self.class_n = np.zeros(classes, np.int64)
+        self.class_correct = np.zeros(classes, np.int64)
+
+    def add(self, logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> None:
+        logits, labels = logits.detach().cpu().double(), labels.cpu()
+        logs = logits.log_softmax(1)
+        confidence, predicted = logs.max(1)
+        right = predicted == labels
+        self.n += len(labels)
+        self.correct += int(right.sum())
+        if self.classes >= 5:
+            self.correct5 += int((logits.topk(5, 1).indices == labels[:, None]).any(1).sum())
+        self.loss -= float(logs.gather(1, labels[:, None]).sum())
+        probability = confidence.exp()
+        bins = torch.clamp((probability * ECE_BINS).ceil().long() - 1, 0, ECE_BINS - 1).numpy()
+        np.add.at(self.bin_n, bins, 1)
+        np.add.at(self.bin_correct, bins, right.numpy())
+        np.add.at(self.bin_confidence, bins, probability.numpy())
+        np.add.at(self.class_n, labels.numpy(), 1)
+        np.add.at(self.class_correct, labels.numpy(), right.numpy())
+
+    def result(self) -> dict[str, Any]:
+        """`top1`, `top5` (None under five classes), `loss`, `ece`, `n`; None where there was no image."""
+        if self.n == 0:
+            return {"top1": None, "top5": None, "loss": None, "ece": None, "n": 0}
+        return {
+            "top1": self.correct / self.n,
+            "top5": self.correct5 / self.n if self.classes >= 5 else None,
+            "loss": self.loss / self.n,
+            "ece": float(np.abs(self.bin_correct - self.bin_confidence).sum() / self.n),
+            "n": self.n,
+        }
+
+    def per_class(self) -> list[float | None]:
+        return [int(c) / int(n) if n else None for c, n in zip(self.class_correct, self.class_n, strict=True)]
+
+    def balanced(self) -> float | None:
+        """Mean of the classes' top-1, of those that have images."""
+        seen = [value for value in self.per_class() if value is not None]
+        return sum(seen) / len(seen) if seen else None

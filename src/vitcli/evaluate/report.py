@@ -1,0 +1,71 @@
+"""An evaluation as JSON fields, as a table of predictions, as text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitcli import files
+from vitcli.classes import Class
+from vitcli.data.sources import Split
+from vitcli.errors import UsageError
+from vitcli.evaluate.evaluator import Evaluation
+
+PREDICTION_FORMATS = (".parquet", ".csv", ".jsonl")
+
+
+def summary(evaluation: Evaluation, classes: Sequence[Class]) -> dict[str, Any]:
+    """The fields of `vit eval --json`."""
+    tally = evaluation.tally
+    per_class = [c.as_json() | {"n": int(n), "top1": top1}
+                 for c, n, top1 in zip(classes, tally.class_n, tally.per_class(), strict=True)]
+    extra = {"unreadable": evaluation.unreadable} if evaluation.unreadable else {}
+    return evaluation.metrics | {"classes": per_class, "balanced_top1": tally.balanced()} | extra
+
+
+def check_predictions(path: Path) -> None:
+    if path.suffix not in PREDICTION_FORMATS:
+        raise UsageError(f"--predictions {path}: unknown ending {path.suffix!r}", f"known: {', '.join(PREDICTION_FORMATS)}")
+
+
+def predictions(evaluation: Evaluation, split: Split, classes: Sequence[Class]) -> dict[str, list[Any]]:
+    """Columns, a row an image: `row` and `path` in the data, `target` and `prediction` as names, as `_index` of the
+    checkpoint's outputs and, where the classes have ids, as `_id`; `score` of the prediction, `correct`.
+    """
+    best = evaluation.top[:, 0]
+    column = split.table.select_columns([split.image_column])
+    rows = split.rows[evaluation.positions]
+    paths = [(item[split.image_column] or {}).get("path") for item in column.select(rows)] if len(rows) else []
+    table: dict[str, list[Any]] = {"row": rows.tolist(), "path": paths}
+    for name, indices in (("target", evaluation.targets), ("prediction", best)):
+        table[name] = [classes[i].name for i in indices]
+        table[f"{name}_index"] = indices.tolist()
+        if any(c.id for c in classes):
+            table[f"{name}_id"] = [classes[i].id for i in indices]
+    table["score"] = evaluation.scores[:, 0].tolist()
+    table["correct"] = np.equal(best, evaluation.targets).tolist()
+    return table
+
+
+def write_table(path: Path, table: dict[str, list[Any]]) -> None:
+    """Columns as Parquet, CSV or JSON lines, by the file's ending. Raises ResourceError."""
+    def write(temporary: Path) -> None:
+        import pyarrow as pa
+
+        arrow = pa.table(table)
+        if path.suffix == ".parquet":
+            import pyarrow.parquet
+
+            pyarrow.parquet.write_table(arrow, temporary)
+        elif path.suffix == ".csv":
+            import pyarrow.csv
+
+            pyarrow.csv.write_csv(arrow, temporary)
+        else:
+            temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in arrow.to_pylist()), encoding="utf-8")
+
+    files.write_file(path, write)

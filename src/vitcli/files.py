@@ -1,0 +1,138 @@
+"""The write path: every file and folder that vit leaves behind is whole or absent.
+
+A file is written beside its place under a temporary name, flushed to the disk and renamed; a folder
+likewise, with a manifest of its files (name, bytes, sha256).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vitcli.errors import ResourceError, UsageError
+
+MANIFEST = "manifest.json"
+_TEMPORARY = ".writing-"
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file's bytes, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path, needed: int = 0) -> Iterator[None]:
+    """Turn a full, read-only or missing disk into a ResourceError that says what is needed and free."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            size = f"{needed:,} bytes are needed, " if needed else ""
+            raise ResourceError(f"no space left for {path}: {size}{free_bytes(path):,} are free",
+                                "free some space, or choose another folder with --out") from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EISDIR, errno.ENAMETOOLONG):
+            raise ResourceError(f"cannot write {path}: {error.strerror}", "choose a folder that can be written, with --out") from None
+        raise
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes of the disk that holds `path`, or would hold it."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def write_file(path: Path, write: Callable[[Path], None], size: int = 0) -> None:
+    """Have `write` fill a temporary file, then put it in `path`'s place. Raises ResourceError."""
+    temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(4)}-{path.name}")
+    with disk_errors(path, size):
+        try:
+            write(temporary)
+            fsync_path(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        fsync_path(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    write_file(path, write)
+
+
+def write_json(path: Path, tree: Any) -> None:
+    write_text(path, json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def append_line(path: Path, tree: Any) -> None:
+    """Add a JSON line and flush it to the disk."""
+    with disk_errors(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(tree, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def refuse_overwrite(path: Path, force: bool) -> None:
+    """Raises UsageError where `path` exists and --force was not given."""
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists", "give another name, or --force to replace it")
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_folder(path: Path, fill: Callable[[Path], None], size: int = 0) -> None:
+    """Have `fill` write files into a temporary folder, add the manifest, put the folder at `path`.
+
+    `path` must not exist: a step that was written is never written again. Raises ResourceError.
+    """
+    temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(4)}-{path.name}")
+    with disk_errors(path, size):
+        try:
+            temporary.mkdir(parents=True)
+            fill(temporary)
+            files = sorted(f for f in temporary.iterdir() if f.is_file())
+            entries = {f.name: {"bytes": f.stat().st_size, "sha256": sha256_file(f)} for f in files}
+            (temporary / MANIFEST).write_text(json.dumps(entries, indent=1), encoding="utf-8")
+            for file in [*files, temporary / MANIFEST, temporary]:
+                fsync_path(file)
+            temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        fsync_path(path.parent)
+
+
+def folder_fault(path: Path) -> str:
+    """What is wrong with a folder that `write_folder` wrote; empty if it is whole."""
+    try:
+        entries = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        for name, entry in entries.items():
+            file = path / name
+            if file.stat().st_size != entry["bytes"]:
+                return f"{file} has {file.stat().st_size} bytes, not {entry['bytes']}"
+            if sha256_file(file) != entry["sha256"]:
+                return f"{file} does not have the sha256 it was written with"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{path} has no readable manifest ({error})"
+    return ""
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Temporary files and folders that a killed write left in `folder`."""
+    return sorted(folder.glob(f"{_TEMPORARY}*")) if folder.is_dir() else []

@@ -1,0 +1,201 @@
+"""The Vision Transformer (Dosovitskiy et al., 2021, §3.1 and appendix A), under timm's parameter names.
+
+    images → patches · E + b → [class token; patches] + positions → depth × (x + MSA(LN x); x + MLP(LN x)) → LN
+           → the class token, or the mean of all tokens → [tanh layer] → head
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from vitcli.config import ModelConfig, Size, check_model
+from vitcli.model.attention import Attention
+
+
+class PatchEmbed(nn.Module):
+    """E and its bias, kept as a convolution's weights, applied as one matrix product."""
+
+    def __init__(self, patch: Size, width: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.proj = nn.Conv2d(3, width, kernel_size=patch, stride=patch)
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch patches dim"]:
+        (rows, columns), (batch, channels, height, width) = self.patch, images.shape
+        patches = images.view(batch, channels, height // rows, rows, width // columns, columns)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * rows * columns)
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class Mlp(nn.Module):
+    """width → mlp → width, with dropout after the GELU (google-research/vision_transformer models_vit.py)."""
+
+    def __init__(self, width: int, hidden: int, gelu: str, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.act = nn.GELU(approximate="tanh" if gelu == "tanh" else "none")
+        self.drop = nn.Dropout(dropout)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+        return self.fc2(self.drop(self.act(self.fc1(x))))
+
+
+class Block(nn.Module):
+    """A pre-norm block. `keep` says for each image whether its residual branch is computed at all (DropPath)."""
+
+    def __init__(self, config: ModelConfig, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width, config.norm_eps)
+        self.attn = Attention(config.width, config.heads)
+        self.norm2 = nn.LayerNorm(config.width, config.norm_eps)
+        self.mlp = Mlp(config.width, config.mlp, config.gelu, config.dropout)
+        self.drop = nn.Dropout(config.dropout)
+        self.drop_path = drop_path
+
+    def attention_branch(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+        return self.drop(self.attn(self.norm1(x)))
+
+    def mlp_branch(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+        return self.drop(self.mlp(self.norm2(x)))
+
+    def forward(self, x: Float[Tensor, "batch tokens width"],
+                keep: Bool[Tensor, "2 batch"] | None = None) -> Float[Tensor, "batch tokens width"]:
+        for index, branch in enumerate((self.attention_branch, self.mlp_branch)):
+            if keep is None or self.drop_path == 0:
+                x = x + branch(x)
+            else:
+                rows = keep[index].nonzero().squeeze(1)
+                if len(rows):
+                    kept = branch(x.index_select(0, rows))
+                    x = x.index_add(0, rows, kept.to(x.dtype), alpha=1 / (1 - self.drop_path))
+        return x
+
+
+class PreLogits(nn.Module):
+    """The hidden layer of the paper's pre-training head (§3.1, D.3)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
+        return torch.tanh(self.fc(x))
+
+
+def drop_path_rates(config: ModelConfig) -> list[float]:
+    """The rate of each block: growing linearly from 0 to drop_path, or constant (DeiT-III)."""
+    if config.drop_path_rule == "constant":
+        return [config.drop_path] * config.depth
+    return [config.drop_path * layer / max(1, config.depth - 1) for layer in range(config.depth)]
+
+
+class ViT(nn.Module):
+    """A Vision Transformer of any size, patch and image size. Raises UsageError if the dimensions do not fit."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        check_model(config)
+        self.config = config
+        self.patch_embed = PatchEmbed(config.patch, config.width)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.width)) if config.class_token else None
+        self.pos_embed = nn.Parameter(torch.empty(1, config.tokens, config.width))
+        self.pos_drop = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, rate) for rate in drop_path_rates(config))
+        self.norm = nn.LayerNorm(config.width, config.norm_eps)
+        self.pre_logits = PreLogits(config.width) if config.pre_logits else nn.Identity()
+        self.head = nn.Linear(config.width, config.classes) if config.classes else nn.Identity()
+
+    def embed(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens dim"]:
+        """Patches, class token and positions: the input of the first block."""
+        x = self.patch_embed(images)
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
+        return self.pos_drop(x + self.pos_embed)
+
+    def encode(self, images: Float[Tensor, "batch 3 height width"],
+               keep: Bool[Tensor, "depth 2 batch"] | None = None) -> Float[Tensor, "batch tokens dim"]:
+        """All tokens after the last LayerNorm. `keep` are DropPath's rows, known before any branch runs."""
+        x = self.embed(images)
+        for index, block in enumerate(self.blocks):
+            x = block(x, None if keep is None else keep[index])
+        return self.norm(x)
+
+    def features(self, images: Float[Tensor, "batch 3 height width"],
+                 keep: Bool[Tensor, "depth 2 batch"] | None = None) -> Float[Tensor, "batch dim"]:
+        """What the head reads."""
+        tokens = self.encode(images, keep)
+        return self.pre_logits(tokens[:, 0] if self.config.pool == "cls" else tokens.mean(dim=1))
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"],
+                keep: Bool[Tensor, "depth 2 batch"] | None = None) -> Float[Tensor, "batch classes"]:
+        """Logits of normalised images. Raises ValueError for images of another size than the configuration's."""
+        if tuple(images.shape[2:]) != tuple(self.config.img_size):
+            raise ValueError(f"images of {tuple(images.shape[2:])}, the model takes {tuple(self.config.img_size)}")
+        return self.head(self.features(images, keep))
+
+
+@torch.no_grad()
+def init_weights(model: ViT, seed: int, head_bias: float = 0.0) -> None:
+    """Every parameter as in google-research/vision_transformer models_vit.py (Flax initialisers).
+
+    | parameter              | distribution                                                            |
+    |------------------------|-------------------------------------------------------------------------|
+    | patch_embed.proj       | LeCun normal: std 1/√(3·P²), cut at ±2 standard deviations; bias 0      |
+    | cls_token              | 0                                                                       |
+    | pos_embed              | N(0, 0.02)                                                              |
+    | attn.qkv               | Xavier uniform for each of q, k, v as a D x D matrix; bias 0            |
+    | attn.proj              | Xavier uniform; bias 0                                                  |
+    | mlp.fc1, mlp.fc2       | Xavier uniform; bias N(0, 1e-6)                                         |
+    | norm1, norm2, norm     | weight 1, bias 0                                                        |
+    | pre_logits.fc          | LeCun normal; bias 0                                                    |
+    | head                   | 0; bias `head_bias` (big_vision sets it for sigmoid losses)             |
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def lecun(weight: Tensor) -> None:
+        std = 1 / math.sqrt(weight[0].numel())
+        nn.init.trunc_normal_(weight, std=std / 0.87962566, a=-2 * std / 0.87962566, b=2 * std / 0.87962566,
+                              generator=generator)
+
+    lecun(model.patch_embed.proj.weight)
+    nn.init.zeros_(_bias(model.patch_embed.proj))
+    if model.cls_token is not None:
+        nn.init.zeros_(model.cls_token)
+    nn.init.normal_(model.pos_embed, std=0.02, generator=generator)
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        for part in block.attn.qkv.weight.chunk(3):
+            nn.init.xavier_uniform_(part, generator=generator)
+        nn.init.zeros_(block.attn.qkv.bias)
+        nn.init.xavier_uniform_(block.attn.proj.weight, generator=generator)
+        nn.init.zeros_(block.attn.proj.bias)
+        for layer in (block.mlp.fc1, block.mlp.fc2):
+            nn.init.xavier_uniform_(layer.weight, generator=generator)
+            nn.init.normal_(layer.bias, std=1e-6, generator=generator)
+    for norm in model.modules():
+        if isinstance(norm, nn.LayerNorm):
+            nn.init.ones_(norm.weight)
+            nn.init.zeros_(norm.bias)
+    if isinstance(model.pre_logits, PreLogits):
+        lecun(model.pre_logits.fc.weight)
+        nn.init.zeros_(model.pre_logits.fc.bias)
+    init_head(model, head_bias)
+
+
+@torch.no_grad()
+def init_head(model: ViT, head_bias: float = 0.0) -> None:
+    """A new head: weights zero (paper §3.2), bias `head_bias`."""
+    if isinstance(model.head, nn.Linear):
+        nn.init.zeros_(model.head.weight)
+        nn.init.constant_(model.head.bias, head_bias)
+
+
+def _bias(layer: nn.Conv2d) -> Tensor:
+    assert layer.bias is not None
+    return layer.bias

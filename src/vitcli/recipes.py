@@ -1,0 +1,261 @@
+"""Recipes: functions from the facts of a run to a complete configuration.
+
+`small` and `finetune` are ours; the others are published, and their docstrings name the table they restate.
+A recipe decides everything; `--config`, `--set` and the options then replace single values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from vitcli.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    Size,
+    TrainConfig,
+    check_model,
+    model_config,
+    model_name,
+)
+from vitcli.errors import UsageError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known before a recipe decides."""
+
+    command: str  # pretrain or finetune
+    images: int  # for training
+    classes: int
+    size: Size  # of the images: the common one, or a typical one
+    mirror: bool  # whether a mirror image keeps its class
+    device: str
+    model: str = ""  # asked for by name
+    img_size: Size | None = None  # asked for
+    parent: ModelConfig | None = None  # finetune: the checkpoint's model
+    parent_eval: EvalConfig | None = None
+
+
+def _model(facts: Facts, default: str, img_size: Size = (224, 224)) -> ModelConfig:
+    """The model asked for, else the default; finetune keeps its parent's."""
+    size = facts.img_size or img_size
+    if facts.parent is not None:
+        return replace(facts.parent, img_size=size, classes=facts.classes, dropout=0.0, drop_path=0.0)
+    return model_config(facts.model or default, size, facts.classes)
+
+
+def _is_tiny(facts: Facts) -> bool:
+    return max(facts.size) <= 64
+
+
+# --- ours --------------------------------------------------------------------------------------------------
+
+
+def _small_model(facts: Facts) -> ModelConfig:
+    """A size and patch that two cores train in minutes: about 8 x 8 patches, at the images' own size up to 64 px.
+
+    With an accelerator, photographs get 224 px and the width and depth of ViT-S.
+    """
+    slow = facts.device == "cpu"
+    side = max(facts.size)
+    if facts.img_size:
+        img_size = facts.img_size
+    elif _is_tiny(facts):
+        img_size = facts.size
+    else:
+        img_size = (min(side, 128),) * 2 if slow else (224, 224)
+    side = max(img_size)
+    patch = 2 if side <= 16 else max(2, round(side / 8)) if side <= 64 or slow else 16
+    if facts.img_size:
+        divisors = [p for p in range(1, side + 1) if img_size[0] % p == 0 and img_size[1] % p == 0]
+        patch = min(divisors, key=lambda p: (abs(p - patch), p))
+    else:
+        img_size = (max(patch, round(img_size[0] / patch) * patch), max(patch, round(img_size[1] / patch) * patch))
+    width, depth, heads = (128, 6, 2) if slow or _is_tiny(facts) else (384, 12, 6)
+    model = ModelConfig("", width, depth, heads, 4 * width, (patch, patch), img_size, facts.classes,
+                        pool="mean", class_token=False)
+    return replace(model, name=model_name(model))
+
+
+def small(facts: Facts) -> Config:
+    """Training from scratch on small data in minutes.
+
+    A mean-pooled ViT of 1.2 M parameters unless a model is named, Muon for the matrices of the blocks and
+    AdamW for the rest, linear decay to zero, crop and flip. Epochs shrink as the data grows, 60 for the 1,437
+    training images of `digits`, 21 for the 50,000 of CIFAR-10.
+    """
+    if facts.model:
+        size = facts.img_size or (facts.size if _is_tiny(facts) else (224, 224))
+        if not facts.img_size:
+            patch = model_config(facts.model).patch
+            size = (max(1, round(size[0] / patch[0])) * patch[0], max(1, round(size[1] / patch[1])) * patch[1])
+        model = model_config(facts.model, size, facts.classes)
+    else:
+        model = _small_model(facts)
+    tiny = _is_tiny(facts)
+    epochs = float(round(min(60.0, max(10.0, 60 * (1500 / max(facts.images, 1)) ** 0.3))))
+    return Config(
+        run=RunConfig(recipe="small"),
+        model=model,
+        augment=AugmentConfig(crop="pad" if tiny else "resized", scale=(0.25, 1.0), flip=0.5 if facts.mirror else 0.0),
+        train=TrainConfig(batch_size=max(8, min(128, facts.images // 8)), epochs=epochs),
+        optim=OptimConfig(name="muon", lr=2e-3, muon_lr=0.02, weight_decay=0.01, schedule="linear", warmup=0.05, clip=1.0),
+        eval=EvalConfig(crop=1.0 if tiny else 0.9),
+    )
+
+
+def finetune(facts: Facts) -> Config:
+    """Moving trained weights to new images: AdamW with layer-wise decay, crop and flip, cosine."""
+    parent = facts.parent or _small_model(facts)
+    tiny = max(parent.img_size) <= 64
+    epochs = float(round(min(40.0, max(5.0, 20 * (1500 / max(facts.images, 1)) ** 0.3))))
+    return Config(
+        run=RunConfig(recipe="finetune"),
+        model=_model(replace(facts, parent=parent), "", parent.img_size),
+        augment=AugmentConfig(crop="pad" if tiny else "resized", scale=(0.25, 1.0), flip=0.5 if facts.mirror else 0.0),
+        train=TrainConfig(batch_size=max(8, min(64, facts.images // 8)), epochs=epochs, label_smoothing=0.1),
+        optim=OptimConfig(name="adamw", lr=1e-3, weight_decay=0.05, warmup=0.1, layer_decay=0.75, clip=1.0),
+        eval=facts.parent_eval or EvalConfig(),
+    )
+
+
+# --- the paper's -------------------------------------------------------------------------------------------
+
+_PAPER_AUGMENT = AugmentConfig(crop="resized", scale=(0.05, 1.0), flip=0.5)
+_PAPER_EVAL = EvalConfig(crop=0.875)
+
+
+def _paper(facts: Facts, recipe: str, epochs: float, lr: float, decay: str, weight_decay: float, dropout: float,
+           clip: float = 0.0) -> Config:
+    """A row of the paper's Table 3: batch 4096, 10,000 warm-up steps, 224 px, Adam (0.9, 0.999), tanh pre-logits."""
+    model = replace(_model(facts, "ViT-B/16"), pre_logits=True, dropout=dropout)
+    return Config(
+        run=RunConfig(recipe=recipe),
+        model=model,
+        augment=_PAPER_AUGMENT,
+        train=TrainConfig(batch_size=4096, epochs=epochs),
+        optim=OptimConfig(name="adamw", lr=lr, weight_decay=weight_decay, warmup_steps=10_000, clip=clip,
+                          schedule="linear" if decay == "linear" else "cosine"),
+        eval=_PAPER_EVAL,
+    )
+
+
+def _paper_size(facts: Facts) -> str:
+    """B, L or H, or the nearest of them, and the patch: the key of a row of Table 3."""
+    name = _model(facts, "ViT-B/16").name
+    variant, patch = name.removeprefix("ViT-").split("/")
+    return f"{variant if variant in 'BLH' else 'B'}/{patch}"
+
+
+def paper_jft(facts: Facts) -> Config:
+    """JFT-300M rows of Table 3 (Dosovitskiy et al., 2021): 7 epochs, 14 for H/14; L/16 was trained for 7 and for 14."""
+    lr = {"B": 8e-4, "L": 4e-4 if _paper_size(facts) == "L/16" else 6e-4, "H": 3e-4}[_paper_size(facts)[0]]
+    return _paper(facts, "paper-jft", 14.0 if _paper_size(facts)[0] == "H" else 7.0, lr, "linear", 0.1, 0.0)
+
+
+def paper_i21k(facts: Facts) -> Config:
+    """ImageNet-21k rows of Table 3 (Dosovitskiy et al., 2021): 90 epochs; L was trained for 30 and for 90."""
+    return _paper(facts, "paper-i21k", 90.0, 1e-3, "linear", 0.03, 0.1)
+
+
+def paper_i1k(facts: Facts) -> Config:
+    """ImageNet row of Table 3 (Dosovitskiy et al., 2021): 300 epochs, cosine, gradients clipped at norm 1."""
+    return _paper(facts, "paper-i1k", 300.0, 3e-3, "cosine", 0.3, 0.1, clip=1.0)
+
+
+def paper_finetune(facts: Facts) -> Config:
+    """Table 4 (Dosovitskiy et al., 2021): SGD with momentum 0.9, batch 512, cosine, no weight decay, clip 1, 384 px.
+
+    Steps are the table's for data of that size: 20,000 (ImageNet), 10,000 (CIFAR), 500 (Pets, Flowers). The
+    rate 0.01 is in every grid of the table; warm-up, which the paper does not give, is 500 or 100 steps
+    (big_vision configs/transfer.py). Images are squashed to a square 8/7 as large and cropped at random,
+    evaluation squashes only (BiT §3.3). A model trained on small images keeps its size, one with
+    14-pixel patches is tuned at 518 px as in Table 2.
+    """
+    size: Size = (384, 384)
+    if facts.parent is not None:
+        size = (518, 518) if facts.parent.patch == (14, 14) else size
+        if max(facts.parent.img_size) < 128 or any(s % p for s, p in zip(size, facts.parent.patch, strict=True)):
+            size = facts.parent.img_size
+    steps = 20_000 if facts.images >= 500_000 else 10_000 if facts.images >= 20_000 else 500
+    parent_eval = facts.parent_eval or EvalConfig()
+    return Config(
+        run=RunConfig(recipe="paper-finetune"),
+        model=replace(_model(facts, "ViT-B/16", size), pre_logits=False),
+        augment=AugmentConfig(crop="random", flip=0.5 if facts.mirror else 0.0),
+        train=TrainConfig(batch_size=512, steps=steps),
+        optim=OptimConfig(name="sgd", lr=0.01, momentum=0.9, warmup_steps=500 if steps > 500 else 100, clip=1.0),
+        eval=replace(parent_eval, crop=1.0, resize="square"),
+    )
+
+
+def augreg(facts: Facts) -> Config:
+    """Steiner et al., 2022 (§3 and appendix B; big_vision configs/vit_i1k.py and vit_i21k.py): 300 epochs, batch 4096.
+
+    Cosine, 10,000 warm-up steps, peak rate 1e-3, weight decay 0.1, clip 1, and RandAugment and Mixup by model:
+    on data of ImageNet's size light1 for Ti, medium1 for S/32, medium2 for larger models; on
+    ImageNet-21k's less. Sigmoid loss with the head's bias at -6.9 or -10.
+    """
+    large = facts.classes >= 10_000
+    model = replace(_model(facts, "ViT-B/16"), pre_logits=not large)
+    if large:
+        model = replace(model, pool="mean", class_token=False)
+    light1, light2, medium1, medium2 = (2, 0.0, 0.0), (2, 10.0, 0.2), (2, 15.0, 0.2), (2, 15.0, 0.5)
+    none = (0, 0.0, 0.0)
+    size = model.name.removeprefix("ViT-").split("/")[0]
+    if large:
+        per_name = {"Ti/16": none, "S/32": none, "S/16": light1, "B/32": light2, "B/16": light2, "L/16": medium2}
+        layers, magnitude, mixup = per_name.get(model.name.removeprefix("ViT-"), light2)
+    else:
+        layers, magnitude, mixup = light1 if size == "Ti" else medium1 if model.name == "ViT-S/32" else medium2
+    return Config(
+        run=RunConfig(recipe="augreg"),
+        model=model,
+        augment=replace(_PAPER_AUGMENT, flip=0.5 if facts.mirror else 0.0, randaugment_layers=layers,
+                        randaugment_magnitude=magnitude, mixup=mixup),
+        train=TrainConfig(batch_size=4096, epochs=300.0, loss="sigmoid", head_bias=-10.0 if large else -6.9),
+        optim=OptimConfig(name="adamw", lr=1e-3, weight_decay=0.1, warmup_steps=10_000, clip=1.0),
+        eval=_PAPER_EVAL,
+    )
+
+
+RECIPES: dict[str, Callable[[Facts], Config]] = {
+    "small": small,
+    "finetune": finetune,
+    "paper-jft": paper_jft,
+    "paper-i21k": paper_i21k,
+    "paper-i1k": paper_i1k,
+    "paper-finetune": paper_finetune,
+    "augreg": augreg,
+}
+"""By the name that `--recipe` takes."""
+
+SMALL_DATA = 200_000
+"""Images up to which `small` is the default of pretrain; above it, `augreg`."""
+
+
+def default_recipe(facts: Facts) -> str:
+    if facts.command == "finetune":
+        return "finetune"
+    return "small" if facts.images <= SMALL_DATA else "augreg"
+
+
+def configure(recipe: str, facts: Facts) -> Config:
+    """The complete configuration of `recipe`. Raises UsageError for an unknown name or a model that does not fit."""
+    if recipe not in RECIPES:
+        raise UsageError(f"unknown recipe {recipe!r}", did_you_mean(recipe, RECIPES))
+    if facts.command == "pretrain" and recipe in ("finetune", "paper-finetune"):
+        raise UsageError(f"recipe {recipe!r} starts from trained weights", "use vit finetune CKPT, or another recipe")
+    if facts.command == "finetune" and recipe not in ("finetune", "paper-finetune"):
+        raise UsageError(f"recipe {recipe!r} starts from random weights", "use vit pretrain, or --recipe finetune or paper-finetune")
+    if facts.model and facts.parent is not None:
+        raise UsageError("--model cannot change a trained model", "the checkpoint says what its model is")
+    config = RECIPES[recipe](facts)
+    check_model(config.model)
+    return replace(config, data=DataConfig())

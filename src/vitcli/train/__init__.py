@@ -1,0 +1,1 @@
+"""Training: a plan, a loop, and a run folder that another command can go on with."""

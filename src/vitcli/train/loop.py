@@ -1,0 +1,327 @@
+"""A run from its plan to its report, told from top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitcli import files
+from vitcli.data.cache import Images, open_images, working_view
+from vitcli.data.loader import TrainLoader
+from vitcli.errors import CheckpointError, DivergedError, Interrupted, ResourceError, UsageError, VitError
+from vitcli.evaluate.evaluator import evaluate
+from vitcli.model.vit import ViT, init_weights
+from vitcli.train import artifacts, runfolder, runtime, state
+from vitcli.train.clock import Anchor, Clock
+from vitcli.train.objectives import Classify
+from vitcli.train.optim import Average, Optimizer, lr_factor
+from vitcli.train.plan import Plan, replan
+from vitcli.train.runfolder import Place
+from vitcli.train.runlog import Log, metrics_file, read_lines, rewind
+from vitcli.train.runtime import Runtime, Signals
+from vitcli.train.step import Update, train_step
+from vitcli.weights.checkpoint import WEIGHTS, Tensors, adapt, load, resized
+
+Report = dict[str, Any]
+
+EXIT_SECONDS = 1.5
+"""What pictures, the report and the interpreter's end take after the evaluation, kept back from a time budget."""
+_PROBE_IMAGES = 256
+
+
+def train(plan: Plan, place: Place, log: Log) -> tuple[Path, Report]:
+    """Train, or go on training, in `place`. Returns the run folder and the report.
+
+    Raises Interrupted after a signal, with the state saved, and any VitError of what went wrong.
+    """
+    if place.how == "finished":
+        log("note", text=f"{place.folder} is finished already")
+        return place.folder, json.loads((place.folder / "report.json").read_text(encoding="utf-8"))
+    is_new = place.how == "new"
+    if is_new:
+        runfolder.create(place.folder, plan)
+    else:
+        plan = replan(plan, runfolder.continued(plan, place.folder))
+        log("note", text=f"going on with the unfinished run {place.folder}")
+    with runfolder.lock(place.folder), _status_of(place.folder, is_new):
+        _preflight(plan, place.folder)
+        return place.folder, _Run(plan, place.folder, log).finish()
+
+
+@contextlib.contextmanager
+def _status_of(folder: Path, is_new: bool) -> Iterator[None]:
+    """Write how the run ended; a new folder that never came to a first step is removed."""
+    try:
+        yield
+    except (KeyboardInterrupt, Exception) as error:
+        started = any((folder / "state").glob("step-*")) or (folder / "metrics.jsonl").exists()
+        if is_new and not started and not isinstance(error, Interrupted):
+            shutil.rmtree(folder, ignore_errors=True)
+        elif isinstance(error, VitError) and not isinstance(error, Interrupted):
+            with contextlib.suppress(ResourceError):
+                runfolder.write_status(folder, "failed", runfolder.status(folder).get("step", 0), error.code)
+        raise
+
+
+def _preflight(plan: Plan, folder: Path) -> None:
+    """Raises ResourceError where two saved steps and the checkpoint do not fit on the disk."""
+    needed, free = 2 * plan.memory().state, files.free_bytes(folder)
+    if needed > free:
+        raise ResourceError(f"{folder} has {free:,} bytes free; two saved steps need {needed:,}",
+                            "free some space, or choose another folder with --out")
+
+
+@dataclass(eq=False)
+class _Progress:
+    """Where a run stands. `used` are the seconds of earlier sessions."""
+
+    step: int = 0
+    used: float = 0.0
+    resumed_from: int | None = None
+    saved_at: float = 0.0
+    saved_step: int = -1
+
+
+class _Run:
+    """The parts of a run in one place, made in the order in which they need each other."""
+
+    def __init__(self, plan: Plan, folder: Path, log: Log) -> None:
+        self.plan, self.folder, self.log, self.config = plan, folder, log, plan.config
+        self.log.sinks.append(metrics_file(folder / "metrics.jsonl"))
+        saved, faults = state.newest(folder / "state")
+        for fault in faults:
+            log("warning", text=fault)
+        self.runtime = self._runtime(saved)
+        self.images = self._open_images()
+        outputs = plan.train.labels if plan.train is None or plan.train.labels is None else plan.outputs[plan.train.labels]
+        self.loader = TrainLoader(self.images, outputs, self.config, self.runtime.device)
+        self.model = self._model(saved is not None).to(self.runtime.device)
+        self.objective = Classify(self.config.train).to(self.runtime.device)
+        named = (item for part in (self.model, self.objective) for item in part.named_parameters())
+        self.optimizer = Optimizer(named, self.config.optim, self.config.model.depth, self.runtime.device.type != "mps")
+        self.average = Average(self.model, self.config.train.ema) if self.config.train.ema else None
+        self.clock = Clock(plan.steps, self.config.train.time_budget, self._anchors())
+        self.at = _Progress()
+        if saved is not None:
+            self._restore(saved)
+        rewind(folder / "metrics.jsonl", self.at.step)
+        self.reserve = EXIT_SECONDS
+
+    # --- parts ---
+
+    def _runtime(self, saved: state.Saved | None) -> Runtime:
+        """The plan's machine, with the precision and threads of the state, since they change bits."""
+        machine = self.plan.runtime
+        if saved is None:
+            return machine
+        then = saved.values["runtime"]
+        if then["device"] == machine.device.type:
+            torch.set_num_threads(then["threads"])
+            machine = replace(machine, bf16=then["precision"] == "bf16", threads=then["threads"])
+        now = machine.as_json(self.config.model.tokens)
+        changed = [f"{k} {then[k]} → {now[k]}" for k in now if then.get(k) != now[k]]
+        if changed:
+            self.log("warning", text=f"resumed on another machine ({', '.join(changed)}): the result will not be bit-equal")
+        return machine
+
+    def _open_images(self) -> Images:
+        plan = self.plan
+        assert plan.train is not None
+        view = working_view(plan.native, plan.uniform, self.config.model.img_size, self.config.augment)
+        images = open_images(plan.train, view, self.config.data, self.log.progress)
+        if images.bad:
+            position, reason = images.bad[0]
+            self.log("warning", text=f"{len(images.bad)} unreadable training images are skipped, the first is "
+                                     f"{plan.train.describe(position)}: {reason}")
+        return images
+
+    def _model(self, restored: bool) -> ViT:
+        plan, config = self.plan, self.config
+        if plan.parent is None or restored:
+            model = ViT(config.model)
+            init_weights(model, config.run.seed, config.train.head_bias)
+        else:
+            description, tensors = load(str(plan.parent.path))
+            _, tensors = resized(description, tensors, config.model.img_size)
+            model = adapt(tensors, config.model, plan.keep_head, config.run.seed, config.train.head_bias)
+        if plan.frozen:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name.startswith("head."))
+        return model
+
+    def _anchors(self) -> list[Anchor]:
+        lines = read_lines(self.folder / "state" / "clock.jsonl") if self.config.train.time_budget else []
+        return [Anchor(int(a["step"]), a["progress"], int(a["remaining"]), a["seconds"]) for a in lines]
+
+    def _restore(self, saved: state.Saved) -> None:
+        try:
+            self.model.load_state_dict(saved.groups["model"])
+            self.objective.load_state_dict(saved.groups.get("objective", {}))
+            self.optimizer.restore(saved.groups.get("optimizer", {}))
+            if self.average is not None:
+                self.average.weights = {k: v.to(self.runtime.device) for k, v in saved.groups["average"].items()}
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(f"the state of {self.folder} does not fit its configuration: {error}",
+                                  "start anew with --resume never") from None
+        used = max([saved.values["seconds"], *(a.seconds for a in self.clock.anchors)])
+        self.at = _Progress(self.loader.restore(saved.values["loader"]), used, saved.step, saved_step=saved.step)
+        self.log("note", text=f"resumed at step {saved.step}")
+
+    # --- running ---
+
+    def finish(self) -> Report:
+        """Train to the end, evaluate, write what the run leaves."""
+        self._measure_evaluation()
+        self._train()
+        if self.at.saved_step != self.at.step:
+            self._save("running")
+        scores = self._evaluate()
+        seconds = self._seconds()
+        images_seen = self.at.step * self.config.train.batch_size
+        training = [line for line in read_lines(self.folder / "metrics.jsonl") if "images_per_second" in line]
+        report: Report = {
+            "checkpoint": str(self.folder / WEIGHTS),
+            "steps": self.at.step,
+            "images_seen": images_seen,
+            "seconds": seconds,
+            "images_per_second": sorted(line["images_per_second"] for line in training)[len(training) // 2] if training else 0.0,
+            "train_flops": self.plan.train_flops(images_seen),
+            "eval": scores,
+            "resumed_from": self.at.resumed_from,
+            "warnings": self.log.warnings,
+        }
+        artifacts.write(self.plan, self.folder, self._weights(), report, read_lines(self.folder / "metrics.jsonl"))
+        runfolder.write_status(self.folder, "done", self.at.step, 0)
+        return report
+
+    def _seconds(self) -> float:
+        return self.at.used + runtime.process_seconds()
+
+    def _train(self) -> None:
+        self.at.saved_at = time.monotonic()
+        first, since, then = self.at.step, self.at.step, time.monotonic()
+        batches = self.loader.batches(self.at.step)
+        with Signals() as signals, contextlib.closing(batches):  # type: ignore[type-var]
+            while not self.clock.finished(self.at.step):
+                update = self._step(next(batches), first)
+                step, every = self.at.step, self.config.train.log_every_steps
+                if self.clock.is_due(step, self._seconds()):
+                    anchor = self.clock.estimate(step, self._seconds(), self.reserve)
+                    files.append_line(self.folder / "state" / "clock.jsonl", anchor.as_json())
+                if step % every == 0 or step == 1 or self.clock.finished(step):
+                    now = time.monotonic()
+                    rate = (step - since) * self.config.train.batch_size / max(now - then, 1e-9)
+                    since, then = step, now
+                    self._log_step(update, rate)
+                if self.config.train.eval_every_steps and step % self.config.train.eval_every_steps == 0 \
+                        and not self.clock.finished(step):
+                    self._evaluate()
+                    since, then = step, time.monotonic()
+                if signals.received:
+                    self._save("saved", 75)
+                    name = signal.Signals(signals.received).name
+                    raise Interrupted(f"stopped by {name} at step {step}, saved in {self.folder}", "run the same command again to go on")
+                if self._save_is_due():
+                    self._save("running")
+
+    def _step(self, batch: Any, first: int) -> Update:
+        step, total = self.at.step, self.clock.total(self.at.step)
+        self.factor = lr_factor(self.config.optim, step, self.clock.progress(step), total)
+        self.optimizer.set_factor(self.factor)
+        try:
+            update = train_step(self.model, self.objective, self.optimizer, batch, self.config, step, self.runtime)
+        except torch.OutOfMemoryError:
+            micro = self.config.train.batch_size // self.config.train.accumulate
+            raise ResourceError(f"out of memory on {self.runtime.device} with {micro} images at a time",
+                                f"run again with --set train.accumulate={2 * self.config.train.accumulate}: "
+                                "the result is the same") from None
+        except DivergedError:
+            if self.at.saved_step < 0 and step > first:
+                self._save("failed", 5)
+            raise
+        self.at.step = step + 1
+        if self.average is not None:
+            self.average.update(self.model, step)
+        return update
+
+    def _log_step(self, update: Update, rate: float) -> None:
+        step = self.at.step
+        self.log("step", step=step, epoch=self.loader.epoch(step), images_seen=step * self.config.train.batch_size,
+                 loss=update.loss, lr=self.config.optim.lr * self.factor, grad_norm=update.grad_norm,
+                 images_per_second=rate, seconds=self._seconds(), total=self.clock.total(step), **update.metrics)
+
+    def _save_is_due(self) -> bool:
+        every, seconds = self.config.train.save_every_steps, self.config.train.save_every_seconds
+        return (every > 0 and self.at.step % every == 0) or (seconds > 0 and time.monotonic() - self.at.saved_at >= seconds)
+
+    def _save(self, status: str, code: int | None = None) -> None:
+        started = time.monotonic()
+        groups: dict[str, Tensors] = {"model": dict(self.model.state_dict()), "optimizer": self.optimizer.state()}
+        if self.objective.state_dict():
+            groups["objective"] = dict(self.objective.state_dict())
+        if self.average is not None:
+            groups["average"] = self.average.weights
+        values = {"loader": self.loader.state(self.at.step), "seconds": self._seconds(),
+                  "runtime": self.runtime.as_json(self.config.model.tokens)}
+        if self.at.saved_step != self.at.step:
+            state.save(self.folder / "state", state.Saved(self.at.step, groups, values))
+        runfolder.write_status(self.folder, status, self.at.step, code)
+        self.at.saved_step, self.at.saved_at = self.at.step, time.monotonic()
+        self.log("saved", step=self.at.step, seconds=self.at.saved_at - started)
+
+    # --- measuring ---
+
+    def _weights(self) -> Tensors:
+        return self.average.weights if self.average is not None else dict(self.model.state_dict())
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[ViT]:
+        """The model with the weights that the run gives away."""
+        if self.average is None:
+            yield self.model
+            return
+        own = {k: v.clone() for k, v in self.model.state_dict().items()}
+        self.model.load_state_dict(self.average.weights)
+        try:
+            yield self.model
+        finally:
+            self.model.load_state_dict(own)
+
+    def _evaluate(self, limit: int = 0) -> dict[str, Any] | None:
+        held_out = self.plan.held_out
+        if held_out is None or not len(held_out) or held_out.labels is None:
+            return None
+        with self._averaged() as model:
+            result = evaluate(model, held_out, self.plan.outputs, self.config.eval, self.config.data, device=self.runtime.device,
+                              bf16=self.runtime.bf16, limit=limit, progress=(lambda *_: None) if limit else self.log.progress)
+        fields = ("split", "top1", "top5", "loss", "ece", "n")
+        scores = {k: result.metrics[k] for k in fields}
+        if not limit:
+            if result.unreadable:
+                self.log("warning", text=f"{result.unreadable} unreadable images are left out of the evaluation")
+            self.log("eval", step=self.at.step, epoch=self.loader.epoch(self.at.step),
+                     images_seen=self.at.step * self.config.train.batch_size, seconds=self._seconds(), eval=scores)
+        return scores
+
+    def _measure_evaluation(self) -> None:
+        """With a time budget: how long the evaluation at the end will take, from some of its images."""
+        if self.config.train.time_budget is None or self.plan.held_out is None or self.clock.finished(self.at.step):
+            return
+        count = len(self.plan.held_out)
+        self._evaluate(limit=min(64, count))  # the first batches are slower than the rest
+        started = time.monotonic()
+        self._evaluate(limit=min(_PROBE_IMAGES, count))
+        self.reserve += (time.monotonic() - started) * count / min(_PROBE_IMAGES, count)
+        if self._seconds() + self.reserve > self.config.train.time_budget:
+            needed = self._seconds() + self.reserve
+            raise UsageError(f"--time-budget {self.config.train.time_budget:g}s leaves no time to train: start and evaluation take "
+                             f"{needed:.0f} s", "give more time")

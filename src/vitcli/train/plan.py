@@ -1,0 +1,218 @@
+"""From what was asked to a complete, checked plan of a run: configuration, data, classes, weights to start from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitcli import classes as class_names
+from vitcli import flops
+from vitcli.classes import Class
+from vitcli.config import (
+    LENGTHS,
+    Config,
+    Overrides,
+    Size,
+    apply,
+    as_dict,
+    check,
+    format_size,
+    model_name,
+)
+from vitcli.data.sources import Source, Split, fraction_of, open_source, typical_size
+from vitcli.errors import DataError, UsageError
+from vitcli.recipes import Facts, configure, default_recipe
+from vitcli.train import runtime
+from vitcli.weights.checkpoint import Description, describe, locate
+
+_FIXED_BY_PARENT = ("width", "depth", "heads", "mlp", "patch", "gelu", "norm_eps", "class_token", "pre_logits", "pool", "name")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for: `overrides` are the configuration file's, --set's and the options' values together."""
+
+    command: str
+    overrides: Overrides = field(default_factory=dict)
+    init: str = ""  # finetune's CKPT
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    config: Config
+    request: Request
+    runtime: runtime.Runtime
+    source: Source | None  # None: data `none`
+    train: Split | None
+    held_out: Split | None
+    native: Size
+    uniform: bool
+    classes: tuple[Class, ...]
+    outputs: NDArray[np.int64]  # for each class of the data, the model's output
+    parent: Description | None
+    keep_head: bool
+    images: int
+    notes: tuple[str, ...]
+
+    @property
+    def steps(self) -> int | None:
+        """Updates of the whole run; None where a time budget decides."""
+        train = self.config.train
+        if train.epochs is not None:
+            return max(1, round(train.epochs * self.images / train.batch_size))
+        return train.steps
+
+    @property
+    def frozen(self) -> bool:
+        return self.config.train.freeze == "backbone"
+
+    def train_flops(self, images_seen: int) -> int:
+        return flops.training_flops(self.config.model, images_seen, self.frozen)
+
+    def memory(self) -> flops.Memory:
+        config = self.config
+        return flops.training_memory(config.model, config.train.batch_size // config.train.accumulate, config.optim.name,
+                                     config.train.ema > 0, self.runtime.bf16, self.frozen)
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields of --dry-run."""
+        model, steps = self.config.model, self.steps
+        seen = None if steps is None else steps * self.config.train.batch_size
+        splits = [{"name": part.name, "rows": len(part)} for part in (self.train, self.held_out) if part is not None]
+        if self.source is None:
+            splits = [{"name": "train", "rows": self.images}]
+        return {
+            "model": model.name,
+            "params": flops.parameters(model),
+            "tokens": model.tokens,
+            "macs": flops.macs(model),
+            "steps": steps,
+            "images_seen": seen,
+            "train_flops": None if seen is None else self.train_flops(seen),
+            "memory_bytes": self.memory().total,
+            "data": {"splits": splits, "classes": model.classes},
+            "config": as_dict(self.config),
+        }
+
+
+def make_plan(request: Request) -> Plan:
+    """Resolve and check everything. Raises the error of whatever does not fit; writes nothing."""
+    overrides, notes = dict(request.overrides), []
+    parent = _parent(request) if request.command == "finetune" else None
+    if parent is not None:
+        parent = parent.labelled(overrides.get("run.labels", ""))
+    data = apply(Config(), {k: v for k, v in overrides.items() if k.startswith("data.")}).data
+    if "data.source" not in overrides and parent is not None:
+        if not parent.provenance.get("data", {}).get("id"):
+            raise UsageError(f"{parent.path} does not say what data it was trained on", "name the data with --data")
+        data = replace(data, source=parent.provenance["data"]["id"])
+        notes.append(f"data: {data.source}, the checkpoint's own")
+    elif "data.source" not in overrides:
+        notes.append(f"data: {data.source}, as --data was not given")
+    machine = runtime.start(overrides.get("run.device", "auto"), overrides.get("run.precision", "auto"), overrides.get("run.threads", 0))
+
+    source, train, held_out = None, None, None
+    if data.source == "none":
+        if not request.dry_run:
+            raise UsageError("data 'none' has no images to train on", "add --dry-run, or name data with --data")
+        images, known, native, uniform, mirror = data.images, tuple(Class(str(i)) for i in range(data.classes)), (224, 224), False, True
+        if images < 1 or data.classes < 2:
+            raise UsageError("data 'none' needs its numbers", "add --set data.images=… --set data.classes=…")
+    else:
+        source = open_source(data)
+        notes += source.notes
+        train, held_out = source.train(data.train_split), source.held_out()
+        train = fraction_of(train, data.fraction, overrides.get("run.seed", 0))
+        if train.labels is None:
+            raise DataError(f"{source.id} has no labels, and {request.command} learns from labels",
+                            "put the images in a folder a class, or name the column with --set data.label_column=…")
+        images, known, mirror = len(train), source.classes, source.mirror
+        if len(known) < 2:
+            raise DataError(f"{source.id} has {len(known)} class; a classifier needs two", "put the images in a folder a class")
+        native, uniform = typical_size(train, data.max_megapixels)
+
+    classes, outputs, keep_head = _classes(known, parent)
+    facts = Facts(request.command, images, len(classes), native, mirror, machine.device.type, overrides.get("model.name", ""),
+                  overrides.get("model.img_size"), parent.model if parent else None, parent.eval if parent else None)
+    recipe = overrides.get("run.recipe") or default_recipe(facts)
+    config = _with_overrides(configure(recipe, facts), overrides, parent)
+    config = replace(config,
+                     run=replace(config.run, command=request.command, recipe=recipe, init=str(parent.path) if parent else ""),
+                     model=replace(config.model, classes=len(classes),
+                                   pre_logits=config.model.pre_logits and (parent is None or keep_head)),
+                     data=data)
+    config = replace(config, model=replace(config.model, name=model_name(config.model)))
+    check(config)
+    plan = Plan(config, request, machine, source, train, held_out, native, uniform, classes, outputs, parent, keep_head, images, ())
+    return replace(plan, notes=(*notes, *_said(plan)))
+
+
+def _parent(request: Request) -> Description:
+    """The checkpoint that finetune starts from: CKPT, the configuration's, or the newest finished run."""
+    from vitcli.train.runfolder import newest_finished
+
+    reference = request.init or request.overrides.get("run.init", "")
+    return describe(locate(reference) if reference else newest_finished())
+
+
+def _classes(known: tuple[Class, ...], parent: Description | None) -> tuple[tuple[Class, ...], NDArray[np.int64], bool]:
+    """The model's classes, the output of each class of the data, and whether the parent's head is kept."""
+    if parent is not None and parent.classes:
+        order = class_names.same_set(known, parent.classes)
+        if order is not None:
+            return parent.classes, np.array(order, np.int64), True
+    return known, np.arange(len(known), dtype=np.int64), False
+
+
+def _with_overrides(config: Config, overrides: Overrides, parent: Description | None) -> Config:
+    """`config` with what was asked for; a width alone takes heads of 64 and an MLP of four times the width along."""
+    values = {k: v for k, v in overrides.items() if not k.startswith("data.") and k not in ("model.name", "model.classes")}
+    if parent is not None:
+        for name in _FIXED_BY_PARENT:
+            key = f"model.{name}"
+            if key in overrides and overrides[key] != getattr(parent.model, name) and name not in ("name", "pre_logits"):
+                raise UsageError(f"{key} cannot be changed: the checkpoint's is {getattr(parent.model, name)}",
+                                 "train a new model with vit pretrain, or leave it out")
+            values.pop(key, None)
+    if "model.width" in values:
+        width = values["model.width"]
+        values.setdefault("model.heads", width // 64 if width % 64 == 0 else config.model.heads)
+        values.setdefault("model.mlp", 4 * width)
+    if values.get("model.pool") == "cls":
+        values.setdefault("model.class_token", True)
+    return apply(config, values)
+
+
+def _said(plan: Plan) -> list[str]:
+    """What was decided without being asked for, in words."""
+    config, asked, said = plan.config, plan.request.overrides, []
+    if "run.recipe" not in asked:
+        said.append(f"recipe: {config.run.recipe}")
+    if plan.parent is None and "model.name" not in asked:
+        said.append(f"model: {config.model.name} at {format_size(config.model.img_size)} px, "
+                    f"{flops.parameters(config.model) / 1e6:.1f} M parameters, chosen for {plan.images:,} images of about "
+                    f"{format_size(plan.native)} px on {plan.runtime.device.type}")
+    if plan.parent is not None:
+        said += plan.parent.notes
+        kept = "kept: the classes are the same" if plan.keep_head else f"new, for {len(plan.classes)} classes"
+        said.append(f"start: {plan.parent.path}; head {kept}")
+        if plan.parent.model.img_size != config.model.img_size:
+            said.append(f"position embedding: {plan.parent.model.grid[0]}x{plan.parent.model.grid[1]} to "
+                        f"{config.model.grid[0]}x{config.model.grid[1]} patches, interpolated")
+    if not any(asked.get(key) is not None for key in LENGTHS):
+        said.append(f"length: {config.train.epochs:g} epochs" if config.train.epochs else f"length: {config.train.steps:,} steps")
+    steps = plan.steps
+    if steps is not None and config.optim.warmup_steps >= steps:
+        said.append(f"warm-up of {config.optim.warmup_steps:,} steps takes all of the run's {steps:,}: set optim.warmup_steps")
+    return said
+
+
+def replan(plan: Plan, config: Config) -> Plan:
+    """The same plan with another configuration, as a resumed run's file has it."""
+    machine = runtime.start(config.run.device, config.run.precision, config.run.threads)
+    return replace(plan, config=config, runtime=machine)
+

@@ -1,0 +1,1 @@
+"""Checkpoints: reading, checking and writing weights that describe themselves."""
