@@ -1,8 +1,8 @@
 """What the commands and notebooks call.
 
-    from vitcli import api
-    folder, report = api.train("pretrain", data="digits", epochs=20)
-    result = api.evaluate(report["checkpoint"])
+from vitcli import api
+folder, report = api.train("pretrain", data="digits", epochs=20)
+result = api.evaluate(report["checkpoint"])
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from vitcli.classes import Class, map_labels
-from vitcli.config import DataConfig, EvalConfig, Overrides, Size, apply, parse_value
 from vitcli.config import Config as Config
+from vitcli.config import DataConfig, EvalConfig, Overrides, Size, apply, parse_value
 from vitcli.data.cache import Progress, silent
 from vitcli.data.sources import Source, Split, open_source
 from vitcli.errors import CheckpointError, DataError, UsageError
@@ -27,7 +27,7 @@ from vitcli.train import loop, runfolder, runtime
 from vitcli.train.plan import Plan, Request, make_plan
 from vitcli.train.runlog import Log, Sink
 from vitcli.weights import checkpoint
-from vitcli.weights.checkpoint import Description, locate
+from vitcli.weights.describe import Description, describe, locate
 
 
 def load(reference: str, img_size: Size | None = None, labels: str = "") -> tuple[Description, ViT]:
@@ -53,15 +53,33 @@ def run(planned: Plan, out: str = "", resume: str = "auto", sinks: Sequence[Sink
     return loop.train(planned, place, log)
 
 
-def train(command: str, *, data: str = "", init: str = "", out: str = "", resume: str = "auto", sinks: Sequence[Sink] = (),
-          **values: Any) -> tuple[Path, dict[str, Any]]:
+def train(
+    command: Literal["pretrain", "finetune"],
+    *,
+    data: str = "",
+    init: str = "",
+    out: str = "",
+    resume: str = "auto",
+    sinks: Sequence[Sink] = (),
+    **values: Any,
+) -> tuple[Path, dict[str, Any]]:
     """`pretrain` or `finetune` in one call. `values` are configuration values: epochs=20, or `optim__lr=0.01` for optim.lr.
 
     Raises the VitError of whatever does not fit.
     """
-    shorts = {"model": "model.name", "img_size": "model.img_size", "batch_size": "train.batch_size", "epochs": "train.epochs",
-              "steps": "train.steps", "time_budget": "train.time_budget", "recipe": "run.recipe", "seed": "run.seed",
-              "device": "run.device", "precision": "run.precision", "freeze": "train.freeze"}
+    shorts = {
+        "model": "model.name",
+        "img_size": "model.img_size",
+        "batch_size": "train.batch_size",
+        "epochs": "train.epochs",
+        "steps": "train.steps",
+        "time_budget": "train.time_budget",
+        "recipe": "run.recipe",
+        "seed": "run.seed",
+        "device": "run.device",
+        "precision": "run.precision",
+        "freeze": "train.freeze",
+    }
     overrides: Overrides = {"data.source": data} if data else {}
     for name, value in values.items():
         key = shorts.get(name, name.replace("__", "."))
@@ -82,16 +100,25 @@ class Evaluated:
         return self.description.classes
 
 
-def evaluate(reference: str = "", data: str = "", split: str = "", *, img_size: Size | None = None, labels: str = "",
-             device: str = "auto", precision: str = "auto", overrides: Overrides | None = None,
-             progress: Progress = silent) -> Evaluated:
+def evaluate(
+    reference: str = "",
+    data: str = "",
+    split: str = "",
+    *,
+    img_size: Size | None = None,
+    labels: str = "",
+    device: str = "auto",
+    precision: str = "auto",
+    overrides: Overrides | None = None,
+    progress: Progress = silent,
+) -> Evaluated:
     """Measure a checkpoint on a split of a data set, by default on what its training held out.
 
     Raises CheckpointError, DataError or UsageError.
     """
     path = str(locate(reference) if reference else runfolder.newest_finished())
     notes = [] if reference else [f"checkpoint: {path}, the newest finished run"]
-    described = checkpoint.describe(Path(path)).labelled(labels)
+    described = describe(Path(path)).labelled(labels)
     described, data_config = _preprocessing(described, overrides or {})
     if not data:
         data = described.provenance.get("data", {}).get("id", "")
@@ -109,8 +136,16 @@ def evaluate(reference: str = "", data: str = "", split: str = "", *, img_size: 
     loaded, model = load(path, img_size, labels)
     described = replace(described, model=loaded.model)
     machine = runtime.start(device, precision)
-    result = measure(model.to(machine.device), part, outputs, described.eval, data_config, device=machine.device,
-                     bf16=machine.bf16, progress=progress)
+    result = measure(
+        model.to(machine.device),
+        part,
+        outputs,
+        described.eval,
+        data_config,
+        device=machine.device,
+        bf16=machine.bf16,
+        progress=progress,
+    )
     return Evaluated(described, source, part, result, tuple(notes))
 
 
@@ -121,14 +156,22 @@ def _preprocessing(described: Description, overrides: Overrides) -> tuple[Descri
         raise UsageError(f"{wrong} does not concern an evaluation", "eval takes --set eval.… and data.… only")
     values = {k.partition(".")[2]: v for k, v in overrides.items() if k.startswith("eval.")}
     config: EvalConfig = replace(described.eval, **values)
-    return replace(described, eval=config), apply(Config(), {k: v for k, v in overrides.items() if k.startswith("data.")}).data
+    return replace(described, eval=config), apply(
+        Config(), {k: v for k, v in overrides.items() if k.startswith("data.")}
+    ).data
 
 
 def _need_names(described: Description) -> None:
     if described.model.classes == 0:
-        raise CheckpointError(f"{described.path} has no classification head", "fine-tune it first: vit finetune CKPT --data DATA")
+        raise CheckpointError(
+            f"{described.path} has no classification head", "fine-tune it first: vit finetune CKPT --data DATA"
+        )
     if not described.classes:
-        hint = "name them with --labels imagenet-1k" if described.model.classes == 1000 else "name them with --labels FILE, a name a line"
+        hint = (
+            "name them with --labels imagenet-1k"
+            if described.model.classes == 1000
+            else "name them with --labels FILE, a name a line"
+        )
         raise CheckpointError(f"{described.path} does not name its {described.model.classes} classes", hint)
 
 

@@ -74,15 +74,21 @@ def map_labels(data: Sequence[Class], counts: Sequence[int], model: Sequence[Cla
     found = match(data, model)
     missing = [c.name for c, n, i in zip(data, counts, found, strict=True) if i is None and n]
     if missing:
-        shown = ", ".join(repr(name) for name in missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise DataError(f"{where} has {'a class' if len(missing) == 1 else f'{len(missing)} classes'} that the checkpoint "
-                        f"does not know: {shown}",
-                        "classes are matched by id or name; name the checkpoint's classes with --labels, or fine-tune on this data")
+        shown = ", ".join(repr(name) for name in missing[:5]) + (
+            f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        )
+        raise DataError(
+            f"{where} has {'a class' if len(missing) == 1 else f'{len(missing)} classes'} that the checkpoint "
+            f"does not know: {shown}",
+            "classes are matched by id or name; name the checkpoint's classes with --labels, or fine-tune on this data",
+        )
     taken: dict[int, str] = {}
     for item, index in zip(data, found, strict=True):
         if index is not None and index in taken:
-            raise DataError(f"{where}: classes {taken[index]!r} and {item.name!r} are the same class of the checkpoint",
-                            "rename one of them")
+            raise DataError(
+                f"{where}: classes {taken[index]!r} and {item.name!r} are the same class of the checkpoint",
+                "rename one of them",
+            )
         if index is not None:
             taken[index] = item.name
     return [-1 if index is None else index for index in found]
@@ -106,17 +112,26 @@ def read_labels(source: str, outputs: int) -> tuple[Class, ...]:
         try:
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"cannot read the labels in {source}: {error}",
-                                  "--labels takes imagenet-1k, a text file with a name a line, or JSON") from None
+            raise CheckpointError(
+                f"cannot read the labels in {source}: {error}",
+                "--labels takes imagenet-1k, a text file with a name a line, or JSON",
+            ) from None
         try:
-            classes = _labels_from_json(json.loads(text)) if text.lstrip()[:1] in ("[", "{") else tuple(
-                Class(line.strip()) for line in text.splitlines() if line.strip())
+            classes = (
+                _labels_from_json(json.loads(text))
+                if text.lstrip()[:1] in ("[", "{")
+                else tuple(Class(line.strip()) for line in text.splitlines() if line.strip())
+            )
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-            raise CheckpointError(f"{source} is not a list of labels: {error}",
-                                  "write a name a line, or JSON such as [\"cat\", \"dog\"] or {\"0\": \"cat\"}") from None
+            raise CheckpointError(
+                f"{source} is not a list of labels: {error}",
+                'write a name a line, or JSON such as ["cat", "dog"] or {"0": "cat"}',
+            ) from None
     if len(classes) != outputs:
-        raise CheckpointError(f"{source} names {len(classes)} classes, the checkpoint has {outputs} outputs",
-                              "the labels must name every output, in order")
+        raise CheckpointError(
+            f"{source} names {len(classes)} classes, the checkpoint has {outputs} outputs",
+            "the labels must name every output, in order",
+        )
     return classes
 
 

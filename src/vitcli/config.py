@@ -202,7 +202,9 @@ def parse_model_name(name: str) -> tuple[str, Size]:
     match = re.fullmatch(r"(?:vit-)?([a-z]+)/(\d+)(?:x(\d+))?", name.strip(), re.IGNORECASE)
     variants = {v.lower(): v for v in VARIANTS}
     if match is None:
-        raise UsageError(f"unknown model {name!r}", "a model is a size and a patch size, such as ViT-B/16, s/32 or ti/4")
+        raise UsageError(
+            f"unknown model {name!r}", "a model is a size and a patch size, such as ViT-B/16, s/32 or ti/4"
+        )
     size, rows, columns = match.groups()
     if size.lower() not in variants:
         raise UsageError(f"unknown model size {size!r} in {name!r}", did_you_mean(size.lower(), variants))
@@ -267,8 +269,10 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
     if origin is Literal:
         text = str(value).lower() if not isinstance(value, bool) else str(value)
         if text not in args:
-            raise UsageError(f"{key} = {value!r}: not one of {', '.join(a or '(empty)' for a in args)}",
-                             did_you_mean(text, [a for a in args if a]))
+            raise UsageError(
+                f"{key} = {value!r}: not one of {', '.join(a or '(empty)' for a in args)}",
+                did_you_mean(text, [a for a in args if a]),
+            )
         return text
     if hint == Seconds:
         value = parse_seconds(value) if isinstance(value, str) else value
@@ -295,7 +299,16 @@ def _scalar(value: Any, kind: type, key: str) -> Any:
     if kind is str:
         return str(value)
     if kind is bool:
-        words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+        words = {
+            "true": True,
+            "yes": True,
+            "on": True,
+            "1": True,
+            "false": False,
+            "no": False,
+            "off": False,
+            "0": False,
+        }
         if isinstance(value, bool):
             return value
         if str(value).lower() in words:
@@ -309,8 +322,11 @@ def _scalar(value: Any, kind: type, key: str) -> Any:
         raise wrong from None
     if not math.isfinite(number) or (kind is int and number != int(number)):
         raise wrong
-    return kind(int(value) if kind is int and isinstance(value, (int, str)) and re.fullmatch(r"[+-]?\d+", str(value).strip())
-                else number)
+    return kind(
+        int(value)
+        if kind is int and isinstance(value, (int, str)) and re.fullmatch(r"[+-]?\d+", str(value).strip())
+        else number
+    )
 
 
 _TYPE_NAMES = {int: "integer", float: "number", bool: "true or false", str: "text"}
@@ -356,9 +372,13 @@ def read_toml(path: Path) -> Overrides:
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", "give --config a TOML file, such as a run's run.toml") from None
+        raise UsageError(
+            f"cannot read {path}: {error.strerror}", "give --config a TOML file, such as a run's run.toml"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not TOML: {error}", "give --config a TOML file, such as a run's run.toml") from None
+        raise UsageError(
+            f"{path} is not TOML: {error}", "give --config a TOML file, such as a run's run.toml"
+        ) from None
     overrides: Overrides = {}
     for section, table in tree.items():
         if not isinstance(table, dict):
@@ -387,7 +407,7 @@ def apply(config: Config, overrides: Mapping[str, Any]) -> Config:
     """`config` with `overrides` in place. Giving one length clears the others."""
     sections: dict[str, dict[str, Any]] = {}
     if any(overrides.get(key) is not None for key in LENGTHS):
-        overrides = {key: None for key in LENGTHS} | dict(overrides)
+        overrides = dict.fromkeys(LENGTHS) | dict(overrides)
     for key, value in overrides.items():
         section, name = check_key(key)
         sections.setdefault(section, {})[name] = value
@@ -436,36 +456,65 @@ def check(config: Config) -> Config:
     check_model(model)
     lengths = [key for key in LENGTHS if getattr(train, key.partition(".")[2]) is not None]
     if len(lengths) != 1:
-        raise UsageError(f"a run has one length, not {len(lengths)}: {', '.join(lengths) or 'none given'}",
-                         "give one of --epochs, --steps and --time-budget")
-    positive = {"train.batch_size": train.batch_size, "train.accumulate": train.accumulate,
-                "train.epochs": train.epochs, "train.steps": train.steps, "optim.lr": optim.lr,
-                "data.memory_mb": data.memory_mb, "data.max_megapixels": data.max_megapixels,
-                "augment.views": augment.views, "train.log_every_steps": train.log_every_steps,
-                "eval.crop": config.eval.crop, "eval.top_k": config.eval.top_k}
+        raise UsageError(
+            f"a run has one length, not {len(lengths)}: {', '.join(lengths) or 'none given'}",
+            "give one of --epochs, --steps and --time-budget",
+        )
+    positive = {
+        "train.batch_size": train.batch_size,
+        "train.accumulate": train.accumulate,
+        "train.epochs": train.epochs,
+        "train.steps": train.steps,
+        "optim.lr": optim.lr,
+        "data.memory_mb": data.memory_mb,
+        "data.max_megapixels": data.max_megapixels,
+        "augment.views": augment.views,
+        "train.log_every_steps": train.log_every_steps,
+        "eval.crop": config.eval.crop,
+        "eval.top_k": config.eval.top_k,
+    }
     for key, value in positive.items():
         if value is not None and value <= 0:
             raise UsageError(f"{key} = {value}: must be above 0")
-    for key, value in {"data.workers": data.workers, "augment.randaugment_layers": augment.randaugment_layers,
-                       "augment.randaugment_magnitude": augment.randaugment_magnitude,
-                       "augment.mixup": augment.mixup, "augment.cutmix": augment.cutmix, "optim.clip": optim.clip,
-                       "optim.weight_decay": optim.weight_decay, "optim.warmup_steps": optim.warmup_steps,
-                       "optim.muon_lr": optim.muon_lr, "run.threads": config.run.threads, "run.seed": config.run.seed,
-                       "train.save_every_steps": train.save_every_steps, "eval.batch_size": config.eval.batch_size,
-                       "train.save_every_seconds": train.save_every_seconds}.items():
+    for key, value in {
+        "data.workers": data.workers,
+        "augment.randaugment_layers": augment.randaugment_layers,
+        "augment.randaugment_magnitude": augment.randaugment_magnitude,
+        "augment.mixup": augment.mixup,
+        "augment.cutmix": augment.cutmix,
+        "optim.clip": optim.clip,
+        "optim.weight_decay": optim.weight_decay,
+        "optim.warmup_steps": optim.warmup_steps,
+        "optim.muon_lr": optim.muon_lr,
+        "run.threads": config.run.threads,
+        "run.seed": config.run.seed,
+        "train.save_every_steps": train.save_every_steps,
+        "eval.batch_size": config.eval.batch_size,
+        "train.save_every_seconds": train.save_every_seconds,
+    }.items():
         if value < 0:
             raise UsageError(f"{key} = {value}: must not be negative")
-    for key, value in {"augment.flip": augment.flip, "augment.erase": augment.erase, "train.ema": train.ema,
-                       "train.label_smoothing": train.label_smoothing, "data.fraction": data.fraction,
-                       "augment.pad": augment.pad, "optim.layer_decay": optim.layer_decay, "eval.crop": config.eval.crop,
-                       "optim.warmup": optim.warmup, "optim.final_lr": optim.final_lr}.items():
+    for key, value in {
+        "augment.flip": augment.flip,
+        "augment.erase": augment.erase,
+        "train.ema": train.ema,
+        "train.label_smoothing": train.label_smoothing,
+        "data.fraction": data.fraction,
+        "augment.pad": augment.pad,
+        "optim.layer_decay": optim.layer_decay,
+        "eval.crop": config.eval.crop,
+        "optim.warmup": optim.warmup,
+        "optim.final_lr": optim.final_lr,
+    }.items():
         if not 0 <= value <= 1:
             raise UsageError(f"{key} = {value}: must lie between 0 and 1")
     if data.fraction == 0:
         raise UsageError("data.fraction = 0: no image is left")
     if train.batch_size % train.accumulate:
-        raise UsageError(f"train.batch_size = {train.batch_size} is not a multiple of train.accumulate = {train.accumulate}",
-                         "each micro-batch has batch_size / accumulate images")
+        raise UsageError(
+            f"train.batch_size = {train.batch_size} is not a multiple of train.accumulate = {train.accumulate}",
+            "each micro-batch has batch_size / accumulate images",
+        )
     if not 0 < augment.scale[0] <= augment.scale[1] <= 1:
         raise UsageError(f"augment.scale = {augment.scale}: not a range within 0 and 1")
     if not 0 < augment.ratio[0] <= augment.ratio[1]:
@@ -489,8 +538,10 @@ def check_model(model: ModelConfig) -> None:
     for side, pixels, patch in zip(("height", "width"), model.img_size, model.patch, strict=True):
         if pixels % patch:
             near = max(patch, round(pixels / patch) * patch)
-            raise UsageError(f"image {side} {pixels} is not a multiple of the patch size {patch} of {model.name}",
-                             f"the nearest {side} that is: {near}")
+            raise UsageError(
+                f"image {side} {pixels} is not a multiple of the patch size {patch} of {model.name}",
+                f"the nearest {side} that is: {near}",
+            )
     if model.pool == "cls" and not model.class_token:
         raise UsageError("model.pool = cls needs model.class_token = true", "or set model.pool=mean")
     for key in ("dropout", "drop_path"):

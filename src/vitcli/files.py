@@ -40,10 +40,22 @@ def disk_errors(path: Path, needed: int = 0) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             size = f"{needed:,} bytes are needed, " if needed else ""
-            raise ResourceError(f"no space left for {path}: {size}{free_bytes(path):,} are free",
-                                "free some space, or choose another folder with --out") from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EISDIR, errno.ENAMETOOLONG):
-            raise ResourceError(f"cannot write {path}: {error.strerror}", "choose a folder that can be written, with --out") from None
+            raise ResourceError(
+                f"no space left for {path}: {size}{free_bytes(path):,} are free",
+                "free some space, or choose another folder with --out",
+            ) from None
+        if error.errno in (
+            errno.EACCES,
+            errno.EPERM,
+            errno.EROFS,
+            errno.ENOTDIR,
+            errno.ENOENT,
+            errno.EISDIR,
+            errno.ENAMETOOLONG,
+        ):
+            raise ResourceError(
+                f"cannot write {path}: {error.strerror}", "choose a folder that can be written, with --out"
+            ) from None
         raise
 
 

@@ -64,8 +64,9 @@ class Memory:
         return self.state + self.activations
 
 
-def training_memory(model: ModelConfig, micro_batch: int, optimizer: str, ema: bool, bf16: bool,
-                    frozen_backbone: bool = False) -> Memory:
+def training_memory(
+    model: ModelConfig, micro_batch: int, optimizer: str, ema: bool, bf16: bool, frozen_backbone: bool = False
+) -> Memory:
     """An estimate: state exactly, activations as the tensors that a block keeps for its backward pass."""
     count = parameters(model)
     trained = head_parameters(model) if frozen_backbone else count

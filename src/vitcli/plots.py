@@ -46,10 +46,19 @@ def curves(lines: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     top.set_title(title, loc="left")
     if scores:
         right = top.twinx()
-        right.plot([s["images_seen"] for s in scores], [100 * s["eval"]["top1"] for s in scores], color=ORANGE, marker="o")
+        right.plot(
+            [s["images_seen"] for s in scores], [100 * s["eval"]["top1"] for s in scores], color=ORANGE, marker="o"
+        )
         last = scores[-1]
-        right.annotate(f"{100 * last['eval']['top1']:.1f} %", (last["images_seen"], 100 * last["eval"]["top1"]),
-                       textcoords="offset points", xytext=(-8, 8), ha="right", color=ORANGE, weight="bold")
+        right.annotate(
+            f"{100 * last['eval']['top1']:.1f} %",
+            (last["images_seen"], 100 * last["eval"]["top1"]),
+            textcoords="offset points",
+            xytext=(-8, 8),
+            ha="right",
+            color=ORANGE,
+            weight="bold",
+        )
         right.set_ylabel(f"top-1 on {last['eval'].get('split', 'test')} (%)", color=ORANGE)
         right.set_ylim(0, 100)
         right.spines[["top"]].set_visible(False)
@@ -84,6 +93,13 @@ def confusion(counts: NDArray[np.int64], names: Sequence[str], title: str, path:
         axes.set_yticks(range(n), names, fontsize=7 if n > 20 else 9)
     if n <= 25:
         for row, column in np.argwhere(counts > 0):
-            axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7,
-                      color="white" if part[row, column] > 0.5 else "black")
+            axes.text(
+                column,
+                row,
+                str(counts[row, column]),
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if part[row, column] > 0.5 else "black",
+            )
     _save(figure, path)

@@ -23,7 +23,9 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
         return x ^ (x >> np.uint64(31))
 
 
-def uniforms(seed: int, purpose: str, epochs: NDArray[np.int64], samples: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+def uniforms(
+    seed: int, purpose: str, epochs: NDArray[np.int64], samples: NDArray[np.int64], count: int
+) -> NDArray[np.float64]:
     """`[batch, count]` numbers in [0, 1), row i a function of (seed, purpose, epochs[i], samples[i]) alone."""
     with np.errstate(over="ignore"):
         key = _mix(np.array([seed], np.uint64) * _GOLDEN + np.uint64(zlib.crc32(purpose.encode())))

@@ -78,8 +78,9 @@ def _small_model(facts: Facts) -> ModelConfig:
     else:
         img_size = (max(patch, round(img_size[0] / patch) * patch), max(patch, round(img_size[1] / patch) * patch))
     width, depth, heads = (128, 6, 2) if slow or _is_tiny(facts) else (384, 12, 6)
-    model = ModelConfig("", width, depth, heads, 4 * width, (patch, patch), img_size, facts.classes,
-                        pool="mean", class_token=False)
+    model = ModelConfig(
+        "", width, depth, heads, 4 * width, (patch, patch), img_size, facts.classes, pool="mean", class_token=False
+    )
     return replace(model, name=model_name(model))
 
 
@@ -105,7 +106,9 @@ def small(facts: Facts) -> Config:
         model=model,
         augment=AugmentConfig(crop="pad" if tiny else "resized", scale=(0.25, 1.0), flip=0.5 if facts.mirror else 0.0),
         train=TrainConfig(batch_size=max(8, min(128, facts.images // 8)), epochs=epochs),
-        optim=OptimConfig(name="muon", lr=2e-3, muon_lr=0.02, weight_decay=0.01, schedule="linear", warmup=0.05, clip=1.0),
+        optim=OptimConfig(
+            name="muon", lr=2e-3, muon_lr=0.02, weight_decay=0.01, schedule="linear", warmup=0.05, clip=1.0
+        ),
         eval=EvalConfig(crop=1.0 if tiny else 0.9),
     )
 
@@ -131,8 +134,16 @@ _PAPER_AUGMENT = AugmentConfig(crop="resized", scale=(0.05, 1.0), flip=0.5)
 _PAPER_EVAL = EvalConfig(crop=0.875)
 
 
-def _paper(facts: Facts, recipe: str, epochs: float, lr: float, decay: str, weight_decay: float, dropout: float,
-           clip: float = 0.0) -> Config:
+def _paper(
+    facts: Facts,
+    recipe: str,
+    epochs: float,
+    lr: float,
+    decay: str,
+    weight_decay: float,
+    dropout: float,
+    clip: float = 0.0,
+) -> Config:
     """A row of the paper's Table 3: batch 4096, 10,000 warm-up steps, 224 px, Adam (0.9, 0.999), tanh pre-logits."""
     model = replace(_model(facts, "ViT-B/16"), pre_logits=True, dropout=dropout)
     return Config(
@@ -140,8 +151,14 @@ def _paper(facts: Facts, recipe: str, epochs: float, lr: float, decay: str, weig
         model=model,
         augment=_PAPER_AUGMENT,
         train=TrainConfig(batch_size=4096, epochs=epochs),
-        optim=OptimConfig(name="adamw", lr=lr, weight_decay=weight_decay, warmup_steps=10_000, clip=clip,
-                          schedule="linear" if decay == "linear" else "cosine"),
+        optim=OptimConfig(
+            name="adamw",
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup_steps=10_000,
+            clip=clip,
+            schedule="linear" if decay == "linear" else "cosine",
+        ),
         eval=_PAPER_EVAL,
     )
 
@@ -217,8 +234,13 @@ def augreg(facts: Facts) -> Config:
     return Config(
         run=RunConfig(recipe="augreg"),
         model=model,
-        augment=replace(_PAPER_AUGMENT, flip=0.5 if facts.mirror else 0.0, randaugment_layers=layers,
-                        randaugment_magnitude=magnitude, mixup=mixup),
+        augment=replace(
+            _PAPER_AUGMENT,
+            flip=0.5 if facts.mirror else 0.0,
+            randaugment_layers=layers,
+            randaugment_magnitude=magnitude,
+            mixup=mixup,
+        ),
         train=TrainConfig(batch_size=4096, epochs=300.0, loss="sigmoid", head_bias=-10.0 if large else -6.9),
         optim=OptimConfig(name="adamw", lr=1e-3, weight_decay=0.1, warmup_steps=10_000, clip=1.0),
         eval=_PAPER_EVAL,
@@ -253,7 +275,9 @@ def configure(recipe: str, facts: Facts) -> Config:
     if facts.command == "pretrain" and recipe in ("finetune", "paper-finetune"):
         raise UsageError(f"recipe {recipe!r} starts from trained weights", "use vit finetune CKPT, or another recipe")
     if facts.command == "finetune" and recipe not in ("finetune", "paper-finetune"):
-        raise UsageError(f"recipe {recipe!r} starts from random weights", "use vit pretrain, or --recipe finetune or paper-finetune")
+        raise UsageError(
+            f"recipe {recipe!r} starts from random weights", "use vit pretrain, or --recipe finetune or paper-finetune"
+        )
     if facts.model and facts.parent is not None:
         raise UsageError("--model cannot change a trained model", "the checkpoint says what its model is")
     config = RECIPES[recipe](facts)

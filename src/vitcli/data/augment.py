@@ -48,10 +48,13 @@ class Batch:
 
     def rows(self, part: slice) -> Batch:
         """A micro-batch, or a process's share."""
+
         def cut(t: Tensor | None) -> Tensor | None:
             return None if t is None else t[part]
 
-        return Batch(tuple(v[part] for v in self.views), cut(self.labels), self.ids[part], cut(self.partner_labels), self.weight)
+        return Batch(
+            tuple(v[part] for v in self.views), cut(self.labels), self.ids[part], cut(self.partner_labels), self.weight
+        )
 
 
 def to_float(pixels: Int[Tensor, "batch height width 3"]) -> Images:
@@ -71,8 +74,14 @@ class Augmenter:
     def __init__(self, config: AugmentConfig, evaluation: EvalConfig, size: Size, seed: int) -> None:
         self.config, self.evaluation, self.size, self.seed = config, evaluation, size, seed
 
-    def __call__(self, pixels: Int[Tensor, "batch height width 3"], sizes: NDArray[np.int32], epochs: NDArray[np.int64],
-                 ids: NDArray[np.int64], view: int = 0) -> Images:
+    def __call__(
+        self,
+        pixels: Int[Tensor, "batch height width 3"],
+        sizes: NDArray[np.int32],
+        epochs: NDArray[np.int64],
+        ids: NDArray[np.int64],
+        view: int = 0,
+    ) -> Images:
         """One view of each image. `sizes` are the originals' heights and widths, `epochs` and `ids` the address."""
         config = self.config
 
@@ -81,7 +90,9 @@ class Augmenter:
 
         images = geometry(to_float(pixels), sizes, config, self.size, draw("geometry", 2 * TRIES + 3))
         for layer in range(config.randaugment_layers):
-            images = randaugment_layer(images.round_().clamp_(0, 255), config.randaugment_magnitude, draw(f"randaugment-{layer}", 4))
+            images = randaugment_layer(
+                images.round_().clamp_(0, 255), config.randaugment_magnitude, draw(f"randaugment-{layer}", 4)
+            )
         images = normalise(images, self.evaluation)
         if config.erase > 0:
             numbers = draw("erase", 1 + 4 * TRIES)
@@ -101,11 +112,11 @@ def geometry(images: Images, sizes: NDArray[np.int32], config: AugmentConfig, si
     `[batch, 2 * TRIES + 3]`: areas, shapes, two positions, the flip.
     """
     n = len(images)
-    position = u[:, 2 * TRIES:2 * TRIES + 2]
+    position = u[:, 2 * TRIES : 2 * TRIES + 2]
     flips = u[:, 2 * TRIES + 2] < config.flip
     same_size = tuple(images.shape[2:]) == size
     if config.crop == "resized":
-        part = resized_crop_parts(sizes, config.scale, config.ratio, u[:, :TRIES], u[:, TRIES:2 * TRIES])
+        part = resized_crop_parts(sizes, config.scale, config.ratio, u[:, :TRIES], u[:, TRIES : 2 * TRIES])
     elif config.crop == "random":
         part = np.full((n, 2), 7 / 8)
     else:
@@ -130,8 +141,9 @@ def _sample(images: Images, matrix: Float[Tensor, "batch 2 3"], size: Size, mode
     return F.grid_sample(images, grid, mode=mode, padding_mode=padding, align_corners=False)
 
 
-def resized_crop_parts(sizes: NDArray[np.int32], scale: tuple[float, float], ratio: tuple[float, float],
-                       areas: Uniforms, shapes: Uniforms) -> NDArray[np.float64]:
+def resized_crop_parts(
+    sizes: NDArray[np.int32], scale: tuple[float, float], ratio: tuple[float, float], areas: Uniforms, shapes: Uniforms
+) -> NDArray[np.float64]:
     """(height, width) of Inception's random crop as parts of the image's, `[batch, 2]`.
 
     The area is uniform in `scale`, the shape log-uniform in `ratio`; the first of ten tries that fits is
@@ -307,8 +319,24 @@ def cutout(images: Tensor, magnitude: float, u: Tensor) -> Tensor:
     return torch.where(inside, GRAY, images)
 
 
-OPERATIONS = (autocontrast, equalize, invert, rotate, posterize, solarize, color, contrast, brightness, sharpness,
-              shear_x, shear_y, translate_x, translate_y, cutout, solarize_add)
+OPERATIONS = (
+    autocontrast,
+    equalize,
+    invert,
+    rotate,
+    posterize,
+    solarize,
+    color,
+    contrast,
+    brightness,
+    sharpness,
+    shear_x,
+    shear_y,
+    translate_x,
+    translate_y,
+    cutout,
+    solarize_add,
+)
 
 
 # --- erasing and mixing ------------------------------------------------------------------------------------
@@ -327,7 +355,7 @@ def erase(image: Float[Tensor, "3 height width"], u: NDArray[np.float64], noise:
         if 0 < rows < height and 0 < columns < width:
             y, x = int(top * (height - rows + 1)), int(left * (width - columns + 1))
             box = noise.standard_normal((3, rows, columns), dtype=np.float32)
-            image[:, y:y + rows, x:x + columns] = torch.from_numpy(box).to(image.device)
+            image[:, y : y + rows, x : x + columns] = torch.from_numpy(box).to(image.device)
             return
 
 

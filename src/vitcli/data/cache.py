@@ -76,8 +76,11 @@ class Images:
         pixels = np.empty((len(positions), *self.view.size, 3), np.uint8)
         sizes = np.empty((len(positions), 2), np.int32)
         chunks = [slice(i, i + CHUNK) for i in range(0, len(positions), CHUNK)]
-        faults = _map(lambda part: _decode_into(self.split, positions[part], self.view, self.config, pixels[part], sizes[part]),
-                      chunks, self.config.workers)
+        faults = _map(
+            lambda part: _decode_into(self.split, positions[part], self.view, self.config, pixels[part], sizes[part]),
+            chunks,
+            self.config.workers,
+        )
         for fault in faults:
             for position, reason in fault:
                 raise bad_image(self.split, position, reason)
@@ -85,11 +88,15 @@ class Images:
 
 
 def bad_image(split: Split, position: int, reason: str) -> DataError:
-    return DataError(f"cannot read image {split.describe(position)}: {reason}",
-                     "repair or remove it, or go on without with --set data.on_bad_image=skip")
+    return DataError(
+        f"cannot read image {split.describe(position)}: {reason}",
+        "repair or remove it, or go on without with --set data.on_bad_image=skip",
+    )
 
 
-def _map(work: Callable[[slice], list[tuple[int, str]]], parts: list[slice], workers: int) -> Iterator[list[tuple[int, str]]]:
+def _map(
+    work: Callable[[slice], list[tuple[int, str]]], parts: list[slice], workers: int
+) -> Iterator[list[tuple[int, str]]]:
     """`work` on each part in order, by threads: Pillow decodes without the interpreter's lock."""
     if workers <= 1 or len(parts) <= 1:
         yield from map(work, parts)
@@ -104,8 +111,9 @@ def _map(work: Callable[[slice], list[tuple[int, str]]], parts: list[slice], wor
             yield result
 
 
-def _decode_into(split: Split, positions: Rows, view: View, config: DataConfig, pixels: Pixels,
-                 sizes: NDArray[np.int32]) -> list[tuple[int, str]]:
+def _decode_into(
+    split: Split, positions: Rows, view: View, config: DataConfig, pixels: Pixels, sizes: NDArray[np.int32]
+) -> list[tuple[int, str]]:
     """Fill `pixels` and `sizes`; returns the positions that cannot be read, with reasons."""
     faults = []
     for index, (blob, path) in enumerate(split.blobs(positions)):
@@ -131,8 +139,13 @@ def _key(split: Split, view: View, config: DataConfig) -> str:
     return hashlib.sha256(text.encode() + np.ascontiguousarray(split.rows).tobytes()).hexdigest()[:32]
 
 
-def open_images(split: Split, view: View, config: DataConfig, progress: Progress = silent,
-                where: Literal["auto", "memory-mapped", "decode"] = "auto") -> Images:
+def open_images(
+    split: Split,
+    view: View,
+    config: DataConfig,
+    progress: Progress = silent,
+    where: Literal["auto", "memory-mapped", "decode"] = "auto",
+) -> Images:
     """The working copy of a split, decoded now unless a cache has it.
 
     Raises DataError at the first image that cannot be read, or with data.on_bad_image=skip where more than
@@ -168,8 +181,10 @@ def _check_bad(split: Split, bad: list[tuple[int, str]], config: DataConfig) -> 
         raise bad_image(split, *bad[0])
     if len(bad) > max(_BAD_FLOOR, _BAD_PART * len(split)) or len(bad) == len(split):
         position, reason = bad[0]
-        raise DataError(f"{len(bad)} of {len(split)} images cannot be read, the first is {split.describe(position)}: {reason}",
-                        f"at most {_BAD_PART:.0%}, or {_BAD_FLOOR} images, are skipped")
+        raise DataError(
+            f"{len(bad)} of {len(split)} images cannot be read, the first is {split.describe(position)}: {reason}",
+            f"at most {_BAD_PART:.0%}, or {_BAD_FLOOR} images, are skipped",
+        )
 
 
 def _has_room(home: Path, size: int) -> bool:
@@ -203,8 +218,9 @@ def _open(folder: Path, shape: tuple[int, ...]) -> tuple[Pixels, NDArray[np.int3
         return None
 
 
-def _build(folder: Path, split: Split, view: View, config: DataConfig, shape: tuple[int, ...],
-           progress: Progress) -> tuple[Pixels, NDArray[np.int32], list[tuple[int, str]]]:
+def _build(
+    folder: Path, split: Split, view: View, config: DataConfig, shape: tuple[int, ...], progress: Progress
+) -> tuple[Pixels, NDArray[np.int32], list[tuple[int, str]]]:
     bad: list[tuple[int, str]] = []
 
     def fill(temporary: Path) -> None:

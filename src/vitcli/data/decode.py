@@ -73,8 +73,10 @@ def open_rgb(blob: bytes, max_megapixels: float) -> Image.Image:
             image = Image.open(io.BytesIO(blob))
             megapixels = image.width * image.height / 1e6
             if megapixels > max_megapixels:
-                raise BadImage(f"{image.width} x {image.height} pixels are {megapixels:.0f} megapixels, "
-                               f"over the limit of {max_megapixels:g} (data.max_megapixels)")
+                raise BadImage(
+                    f"{image.width} x {image.height} pixels are {megapixels:.0f} megapixels, "
+                    f"over the limit of {max_megapixels:g} (data.max_megapixels)"
+                )
             image.load()
             return to_rgb(image)
     except BadImage:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar, cast
 
@@ -78,28 +80,53 @@ class TrainLoader:
 
     def batch(self, step: int) -> Batch:
         """The global batch of `step`, augmented and mixed, on the device. Raises DataError."""
+        return self._augmented(self._read(step))
+
+    def _read(self, step: int) -> _Read:
         size = self.config.train.batch_size
         samples, epochs = self.order.take(step * size, size)
-        positions = self.images.valid[samples]
-        pixels, sizes = self.images.read(positions)
-        on_device = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
-        views = tuple(self.augment(on_device, sizes, epochs, positions, view) for view in range(self.config.augment.views))
-        labels = None if self.labels is None else torch.from_numpy(self.labels[samples]).to(self.device)
-        ids = torch.from_numpy(self.images.split.rows[positions])
-        return mix(Batch(views, labels, ids), self.config.augment, self.config.run.seed, step)
+        pixels, sizes = self.images.read(self.images.valid[samples])
+        return _Read(step, samples, epochs, np.ascontiguousarray(pixels), sizes)
 
-    def batches(self, start: int) -> Iterator[Batch]:
-        """Batches from `start` on, without end. With workers, the next ones are made while this one trains."""
-        height, width = self.config.model.img_size
-        size = self.config.train.batch_size * 3 * height * width * 4 * self.config.augment.views
-        fitting = int(self.config.data.memory_mb * 1e6 // size)
-        return ahead(self.batch, itertools.count(start), min(2, max(1, fitting)) if self.config.data.workers else 0)
+    def _augmented(self, read: _Read) -> Batch:
+        positions = self.images.valid[read.samples]
+        pixels = torch.from_numpy(read.pixels).to(self.device)
+        views = tuple(
+            self.augment(pixels, read.sizes, read.epochs, positions, view) for view in range(self.config.augment.views)
+        )
+        labels = None if self.labels is None else torch.from_numpy(self.labels[read.samples]).to(self.device)
+        ids = torch.from_numpy(self.images.split.rows[positions])
+        return mix(Batch(views, labels, ids), self.config.augment, self.config.run.seed, read.step)
+
+    def batches(self, start: int) -> Generator[Batch, None, None]:
+        """Batches from `start` on, without end. With workers, the images of the next ones are read meanwhile.
+
+        Only reading and decoding are done ahead: augmentation is torch's work, and on a CPU a second thread of
+        it would halve the speed of both, since each brings its own team of threads.
+        """
+        height, width = self.images.view.size
+        fitting = int(self.config.data.memory_mb * 1e6 // (self.config.train.batch_size * 3 * height * width))
+        depth = min(2, max(1, fitting)) if self.config.data.workers else 0
+        with contextlib.closing(ahead(self._read, itertools.count(start), depth)) as reads:
+            for read in reads:
+                yield self._augmented(read)
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """A batch as it lies in the cache, with its addresses."""
+
+    step: int
+    samples: NDArray[np.int64]
+    epochs: NDArray[np.int64]
+    pixels: NDArray[np.uint8]
+    sizes: NDArray[np.int32]
 
 
 T = TypeVar("T")
 
 
-def ahead(make: Callable[[int], T], numbers: Iterable[int], depth: int) -> Iterator[T]:
+def ahead(make: Callable[[int], T], numbers: Iterable[int], depth: int) -> Generator[T, None, None]:
     """make(n) for each number in order, up to `depth` of them made by a thread before they are asked for."""
     if depth == 0:
         yield from map(make, numbers)
@@ -110,7 +137,8 @@ def ahead(make: Callable[[int], T], numbers: Iterable[int], depth: int) -> Itera
     def put(item: T | None, error: BaseException | None) -> None:
         while not stop.is_set():
             try:
-                return waiting.put((item, error), timeout=0.1)
+                waiting.put((item, error), timeout=0.1)
+                return
             except queue.Full:
                 continue
 

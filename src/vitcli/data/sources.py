@@ -35,9 +35,16 @@ TEST_FRACTION = 0.2
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2")
 _SPLIT_WORDS = {
-    "train": "train", "training": "train", "trainval": "train",
-    "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
-    "test": "test", "testing": "test", "eval": "test",
+    "train": "train",
+    "training": "train",
+    "trainval": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
 }
 _LABEL_NAMES = ("label", "labels", "class", "target", "category", "fine_label", "cls", "y")
 
@@ -57,9 +64,13 @@ PRESETS: dict[str, Preset] = {
     "cifar10": Preset("uoft-cs/cifar10", "img", "label"),
     "cifar100": Preset("uoft-cs/cifar100", "img", "fine_label"),
     "pets": Preset("timm/oxford-iiit-pet", "image", "label"),
-    "flowers": Preset("nelorth/oxford-flowers", "image", "label",
-                      note="this hub copy of Flowers-102 has 7,169 training and 1,020 test images, not the official "
-                           "1,020 + 1,020 and 6,149: results do not compare with the paper's"),
+    "flowers": Preset(
+        "nelorth/oxford-flowers",
+        "image",
+        "label",
+        note="this hub copy of Flowers-102 has 7,169 training and 1,020 test images, not the official "
+        "1,020 + 1,020 and 6,149: results do not compare with the paper's",
+    ),
     "fashion-mnist": Preset("zalando-datasets/fashion_mnist", "image", "label"),
     "mnist": Preset("ylecun/mnist", "image", "label", mirror=False),
     "imagenet": Preset("ILSVRC/imagenet-1k", "image", "label", held_out="validation"),
@@ -95,7 +106,7 @@ class Split:
         row = int(self.rows[position])
         item = self.table[row][self.image_column]
         path = item.get("path") if isinstance(item, dict) else None
-        if path and (os.path.isabs(path) or "://" in path):
+        if path and (Path(path).is_absolute() or "://" in path):
             return str(path)
         return f"row {row} of split {self.table_name!r}" + (f" ({path})" if path else "")
 
@@ -198,7 +209,9 @@ def typical_size(part: Split, max_megapixels: float) -> tuple[Size, bool]:
                 turned = image.getexif().get(0x0112, 1) >= 5
                 sizes.append((image.width, image.height) if turned else (image.height, image.width))
     if not sizes:
-        raise DataError(f"none of the images looked at in split {part.name!r} can be read", "is this a data set of images?")
+        raise DataError(
+            f"none of the images looked at in split {part.name!r} can be read", "is this a data set of images?"
+        )
     heights, widths = np.median(np.array(sizes), axis=0).astype(int)
     return (int(heights), int(widths)), len(set(sizes)) == 1
 
@@ -212,7 +225,9 @@ def open_source(config: DataConfig) -> Source:
     if text == "digits":
         return _digits()
     if text == "none":
-        raise DataError("data 'none' has no images", "it serves --dry-run only, with --set data.images=… and data.classes=…")
+        raise DataError(
+            "data 'none' has no images", "it serves --dry-run only, with --set data.images=… and data.classes=…"
+        )
     if text in PRESETS:
         return _hub(text, config, PRESETS[text])
     if "://" in text:
@@ -226,8 +241,9 @@ def open_source(config: DataConfig) -> Source:
         return _file(path, config)
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:[\w.-]+)?", text) and not text.startswith(("./", "../")):
         return _hub(text, config, None)
-    raise DataError(f"no data set {text!r}: not a preset, a file, a folder or a hub id",
-                    did_you_mean(text, ["digits", *PRESETS]))
+    raise DataError(
+        f"no data set {text!r}: not a preset, a file, a folder or a hub id", did_you_mean(text, ["digits", *PRESETS])
+    )
 
 
 def _digits() -> Source:
@@ -237,7 +253,9 @@ def _digits() -> Source:
 
     bunch = load_digits()
     pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(d) for d in range(10)])})
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(d) for d in range(10)])}
+    )
     with _quiet():
         table = datasets.Dataset.from_dict({"image": list(pixels), "label": bunch.target.tolist()}, features=features)
     return _source("digits", "digits", {"train": table}, {"train": "digits-1"}, DataConfig(), mirror=False)
@@ -263,7 +281,9 @@ def _load(builder: str, what: str, **arguments: Any) -> datasets.Dataset:
         with _quiet():
             return datasets.load_dataset(builder, **arguments)
     except Exception as error:  # datasets raises many types; each is a fault of the data named
-        raise DataError(f"cannot read {what}: {_first_line(error)}", "is it whole, and in the format its name says?") from None
+        raise DataError(
+            f"cannot read {what}: {_first_line(error)}", "is it whole, and in the format its name says?"
+        ) from None
 
 
 def _first_line(error: BaseException) -> str:
@@ -294,8 +314,10 @@ def _folder(root: Path, config: DataConfig) -> Source:
         key = _stat_key(root, files)
         return _source(name, str(root), dict(found), dict.fromkeys(found, key), config)
     if not images:
-        raise DataError(f"{root} has no images and no Parquet files",
-                        "images lie in a folder a class, such as cats/1.jpg, or train/cats/1.jpg and test/cats/2.jpg")
+        raise DataError(
+            f"{root} has no images and no Parquet files",
+            "images lie in a folder a class, such as cats/1.jpg, or train/cats/1.jpg and test/cats/2.jpg",
+        )
     return _image_folder(name, root, images, config)
 
 
@@ -331,7 +353,9 @@ def _image_folder(name: str, root: Path, images: list[Path], config: DataConfig)
     names = sorted({label for items in rows.values() for _, label in items if label})
     loose = [file for items in rows.values() for file, label in items if not label]
     if names and loose:
-        raise DataError(f"{loose[0]} lies beside the class folders, so it has no class", "move it into the folder of its class")
+        raise DataError(
+            f"{loose[0]} lies beside the class folders, so it has no class", "move it into the folder of its class"
+        )
     tables, keys = {}, {}
     for split, items in rows.items():
         columns: dict[str, Any] = {"image": [str(file) for file, _ in items]}
@@ -341,8 +365,9 @@ def _image_folder(name: str, root: Path, images: list[Path], config: DataConfig)
             columns["label"] = [index[label] for _, label in items]
             features["label"] = datasets.ClassLabel(names=names)
         with _quiet():
-            tables[split] = datasets.Dataset.from_dict(columns, features=datasets.Features(features),
-                                                       split=datasets.NamedSplit(split))
+            tables[split] = datasets.Dataset.from_dict(
+                columns, features=datasets.Features(features), split=datasets.NamedSplit(split)
+            )
         keys[split] = _stat_key(root, [file for file, _ in items])
     identity = _stat_key(root, images, with_time=False)
     return _source(name, str(root), tables, keys, config, identity=identity)
@@ -362,8 +387,10 @@ def _parquet(name: str, id_: str, root: Path, shards: list[Path], config: DataCo
     groups: dict[str, list[Path]] = {}
     for shard in shards:
         groups.setdefault(_split_of(str(shard.relative_to(root))), []).append(shard)
-    tables = {split: _load("parquet", f"the Parquet files of {id_}", data_files=[str(f) for f in files], split="train")
-              for split, files in groups.items()}
+    tables = {
+        split: _load("parquet", f"the Parquet files of {id_}", data_files=[str(f) for f in files], split="train")
+        for split, files in groups.items()
+    }
     keys = {split: _stat_key(root, files) for split, files in groups.items()}
     return _source(name, id_, tables, keys, config, identity=_stat_key(root, shards, with_time=False))
 
@@ -375,7 +402,9 @@ def _file(path: Path, config: DataConfig) -> Source:
         builder = {".tar": "webdataset", ".zip": "imagefolder", ".arrow": "arrow"}[path.suffix]
         table = _load(builder, str(path), data_files=[str(path)], split="train")
         return _source(path.stem, str(path), {"train": table}, {"train": _stat_key(path.parent, [path])}, config)
-    raise DataError(f"{path} is not a data set", "a file of data ends in .parquet, .tar, .zip or .arrow; a folder holds images")
+    raise DataError(
+        f"{path} is not a data set", "a file of data ends in .parquet, .tar, .zip or .arrow; a folder holds images"
+    )
 
 
 def _address(address: str, config: DataConfig) -> Source:
@@ -387,8 +416,10 @@ def _address(address: str, config: DataConfig) -> Source:
         filesystem, path = fsspec.core.url_to_fs(address)
         found = sorted(filesystem.glob(path) if "*" in path else filesystem.find(path))
     except Exception as error:
-        raise DataError(f"cannot reach {address}: {_first_line(error)}",
-                        "is the address right, its fsspec package installed, and the network there?") from None
+        raise DataError(
+            f"cannot reach {address}: {_first_line(error)}",
+            "is the address right, its fsspec package installed, and the network there?",
+        ) from None
     full = [f if "://" in f else f"{protocol}://{f}" for f in found]
     name = re.sub(r"\W+", "-", address.rstrip("/").rpartition("/")[2].removesuffix(".parquet")).strip("-") or protocol
     shards = [f for f in full if f.endswith(".parquet")]
@@ -431,18 +462,30 @@ def _hub(text: str, config: DataConfig, preset: Preset | None) -> Source:
                 raise DataError(f"cannot load {hub_id} from the hub: {_first_line(error)}", _hub_hint(error)) from None
     if found is None:
         if folder is None:
-            raise DataError(f"{hub_id} is not in the local cache, and HF_HUB_OFFLINE is set",
-                            "unset HF_HUB_OFFLINE to download it, or give a folder or Parquet files with --data")
+            raise DataError(
+                f"{hub_id} is not in the local cache, and HF_HUB_OFFLINE is set",
+                "unset HF_HUB_OFFLINE to download it, or give a folder or Parquet files with --data",
+            )
         found = _load_snapshot(folder, hub_id, subset)
     tables = dict(found)
     if folder is not None:
         revision = folder.name
     keys = {split: f"{hub_id}:{subset}:{split}:{table._fingerprint}" for split, table in tables.items()}
     if preset is not None:
-        config = replace(config, image_column=config.image_column or preset.image, label_column=config.label_column or preset.label)
-    source = _source(name, text, tables, keys, config, mirror=preset.mirror if preset else True,
-                     held_out=preset.held_out if preset else "", revision=revision,
-                     identity=f"hub:{hub_id}:{subset}:{revision}")
+        config = replace(
+            config, image_column=config.image_column or preset.image, label_column=config.label_column or preset.label
+        )
+    source = _source(
+        name,
+        text,
+        tables,
+        keys,
+        config,
+        mirror=preset.mirror if preset else True,
+        held_out=preset.held_out if preset else "",
+        revision=revision,
+        identity=f"hub:{hub_id}:{subset}:{revision}",
+    )
     if preset is not None:
         source = _correct_preset(text, preset, source)
     return source
@@ -450,7 +493,9 @@ def _hub(text: str, config: DataConfig, preset: Preset | None) -> Source:
 
 def _hub_hint(error: BaseException) -> str:
     text = f"{type(error).__name__} {error}".lower()
-    if any(word in text for word in ("connect", "resolve", "timeout", "offline", "network", "unreachable", "max retries")):
+    if any(
+        word in text for word in ("connect", "resolve", "timeout", "offline", "network", "unreachable", "max retries")
+    ):
         return "no network? set HF_HUB_OFFLINE=1 to use cached data only, or give a folder or Parquet files with --data"
     if any(word in text for word in ("gated", "401", "403", "authenticated", "private")):
         return "ask for access on its hub page, then log in with: hf auth login"
@@ -463,7 +508,9 @@ def _cached_snapshot(hub_id: str, revision: str) -> Path | None:
 
     try:
         with _quiet():
-            return Path(snapshot_download(hub_id, repo_type="dataset", revision=revision or None, local_files_only=True))
+            return Path(
+                snapshot_download(hub_id, repo_type="dataset", revision=revision or None, local_files_only=True)
+            )
     except Exception:  # not cached, whatever the reason
         return None
 
@@ -476,8 +523,10 @@ def _load_snapshot(folder: Path, hub_id: str, subset: str) -> Any:
         with _quiet():
             return datasets.load_dataset(str(folder), subset or None)
     except Exception as error:
-        raise DataError(f"cannot read the cached {hub_id}: {_first_line(error)}",
-                        f"remove {folder} and load it again with a network") from None
+        raise DataError(
+            f"cannot read the cached {hub_id}: {_first_line(error)}",
+            f"remove {folder} and load it again with a network",
+        ) from None
 
 
 def _correct_preset(text: str, preset: Preset, source: Source) -> Source:
@@ -493,8 +542,18 @@ def _correct_preset(text: str, preset: Preset, source: Source) -> Source:
 # --- columns and labels ------------------------------------------------------------------------------------
 
 
-def _source(name: str, id_: str, tables: dict[str, datasets.Dataset], keys: dict[str, str], config: DataConfig, *,
-            mirror: bool = True, held_out: str = "", revision: str = "", identity: str = "") -> Source:
+def _source(
+    name: str,
+    id_: str,
+    tables: dict[str, datasets.Dataset],
+    keys: dict[str, str],
+    config: DataConfig,
+    *,
+    mirror: bool = True,
+    held_out: str = "",
+    revision: str = "",
+    identity: str = "",
+) -> Source:
     """Splits with their columns found and their labels checked."""
     tables = {_SPLIT_WORDS.get(split, split): table for split, table in tables.items()}
     keys = {_SPLIT_WORDS.get(split, split): key for split, key in keys.items()}
@@ -507,18 +566,40 @@ def _source(name: str, id_: str, tables: dict[str, datasets.Dataset], keys: dict
         labels = None
         if label_column and label_column in table.column_names:
             labels = _labels(table, label_column, as_index, len(named), f"{id_}, split {split!r}")
-        splits[split] = Split(split, _raw_images(table, image_column, split), image_column,
-                              np.arange(len(table), dtype=np.int64), labels, keys[split])
+        splits[split] = Split(
+            split,
+            _raw_images(table, image_column, split),
+            image_column,
+            np.arange(len(table), dtype=np.int64),
+            labels,
+            keys[split],
+        )
     splits = {s: part for s, part in splits.items() if len(part)}
     if not splits:
         raise DataError(f"{id_} is empty")
-    candidates = [s for s in (held_out, "test", "validation") if s in splits and splits[s].labels is not None and s != "train"]
+    candidates = [
+        s for s in (held_out, "test", "validation") if s in splits and splits[s].labels is not None and s != "train"
+    ]
     if len(splits) == 1:
         candidates = []
-    notes = () if candidates else (
-        f"{id_} has no test split: {TEST_FRACTION:.0%} of every class of {next(iter(splits))!r} is held out, always the same",)
-    return Source(re.sub(r"[^\w.-]+", "-", name).strip("-") or "data", id_, revision, identity or _digest(keys), named, splits,
-                  mirror, candidates[0] if candidates else "", notes)
+    notes = (
+        ()
+        if candidates
+        else (
+            f"{id_} has no test split: {TEST_FRACTION:.0%} of every class of {next(iter(splits))!r} is held out, always the same",
+        )
+    )
+    return Source(
+        re.sub(r"[^\w.-]+", "-", name).strip("-") or "data",
+        id_,
+        revision,
+        identity or _digest(keys),
+        named,
+        splits,
+        mirror,
+        candidates[0] if candidates else "",
+        notes,
+    )
 
 
 def _digest(keys: dict[str, str]) -> str:
@@ -536,11 +617,18 @@ def _image_column(table: datasets.Dataset, wanted: str, id_: str) -> str:
     images = [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
     if not images:
         schema = table.data.schema
-        images = [f.name for f in schema if pa.types.is_binary(f.type) or pa.types.is_large_binary(f.type)
-                  or (pa.types.is_struct(f.type) and "bytes" in {f.type.field(i).name for i in range(f.type.num_fields)})]
+        images = [
+            f.name
+            for f in schema
+            if pa.types.is_binary(f.type)
+            or pa.types.is_large_binary(f.type)
+            or (pa.types.is_struct(f.type) and "bytes" in {f.type.field(i).name for i in range(f.type.num_fields)})
+        ]
     if len(images) != 1:
         found = f"{len(images)} columns of images ({', '.join(images)})" if images else "no column of images"
-        raise DataError(f"{id_} has {found}; its columns: {', '.join(table.column_names)}", "name it with --set data.image_column=…")
+        raise DataError(
+            f"{id_} has {found}; its columns: {', '.join(table.column_names)}", "name it with --set data.image_column=…"
+        )
     return images[0]
 
 
@@ -559,8 +647,10 @@ def _label_column(table: datasets.Dataset, wanted: str, image_column: str, id_: 
     if named:
         return named[0]
     if typed:
-        raise DataError(f"{id_} has {len(typed)} columns of class labels: {', '.join(typed)}",
-                        "choose one with --set data.label_column=…")
+        raise DataError(
+            f"{id_} has {len(typed)} columns of class labels: {', '.join(typed)}",
+            "choose one with --set data.label_column=…",
+        )
     return ""
 
 
@@ -586,7 +676,9 @@ def _classes(tables: dict[str, datasets.Dataset], column: str) -> tuple[tuple[Cl
     return tuple(Class(str(v)) for v in ordered), {v: i for i, v in enumerate(ordered)}
 
 
-def _labels(table: datasets.Dataset, column: str, as_index: dict[Any, int] | None, count: int, where: str) -> Labels | None:
+def _labels(
+    table: datasets.Dataset, column: str, as_index: dict[Any, int] | None, count: int, where: str
+) -> Labels | None:
     """Labels 0..count-1, or None where every one of them is missing. Raises DataError with the row of a wrong one."""
     values = _column(table, column)
     if as_index is not None:
@@ -598,8 +690,11 @@ def _labels(table: datasets.Dataset, column: str, as_index: dict[Any, int] | Non
         return None
     if len(wrong):
         row = int(wrong[0])
-        raise DataError(f"{where}: row {row} has label {values[row].as_py()!r}, not one of the {count} classes "
-                        f"({len(wrong)} such row{'s' * (len(wrong) > 1)})", "correct or remove these rows")
+        raise DataError(
+            f"{where}: row {row} has label {values[row].as_py()!r}, not one of the {count} classes "
+            f"({len(wrong)} such row{'s' * (len(wrong) > 1)})",
+            "correct or remove these rows",
+        )
     return labels
 
 
@@ -611,5 +706,7 @@ def _raw_images(table: datasets.Dataset, column: str, split: str) -> datasets.Da
     try:
         return table.cast_column(column, datasets.Image(decode=False)).with_format(None)
     except Exception as error:
-        raise DataError(f"column {column!r} of split {split!r} does not hold images: {_first_line(error)}",
-                        "name the column of images with --set data.image_column=…") from None
+        raise DataError(
+            f"column {column!r} of split {split!r} does not hold images: {_first_line(error)}",
+            "name the column of images with --set data.image_column=…",
+        ) from None

@@ -37,7 +37,9 @@ class Evaluation:
     unreadable: int
 
 
-def logits_of(model: ViT, images: Float[Tensor, "batch 3 height width"], bf16: bool, views: int) -> Float[Tensor, "batch classes"]:
+def logits_of(
+    model: ViT, images: Float[Tensor, "batch 3 height width"], bf16: bool, views: int
+) -> Float[Tensor, "batch classes"]:
     """Logits in float32; with two views the mean over the image and its mirror image."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
         result: Tensor = model(images).float()
@@ -46,8 +48,18 @@ def logits_of(model: ViT, images: Float[Tensor, "batch 3 height width"], bf16: b
     return result
 
 
-def evaluate(model: ViT, split: Split, outputs: NDArray[np.int64], config: EvalConfig, data: DataConfig, *,
-             device: torch.device, bf16: bool, limit: int = 0, progress: Progress = silent) -> Evaluation:
+def evaluate(
+    model: ViT,
+    split: Split,
+    outputs: NDArray[np.int64],
+    config: EvalConfig,
+    data: DataConfig,
+    *,
+    device: torch.device,
+    bf16: bool,
+    limit: int = 0,
+    progress: Progress = silent,
+) -> Evaluation:
     """Measure `model` on `split`. `outputs` maps the data's classes to the model's; `limit` stops after so many images.
 
     Raises DataError at an image that cannot be read, or counts it in `unreadable` with data.on_bad_image=skip.
@@ -63,24 +75,35 @@ def evaluate(model: ViT, split: Split, outputs: NDArray[np.int64], config: EvalC
     with torch.inference_mode():
         for start, pixels in zip(range(0, len(positions), size), _pixels(images, positions, size, device), strict=True):
             logits = logits_of(model, normalise(to_float(pixels), config), bf16, config.views)
-            here = positions[start:start + size]
+            here = positions[start : start + size]
             tally.add(logits, torch.from_numpy(outputs[split.labels[here]]))
             best = logits.cpu().double().softmax(1).topk(k, 1)
             top.append(best.indices.numpy())
             scores.append(best.values.numpy())
             progress("evaluating", start + len(here), len(positions))
     seconds = time.monotonic() - started
-    metrics = {"split": split.name, **tally.result(), "seconds": seconds,
-               "images_per_second": len(positions) / seconds if seconds else 0.0}
-    return Evaluation(metrics, tally, positions, outputs[split.labels[positions]],
-                      np.concatenate(top) if top else np.zeros((0, k), np.int64),
-                      np.concatenate(scores) if scores else np.zeros((0, k)), len(images.bad))
+    metrics = {
+        "split": split.name,
+        **tally.result(),
+        "seconds": seconds,
+        "images_per_second": len(positions) / seconds if seconds else 0.0,
+    }
+    return Evaluation(
+        metrics,
+        tally,
+        positions,
+        outputs[split.labels[positions]],
+        np.concatenate(top) if top else np.zeros((0, k), np.int64),
+        np.concatenate(scores) if scores else np.zeros((0, k)),
+        len(images.bad),
+    )
 
 
 def _pixels(images: Images, positions: NDArray[np.int64], size: int, device: torch.device) -> Any:
     """Batches of decoded images, the next decoded while this one is measured."""
+
     def read(start: int) -> Tensor:
-        return torch.from_numpy(images.read(positions[start:start + size])[0])
+        return torch.from_numpy(images.read(positions[start : start + size])[0])
 
     for pixels in ahead(read, range(0, len(positions), size), 2 if images.config.workers else 0):
         yield pixels.to(device)

@@ -21,15 +21,19 @@ PREDICTION_FORMATS = (".parquet", ".csv", ".jsonl")
 def summary(evaluation: Evaluation, classes: Sequence[Class]) -> dict[str, Any]:
     """The fields of `vit eval --json`."""
     tally = evaluation.tally
-    per_class = [c.as_json() | {"n": int(n), "top1": top1}
-                 for c, n, top1 in zip(classes, tally.class_n, tally.per_class(), strict=True)]
+    per_class = [
+        c.as_json() | {"n": int(n), "top1": top1}
+        for c, n, top1 in zip(classes, tally.class_n, tally.per_class(), strict=True)
+    ]
     extra = {"unreadable": evaluation.unreadable} if evaluation.unreadable else {}
     return evaluation.metrics | {"classes": per_class, "balanced_top1": tally.balanced()} | extra
 
 
 def check_predictions(path: Path) -> None:
     if path.suffix not in PREDICTION_FORMATS:
-        raise UsageError(f"--predictions {path}: unknown ending {path.suffix!r}", f"known: {', '.join(PREDICTION_FORMATS)}")
+        raise UsageError(
+            f"--predictions {path}: unknown ending {path.suffix!r}", f"known: {', '.join(PREDICTION_FORMATS)}"
+        )
 
 
 def predictions(evaluation: Evaluation, split: Split, classes: Sequence[Class]) -> dict[str, list[Any]]:
@@ -53,6 +57,7 @@ def predictions(evaluation: Evaluation, split: Split, classes: Sequence[Class]) 
 
 def write_table(path: Path, table: dict[str, list[Any]]) -> None:
     """Columns as Parquet, CSV or JSON lines, by the file's ending. Raises ResourceError."""
+
     def write(temporary: Path) -> None:
         import pyarrow as pa
 
@@ -66,6 +71,20 @@ def write_table(path: Path, table: dict[str, list[Any]]) -> None:
 
             pyarrow.csv.write_csv(arrow, temporary)
         else:
-            temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in arrow.to_pylist()), encoding="utf-8")
+            temporary.write_text(
+                "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in arrow.to_pylist()), encoding="utf-8"
+            )
 
     files.write_file(path, write)
+
+
+def draw_confusion(evaluation: Evaluation, classes: Sequence[Class], title: str, path: Path) -> None:
+    """True against predicted classes, of those that occur as either. Raises ResourceError."""
+    from vitcli import plots
+
+    present = np.union1d(evaluation.targets, evaluation.top[:, 0])
+    place = {int(c): i for i, c in enumerate(present)}
+    counts = np.zeros((len(present), len(present)), np.int64)
+    for target, prediction in zip(evaluation.targets, evaluation.top[:, 0], strict=True):
+        counts[place[int(target)], place[int(prediction)]] += 1
+    plots.confusion(counts, [classes[int(c)].name for c in present], title, path)

@@ -15,8 +15,9 @@ is the larger cost.
 """
 
 
-def attention_weights(q: Float[Tensor, "batch heads queries dim"],
-                      k: Float[Tensor, "batch heads keys dim"]) -> Float[Tensor, "batch heads queries keys"]:
+def attention_weights(
+    q: Float[Tensor, "batch heads queries dim"], k: Float[Tensor, "batch heads keys dim"]
+) -> Float[Tensor, "batch heads queries keys"]:
     """softmax(q kᵀ / √dim): each row sums to one."""
     return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1)
 
@@ -26,8 +27,11 @@ def uses_plain(device: str, tokens: int) -> bool:
     return device == "cpu" and tokens <= PLAIN_TOKENS_ON_CPU
 
 
-def attend(q: Float[Tensor, "batch heads tokens dim"], k: Float[Tensor, "batch heads tokens dim"],
-           v: Float[Tensor, "batch heads tokens dim"]) -> Float[Tensor, "batch heads tokens dim"]:
+def attend(
+    q: Float[Tensor, "batch heads tokens dim"],
+    k: Float[Tensor, "batch heads tokens dim"],
+    v: Float[Tensor, "batch heads tokens dim"],
+) -> Float[Tensor, "batch heads tokens dim"]:
     """attention_weights(q, k) v, by the path that is faster for the device and length."""
     if uses_plain(q.device.type, q.shape[-2]):
         return attention_weights(q, k) @ v

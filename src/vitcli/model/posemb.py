@@ -12,8 +12,9 @@ from vitcli.config import Size
 METHODS = ("paper", "bicubic", "bicubic-antialias")
 
 
-def resize_position_embedding(table: Float[Tensor, "1 rows width"], from_grid: Size, to_grid: Size, prefix: int,
-                              method: str = "bicubic") -> Float[Tensor, "1 new_rows width"]:
+def resize_position_embedding(
+    table: Float[Tensor, "1 rows width"], from_grid: Size, to_grid: Size, prefix: int, method: str = "bicubic"
+) -> Float[Tensor, "1 new_rows width"]:
     """The table for `to_grid` from one for `from_grid`, interpolated in two dimensions in float32.
 
     The first `prefix` rows belong to the class token and are kept. `paper` is bilinear with the corners
@@ -27,6 +28,8 @@ def resize_position_embedding(table: Float[Tensor, "1 rows width"], from_grid: S
     if method == "paper":
         image = F.interpolate(image, to_grid, mode="bilinear", align_corners=True)
     else:
-        image = F.interpolate(image, to_grid, mode="bicubic", align_corners=False, antialias=method == "bicubic-antialias")
+        image = F.interpolate(
+            image, to_grid, mode="bicubic", align_corners=False, antialias=method == "bicubic-antialias"
+        )
     cells = image.permute(0, 2, 3, 1).reshape(1, to_grid[0] * to_grid[1], -1).to(table.dtype)
     return torch.cat([head, cells], dim=1)

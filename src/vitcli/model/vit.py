@@ -1,7 +1,7 @@
 """The Vision Transformer (Dosovitskiy et al., 2021, §3.1 and appendix A), under timm's parameter names.
 
-    images → patches · E + b → [class token; patches] + positions → depth × (x + MSA(LN x); x + MLP(LN x)) → LN
-           → the class token, or the mean of all tokens → [tanh layer] → head
+images → patches · E + b → [class token; patches] + positions → depth × (x + MSA(LN x); x + MLP(LN x)) → LN
+       → the class token, or the mean of all tokens → [tanh layer] → head
 """
 
 from __future__ import annotations
@@ -64,8 +64,9 @@ class Block(nn.Module):
     def mlp_branch(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
         return self.drop(self.mlp(self.norm2(x)))
 
-    def forward(self, x: Float[Tensor, "batch tokens width"],
-                keep: Bool[Tensor, "2 batch"] | None = None) -> Float[Tensor, "batch tokens width"]:
+    def forward(
+        self, x: Float[Tensor, "batch tokens width"], keep: Bool[Tensor, "2 batch"] | None = None
+    ) -> Float[Tensor, "batch tokens width"]:
         for index, branch in enumerate((self.attention_branch, self.mlp_branch)):
             if keep is None or self.drop_path == 0:
                 x = x + branch(x)
@@ -118,22 +119,25 @@ class ViT(nn.Module):
             x = torch.cat([self.cls_token.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
         return self.pos_drop(x + self.pos_embed)
 
-    def encode(self, images: Float[Tensor, "batch 3 height width"],
-               keep: Bool[Tensor, "depth 2 batch"] | None = None) -> Float[Tensor, "batch tokens dim"]:
+    def encode(
+        self, images: Float[Tensor, "batch 3 height width"], keep: Bool[Tensor, "depth 2 batch"] | None = None
+    ) -> Float[Tensor, "batch tokens dim"]:
         """All tokens after the last LayerNorm. `keep` are DropPath's rows, known before any branch runs."""
         x = self.embed(images)
         for index, block in enumerate(self.blocks):
             x = block(x, None if keep is None else keep[index])
         return self.norm(x)
 
-    def features(self, images: Float[Tensor, "batch 3 height width"],
-                 keep: Bool[Tensor, "depth 2 batch"] | None = None) -> Float[Tensor, "batch dim"]:
+    def features(
+        self, images: Float[Tensor, "batch 3 height width"], keep: Bool[Tensor, "depth 2 batch"] | None = None
+    ) -> Float[Tensor, "batch dim"]:
         """What the head reads."""
         tokens = self.encode(images, keep)
         return self.pre_logits(tokens[:, 0] if self.config.pool == "cls" else tokens.mean(dim=1))
 
-    def forward(self, images: Float[Tensor, "batch 3 height width"],
-                keep: Bool[Tensor, "depth 2 batch"] | None = None) -> Float[Tensor, "batch classes"]:
+    def forward(
+        self, images: Float[Tensor, "batch 3 height width"], keep: Bool[Tensor, "depth 2 batch"] | None = None
+    ) -> Float[Tensor, "batch classes"]:
         """Logits of normalised images. Raises ValueError for images of another size than the configuration's."""
         if tuple(images.shape[2:]) != tuple(self.config.img_size):
             raise ValueError(f"images of {tuple(images.shape[2:])}, the model takes {tuple(self.config.img_size)}")
@@ -160,8 +164,9 @@ def init_weights(model: ViT, seed: int, head_bias: float = 0.0) -> None:
 
     def lecun(weight: Tensor) -> None:
         std = 1 / math.sqrt(weight[0].numel())
-        nn.init.trunc_normal_(weight, std=std / 0.87962566, a=-2 * std / 0.87962566, b=2 * std / 0.87962566,
-                              generator=generator)
+        nn.init.trunc_normal_(
+            weight, std=std / 0.87962566, a=-2 * std / 0.87962566, b=2 * std / 0.87962566, generator=generator
+        )
 
     lecun(model.patch_embed.proj.weight)
     nn.init.zeros_(_bias(model.patch_embed.proj))

@@ -10,18 +10,38 @@ from vitcli.config import format_size
 from vitcli.train.plan import Plan
 from vitcli.train.runlog import Event
 from vitcli.weights import checkpoint
-from vitcli.weights.checkpoint import WEIGHTS, Description, Tensors
+from vitcli.weights.checkpoint import Tensors
+from vitcli.weights.describe import WEIGHTS, Description
 
 
 def describe_run(plan: Plan, folder: Path, steps: int, images_seen: int, scores: dict[str, Any]) -> Description:
     """The document that goes into the checkpoint's header."""
     config, source = plan.config, plan.source
-    parent = {} if plan.parent is None else {"parent": {"path": str(plan.parent.path), "sha256": plan.parent.sha256,
-                                                         "data": plan.parent.provenance.get("data")}}
-    data = {} if source is None else {"id": source.id, "name": source.name, "revision": source.revision, "identity": source.identity}
+    parent = (
+        {}
+        if plan.parent is None
+        else {
+            "parent": {
+                "path": str(plan.parent.path),
+                "sha256": plan.parent.sha256,
+                "data": plan.parent.provenance.get("data"),
+            }
+        }
+    )
+    data = (
+        {}
+        if source is None
+        else {"id": source.id, "name": source.name, "revision": source.revision, "identity": source.identity}
+    )
     provenance = {
-        "command": config.run.command, "data": data, "recipe": config.run.recipe, "seed": config.run.seed, "steps": steps,
-        "images_seen": images_seen, "train_flops": plan.train_flops(images_seen), **parent,
+        "command": config.run.command,
+        "data": data,
+        "recipe": config.run.recipe,
+        "seed": config.run.seed,
+        "steps": steps,
+        "images_seen": images_seen,
+        "train_flops": plan.train_flops(images_seen),
+        **parent,
     }
     kept = {k: v for k, v in scores.items() if k in ("split", "top1", "top5", "loss", "ece", "n")}
     return Description(folder / WEIGHTS, config.model, plan.classes, config.eval, provenance, kept)
@@ -31,9 +51,15 @@ def timm_config(description: Description) -> dict[str, Any]:
     """`config.json` as timm reads it from a local folder or the hub."""
     model, config = description.model, description.eval
     arguments = {
-        "img_size": list(model.img_size), "patch_size": list(model.patch), "embed_dim": model.width, "depth": model.depth,
-        "num_heads": model.heads, "mlp_ratio": model.mlp / model.width, "class_token": model.class_token,
-        "global_pool": "token" if model.pool == "cls" else "avg", "fc_norm": False,
+        "img_size": list(model.img_size),
+        "patch_size": list(model.patch),
+        "embed_dim": model.width,
+        "depth": model.depth,
+        "num_heads": model.heads,
+        "mlp_ratio": model.mlp / model.width,
+        "class_token": model.class_token,
+        "global_pool": "token" if model.pool == "cls" else "avg",
+        "fc_norm": False,
         "act_layer": "gelu_tanh" if model.gelu == "tanh" else "gelu",
     }
     return {
@@ -43,10 +69,17 @@ def timm_config(description: Description) -> dict[str, Any]:
         "model_args": arguments,
         "label_names": [c.name for c in description.classes],
         "pretrained_cfg": {
-            "num_classes": model.classes, "input_size": [3, *model.img_size], "fixed_input_size": True, "pool_size": None,
-            "crop_pct": config.crop, "crop_mode": "squash" if config.resize == "square" else "center",
-            "interpolation": config.interpolation, "mean": list(config.mean), "std": list(config.std),
-            "first_conv": "patch_embed.proj", "classifier": "head",
+            "num_classes": model.classes,
+            "input_size": [3, *model.img_size],
+            "fixed_input_size": True,
+            "pool_size": None,
+            "crop_pct": config.crop,
+            "crop_mode": "squash" if config.resize == "square" else "center",
+            "interpolation": config.interpolation,
+            "mean": list(config.mean),
+            "std": list(config.std),
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
         },
     }
 
@@ -60,22 +93,26 @@ def _card(description: Description, report: dict[str, Any], plan: Plan) -> str:
     shown = ", ".join(c.name for c in description.classes[:20]) + (" …" if len(description.classes) > 20 else "")
     source = plan.source.id if plan.source else "none"
     trained = f"fine-tuned from `{plan.parent.path.name}`" if plan.parent else "trained from random weights"
-    result = "" if scores is None else f"""
+    result = (
+        ""
+        if scores is None
+        else f"""
 ## Results
 
 | split | images | top-1 | top-5 | loss (nats) | calibration error |
 |---|---|---|---|---|---|
-| {scores['split']} | {scores['n']:,} | {percent(scores['top1'])} | {percent(scores['top5'])} | {scores['loss']:.4f} | {percent(scores['ece'])} |
+| {scores["split"]} | {scores["n"]:,} | {percent(scores["top1"])} | {percent(scores["top5"])} | {scores["loss"]:.4f} | {percent(scores["ece"])} |
 
 ![training curves](curves.png)
 """
+    )
     return f"""---
 library_name: vit
 pipeline_tag: image-classification
 tags: [vision-transformer, image-classification]
 ---
 
-# {model.name} on {plan.source.name if plan.source else 'none'}
+# {model.name} on {plan.source.name if plan.source else "none"}
 
 A Vision Transformer {trained} on `{source}`.
 
@@ -85,7 +122,7 @@ A Vision Transformer {trained} on `{source}`.
 | input | {format_size(model.img_size)} px, patches of {format_size(model.patch)}, {model.tokens} tokens, {2 * flops.macs(model) / 1e9:.3g} GFLOPs an image |
 | classes | {len(description.classes)}: {shown} |
 | recipe | `{config.run.recipe}`, seed {config.run.seed} |
-| training | {report['steps']:,} steps, {report['images_seen']:,} images, {report['train_flops']:.3g} FLOPs, {report['seconds']:,.0f} s |
+| training | {report["steps"]:,} steps, {report["images_seen"]:,} images, {report["train_flops"]:.3g} FLOPs, {report["seconds"]:,.0f} s |
 {result}
 ## Use
 
@@ -103,6 +140,8 @@ def write(plan: Plan, folder: Path, tensors: Tensors, report: dict[str, Any], li
     description = describe_run(plan, folder, report["steps"], report["images_seen"], report["eval"] or {})
     checkpoint.save(description, tensors)
     files.write_json(folder / "config.json", timm_config(description))
-    plots.curves(lines, f"{plan.config.model.name} on {plan.source.name if plan.source else 'none'}", folder / "curves.png")
+    plots.curves(
+        lines, f"{plan.config.model.name} on {plan.source.name if plan.source else 'none'}", folder / "curves.png"
+    )
     files.write_text(folder / "README.md", _card(description, report, plan))
     files.write_json(folder / "report.json", report)

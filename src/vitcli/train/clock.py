@@ -57,8 +57,12 @@ class Clock:
         if self.budget is None or self.anchors[-1].step >= step:
             return False
         late = seconds - self.anchors[-1].seconds > _LARGEST_GAP * self.budget
-        return step in _FIRST_ESTIMATES or step % ESTIMATE_EVERY == 0 or (late and step >= _FIRST_ESTIMATES[0]) \
+        return (
+            step in _FIRST_ESTIMATES
+            or step % ESTIMATE_EVERY == 0
+            or (late and step >= _FIRST_ESTIMATES[0])
             or seconds >= self.budget
+        )
 
     def estimate(self, step: int, seconds: float, reserve: float) -> Anchor:
         """A new anchor from the time used; `reserve` seconds are needed after the last step.

@@ -29,7 +29,8 @@ from vitcli.train.runfolder import Place
 from vitcli.train.runlog import Log, metrics_file, read_lines, rewind
 from vitcli.train.runtime import Runtime, Signals
 from vitcli.train.step import Update, train_step
-from vitcli.weights.checkpoint import WEIGHTS, Tensors, adapt, load, resized
+from vitcli.weights.checkpoint import Tensors, adapt, load, resized
+from vitcli.weights.describe import WEIGHTS
 
 Report = dict[str, Any]
 
@@ -76,8 +77,10 @@ def _preflight(plan: Plan, folder: Path) -> None:
     """Raises ResourceError where two saved steps and the checkpoint do not fit on the disk."""
     needed, free = 2 * plan.memory().state, files.free_bytes(folder)
     if needed > free:
-        raise ResourceError(f"{folder} has {free:,} bytes free; two saved steps need {needed:,}",
-                            "free some space, or choose another folder with --out")
+        raise ResourceError(
+            f"{folder} has {free:,} bytes free; two saved steps need {needed:,}",
+            "free some space, or choose another folder with --out",
+        )
 
 
 @dataclass(eq=False)
@@ -102,7 +105,8 @@ class _Run:
             log("warning", text=fault)
         self.runtime = self._runtime(saved)
         self.images = self._open_images()
-        outputs = plan.train.labels if plan.train is None or plan.train.labels is None else plan.outputs[plan.train.labels]
+        assert plan.train is not None and plan.train.labels is not None
+        outputs = plan.outputs[plan.train.labels]
         self.loader = TrainLoader(self.images, outputs, self.config, self.runtime.device)
         self.model = self._model(saved is not None).to(self.runtime.device)
         self.objective = Classify(self.config.train).to(self.runtime.device)
@@ -130,7 +134,9 @@ class _Run:
         now = machine.as_json(self.config.model.tokens)
         changed = [f"{k} {then[k]} → {now[k]}" for k in now if then.get(k) != now[k]]
         if changed:
-            self.log("warning", text=f"resumed on another machine ({', '.join(changed)}): the result will not be bit-equal")
+            self.log(
+                "warning", text=f"resumed on another machine ({', '.join(changed)}): the result will not be bit-equal"
+            )
         return machine
 
     def _open_images(self) -> Images:
@@ -140,8 +146,11 @@ class _Run:
         images = open_images(plan.train, view, self.config.data, self.log.progress)
         if images.bad:
             position, reason = images.bad[0]
-            self.log("warning", text=f"{len(images.bad)} unreadable training images are skipped, the first is "
-                                     f"{plan.train.describe(position)}: {reason}")
+            self.log(
+                "warning",
+                text=f"{len(images.bad)} unreadable training images are skipped, the first is "
+                f"{plan.train.describe(position)}: {reason}",
+            )
         return images
 
     def _model(self, restored: bool) -> ViT:
@@ -170,8 +179,9 @@ class _Run:
             if self.average is not None:
                 self.average.weights = {k: v.to(self.runtime.device) for k, v in saved.groups["average"].items()}
         except (KeyError, RuntimeError) as error:
-            raise CheckpointError(f"the state of {self.folder} does not fit its configuration: {error}",
-                                  "start anew with --resume never") from None
+            raise CheckpointError(
+                f"the state of {self.folder} does not fit its configuration: {error}", "start anew with --resume never"
+            ) from None
         used = max([saved.values["seconds"], *(a.seconds for a in self.clock.anchors)])
         self.at = _Progress(self.loader.restore(saved.values["loader"]), used, saved.step, saved_step=saved.step)
         self.log("note", text=f"resumed at step {saved.step}")
@@ -193,7 +203,9 @@ class _Run:
             "steps": self.at.step,
             "images_seen": images_seen,
             "seconds": seconds,
-            "images_per_second": sorted(line["images_per_second"] for line in training)[len(training) // 2] if training else 0.0,
+            "images_per_second": sorted(line["images_per_second"] for line in training)[len(training) // 2]
+            if training
+            else 0.0,
             "train_flops": self.plan.train_flops(images_seen),
             "eval": scores,
             "resumed_from": self.at.resumed_from,
@@ -210,7 +222,7 @@ class _Run:
         self.at.saved_at = time.monotonic()
         first, since, then = self.at.step, self.at.step, time.monotonic()
         batches = self.loader.batches(self.at.step)
-        with Signals() as signals, contextlib.closing(batches):  # type: ignore[type-var]
+        with Signals() as signals, contextlib.closing(batches):
             while not self.clock.finished(self.at.step):
                 update = self._step(next(batches), first)
                 step, every = self.at.step, self.config.train.log_every_steps
@@ -222,14 +234,20 @@ class _Run:
                     rate = (step - since) * self.config.train.batch_size / max(now - then, 1e-9)
                     since, then = step, now
                     self._log_step(update, rate)
-                if self.config.train.eval_every_steps and step % self.config.train.eval_every_steps == 0 \
-                        and not self.clock.finished(step):
+                if (
+                    self.config.train.eval_every_steps
+                    and step % self.config.train.eval_every_steps == 0
+                    and not self.clock.finished(step)
+                ):
                     self._evaluate()
                     since, then = step, time.monotonic()
                 if signals.received:
                     self._save("saved", 75)
                     name = signal.Signals(signals.received).name
-                    raise Interrupted(f"stopped by {name} at step {step}, saved in {self.folder}", "run the same command again to go on")
+                    raise Interrupted(
+                        f"stopped by {name} at step {step}, saved in {self.folder}",
+                        "run the same command again to go on",
+                    )
                 if self._save_is_due():
                     self._save("running")
 
@@ -241,9 +259,10 @@ class _Run:
             update = train_step(self.model, self.objective, self.optimizer, batch, self.config, step, self.runtime)
         except torch.OutOfMemoryError:
             micro = self.config.train.batch_size // self.config.train.accumulate
-            raise ResourceError(f"out of memory on {self.runtime.device} with {micro} images at a time",
-                                f"run again with --set train.accumulate={2 * self.config.train.accumulate}: "
-                                "the result is the same") from None
+            raise ResourceError(
+                f"out of memory on {self.runtime.device} with {micro} images at a time",
+                f"run again with --set train.accumulate={2 * self.config.train.accumulate}: the result is the same",
+            ) from None
         except DivergedError:
             if self.at.saved_step < 0 and step > first:
                 self._save("failed", 5)
@@ -255,13 +274,25 @@ class _Run:
 
     def _log_step(self, update: Update, rate: float) -> None:
         step = self.at.step
-        self.log("step", step=step, epoch=self.loader.epoch(step), images_seen=step * self.config.train.batch_size,
-                 loss=update.loss, lr=self.config.optim.lr * self.factor, grad_norm=update.grad_norm,
-                 images_per_second=rate, seconds=self._seconds(), total=self.clock.total(step), **update.metrics)
+        self.log(
+            "step",
+            step=step,
+            epoch=self.loader.epoch(step),
+            images_seen=step * self.config.train.batch_size,
+            loss=update.loss,
+            lr=self.config.optim.lr * self.factor,
+            grad_norm=update.grad_norm,
+            images_per_second=rate,
+            seconds=self._seconds(),
+            total=self.clock.total(step),
+            **update.metrics,
+        )
 
     def _save_is_due(self) -> bool:
         every, seconds = self.config.train.save_every_steps, self.config.train.save_every_seconds
-        return (every > 0 and self.at.step % every == 0) or (seconds > 0 and time.monotonic() - self.at.saved_at >= seconds)
+        return (every > 0 and self.at.step % every == 0) or (
+            seconds > 0 and time.monotonic() - self.at.saved_at >= seconds
+        )
 
     def _save(self, status: str, code: int | None = None) -> None:
         started = time.monotonic()
@@ -270,8 +301,11 @@ class _Run:
             groups["objective"] = dict(self.objective.state_dict())
         if self.average is not None:
             groups["average"] = self.average.weights
-        values = {"loader": self.loader.state(self.at.step), "seconds": self._seconds(),
-                  "runtime": self.runtime.as_json(self.config.model.tokens)}
+        values = {
+            "loader": self.loader.state(self.at.step),
+            "seconds": self._seconds(),
+            "runtime": self.runtime.as_json(self.config.model.tokens),
+        }
         if self.at.saved_step != self.at.step:
             state.save(self.folder / "state", state.Saved(self.at.step, groups, values))
         runfolder.write_status(self.folder, status, self.at.step, code)
@@ -301,15 +335,30 @@ class _Run:
         if held_out is None or not len(held_out) or held_out.labels is None:
             return None
         with self._averaged() as model:
-            result = evaluate(model, held_out, self.plan.outputs, self.config.eval, self.config.data, device=self.runtime.device,
-                              bf16=self.runtime.bf16, limit=limit, progress=(lambda *_: None) if limit else self.log.progress)
+            result = evaluate(
+                model,
+                held_out,
+                self.plan.outputs,
+                self.config.eval,
+                self.config.data,
+                device=self.runtime.device,
+                bf16=self.runtime.bf16,
+                limit=limit,
+                progress=(lambda *_: None) if limit else self.log.progress,
+            )
         fields = ("split", "top1", "top5", "loss", "ece", "n")
         scores = {k: result.metrics[k] for k in fields}
         if not limit:
             if result.unreadable:
                 self.log("warning", text=f"{result.unreadable} unreadable images are left out of the evaluation")
-            self.log("eval", step=self.at.step, epoch=self.loader.epoch(self.at.step),
-                     images_seen=self.at.step * self.config.train.batch_size, seconds=self._seconds(), eval=scores)
+            self.log(
+                "eval",
+                step=self.at.step,
+                epoch=self.loader.epoch(self.at.step),
+                images_seen=self.at.step * self.config.train.batch_size,
+                seconds=self._seconds(),
+                eval=scores,
+            )
         return scores
 
     def _measure_evaluation(self) -> None:
@@ -323,5 +372,8 @@ class _Run:
         self.reserve += (time.monotonic() - started) * count / min(_PROBE_IMAGES, count)
         if self._seconds() + self.reserve > self.config.train.time_budget:
             needed = self._seconds() + self.reserve
-            raise UsageError(f"--time-budget {self.config.train.time_budget:g}s leaves no time to train: start and evaluation take "
-                             f"{needed:.0f} s", "give more time")
+            raise UsageError(
+                f"--time-budget {self.config.train.time_budget:g}s leaves no time to train: start and evaluation take "
+                f"{needed:.0f} s",
+                "give more time",
+            )

@@ -30,7 +30,9 @@ def draw_noise(model: ViT, seed: int, step: int, batch: int, device: torch.devic
     rates = [block.drop_path for block in model.blocks if isinstance(block, Block)]
     if not any(rates):
         return Noise(None)
-    keep = np.stack([generator(seed, "drop-path", step, layer).random((2, batch)) >= rate for layer, rate in enumerate(rates)])
+    keep = np.stack(
+        [generator(seed, "drop-path", step, layer).random((2, batch)) >= rate for layer, rate in enumerate(rates)]
+    )
     return Noise(torch.from_numpy(keep).to(device))
 
 

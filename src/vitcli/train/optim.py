@@ -34,8 +34,13 @@ def lr_factor(config: OptimConfig, step: int, progress: float, total: float) -> 
     Warm-up is linear and its first update is above zero; the decay runs over what remains after it.
     """
     warm = min(1.0, config.warmup_steps / max(total, 1.0)) if config.warmup_steps else config.warmup
-    rising = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else min(1.0, progress / warm + 1 / max(total * warm, 1)) \
-        if warm else 1.0
+    rising = (
+        min(1.0, (step + 1) / config.warmup_steps)
+        if config.warmup_steps
+        else min(1.0, progress / warm + 1 / max(total * warm, 1))
+        if warm
+        else 1.0
+    )
     p = min(1.0, max(0.0, (progress - warm) / (1 - warm))) if warm < 1 else 0.0
     if config.schedule == "cosine":
         falling = config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * p))
@@ -51,7 +56,9 @@ def lr_factor(config: OptimConfig, step: int, progress: float, total: float) -> 
 class Optimizer:
     """AdamW, SGD with momentum, or Muon for the blocks' matrices with AdamW for the rest, with layer-wise rates."""
 
-    def __init__(self, named: Iterator[tuple[str, nn.Parameter]], config: OptimConfig, depth: int, fused: bool = True) -> None:
+    def __init__(
+        self, named: Iterator[tuple[str, nn.Parameter]], config: OptimConfig, depth: int, fused: bool = True
+    ) -> None:
         self.config = config
         groups: dict[tuple[bool, bool, int], list[tuple[str, nn.Parameter]]] = {}
         for name, parameter in named:
@@ -59,12 +66,16 @@ class Optimizer:
                 muon = config.name == "muon" and parameter.ndim == 2 and name.startswith("blocks.")
                 key = (muon, is_decayed(name, parameter), layer_of(name, depth))
                 groups.setdefault(key, []).append((name, parameter))
-        matrices, others = [], []
+        matrices: list[dict[str, Any]] = []
+        others: list[dict[str, Any]] = []
         for (muon, decayed, layer), members in sorted(groups.items(), key=lambda item: item[0]):
             rate = config.layer_decay ** (depth + 1 - layer)
-            group = {"params": [p for _, p in members], "names": [n for n, _ in members],
-                     "base_lr": rate * (config.muon_lr if muon else config.lr),
-                     "weight_decay": config.weight_decay if decayed else 0.0}
+            group = {
+                "params": [p for _, p in members],
+                "names": [n for n, _ in members],
+                "base_lr": rate * (config.muon_lr if muon else config.lr),
+                "weight_decay": config.weight_decay if decayed else 0.0,
+            }
             (matrices if muon else others).append(group)
         self.parts: list[torch.optim.Optimizer] = []
         if matrices:
@@ -117,8 +128,10 @@ class Optimizer:
         for part in self.parts:
             for group in part.param_groups:
                 for name, parameter in zip(group["names"], group["params"], strict=True):
-                    part.state[parameter] = {what: value.clone() if what == "step" else value.to(parameter.device).clone()
-                                             for what, value in by_name[name].items()}
+                    part.state[parameter] = {
+                        what: value.clone() if what == "step" else value.to(parameter.device).clone()
+                        for what, value in by_name[name].items()
+                    }
 
 
 class Average:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,16 +26,28 @@ from vitcli.data.sources import Source, Split, fraction_of, open_source, typical
 from vitcli.errors import DataError, UsageError
 from vitcli.recipes import Facts, configure, default_recipe
 from vitcli.train import runtime
-from vitcli.weights.checkpoint import Description, describe, locate
+from vitcli.weights.describe import Description, describe, locate
 
-_FIXED_BY_PARENT = ("width", "depth", "heads", "mlp", "patch", "gelu", "norm_eps", "class_token", "pre_logits", "pool", "name")
+_FIXED_BY_PARENT = (
+    "width",
+    "depth",
+    "heads",
+    "mlp",
+    "patch",
+    "gelu",
+    "norm_eps",
+    "class_token",
+    "pre_logits",
+    "pool",
+    "name",
+)
 
 
 @dataclass(frozen=True)
 class Request:
     """What was asked for: `overrides` are the configuration file's, --set's and the options' values together."""
 
-    command: str
+    command: Literal["pretrain", "finetune"]
     overrides: Overrides = field(default_factory=dict)
     init: str = ""  # finetune's CKPT
     dry_run: bool = False
@@ -75,8 +87,14 @@ class Plan:
 
     def memory(self) -> flops.Memory:
         config = self.config
-        return flops.training_memory(config.model, config.train.batch_size // config.train.accumulate, config.optim.name,
-                                     config.train.ema > 0, self.runtime.bf16, self.frozen)
+        return flops.training_memory(
+            config.model,
+            config.train.batch_size // config.train.accumulate,
+            config.optim.name,
+            config.train.ema > 0,
+            self.runtime.bf16,
+            self.frozen,
+        )
 
     def as_json(self) -> dict[str, Any]:
         """The fields of --dry-run."""
@@ -113,13 +131,21 @@ def make_plan(request: Request) -> Plan:
         notes.append(f"data: {data.source}, the checkpoint's own")
     elif "data.source" not in overrides:
         notes.append(f"data: {data.source}, as --data was not given")
-    machine = runtime.start(overrides.get("run.device", "auto"), overrides.get("run.precision", "auto"), overrides.get("run.threads", 0))
+    machine = runtime.start(
+        overrides.get("run.device", "auto"), overrides.get("run.precision", "auto"), overrides.get("run.threads", 0)
+    )
 
     source, train, held_out = None, None, None
     if data.source == "none":
         if not request.dry_run:
             raise UsageError("data 'none' has no images to train on", "add --dry-run, or name data with --data")
-        images, known, native, uniform, mirror = data.images, tuple(Class(str(i)) for i in range(data.classes)), (224, 224), False, True
+        images, known, native, uniform, mirror = (
+            data.images,
+            tuple(Class(str(i)) for i in range(data.classes)),
+            (224, 224),
+            False,
+            True,
+        )
         if images < 1 or data.classes < 2:
             raise UsageError("data 'none' needs its numbers", "add --set data.images=… --set data.classes=…")
     else:
@@ -128,26 +154,58 @@ def make_plan(request: Request) -> Plan:
         train, held_out = source.train(data.train_split), source.held_out()
         train = fraction_of(train, data.fraction, overrides.get("run.seed", 0))
         if train.labels is None:
-            raise DataError(f"{source.id} has no labels, and {request.command} learns from labels",
-                            "put the images in a folder a class, or name the column with --set data.label_column=…")
+            raise DataError(
+                f"{source.id} has no labels, and {request.command} learns from labels",
+                "put the images in a folder a class, or name the column with --set data.label_column=…",
+            )
         images, known, mirror = len(train), source.classes, source.mirror
         if len(known) < 2:
-            raise DataError(f"{source.id} has {len(known)} class; a classifier needs two", "put the images in a folder a class")
+            raise DataError(
+                f"{source.id} has {len(known)} class; a classifier needs two", "put the images in a folder a class"
+            )
         native, uniform = typical_size(train, data.max_megapixels)
 
     classes, outputs, keep_head = _classes(known, parent)
-    facts = Facts(request.command, images, len(classes), native, mirror, machine.device.type, overrides.get("model.name", ""),
-                  overrides.get("model.img_size"), parent.model if parent else None, parent.eval if parent else None)
+    facts = Facts(
+        request.command,
+        images,
+        len(classes),
+        native,
+        mirror,
+        machine.device.type,
+        overrides.get("model.name", ""),
+        overrides.get("model.img_size"),
+        parent.model if parent else None,
+        parent.eval if parent else None,
+    )
     recipe = overrides.get("run.recipe") or default_recipe(facts)
     config = _with_overrides(configure(recipe, facts), overrides, parent)
-    config = replace(config,
-                     run=replace(config.run, command=request.command, recipe=recipe, init=str(parent.path) if parent else ""),
-                     model=replace(config.model, classes=len(classes),
-                                   pre_logits=config.model.pre_logits and (parent is None or keep_head)),
-                     data=data)
+    config = replace(
+        config,
+        run=replace(config.run, command=request.command, recipe=recipe, init=str(parent.path) if parent else ""),
+        model=replace(
+            config.model, classes=len(classes), pre_logits=config.model.pre_logits and (parent is None or keep_head)
+        ),
+        data=data,
+    )
     config = replace(config, model=replace(config.model, name=model_name(config.model)))
     check(config)
-    plan = Plan(config, request, machine, source, train, held_out, native, uniform, classes, outputs, parent, keep_head, images, ())
+    plan = Plan(
+        config,
+        request,
+        machine,
+        source,
+        train,
+        held_out,
+        native,
+        uniform,
+        classes,
+        outputs,
+        parent,
+        keep_head,
+        images,
+        (),
+    )
     return replace(plan, notes=(*notes, *_said(plan)))
 
 
@@ -170,13 +228,21 @@ def _classes(known: tuple[Class, ...], parent: Description | None) -> tuple[tupl
 
 def _with_overrides(config: Config, overrides: Overrides, parent: Description | None) -> Config:
     """`config` with what was asked for; a width alone takes heads of 64 and an MLP of four times the width along."""
-    values = {k: v for k, v in overrides.items() if not k.startswith("data.") and k not in ("model.name", "model.classes")}
+    values = {
+        k: v for k, v in overrides.items() if not k.startswith("data.") and k not in ("model.name", "model.classes")
+    }
     if parent is not None:
         for name in _FIXED_BY_PARENT:
             key = f"model.{name}"
-            if key in overrides and overrides[key] != getattr(parent.model, name) and name not in ("name", "pre_logits"):
-                raise UsageError(f"{key} cannot be changed: the checkpoint's is {getattr(parent.model, name)}",
-                                 "train a new model with vit pretrain, or leave it out")
+            if (
+                key in overrides
+                and overrides[key] != getattr(parent.model, name)
+                and name not in ("name", "pre_logits")
+            ):
+                raise UsageError(
+                    f"{key} cannot be changed: the checkpoint's is {getattr(parent.model, name)}",
+                    "train a new model with vit pretrain, or leave it out",
+                )
             values.pop(key, None)
     if "model.width" in values:
         width = values["model.width"]
@@ -193,21 +259,31 @@ def _said(plan: Plan) -> list[str]:
     if "run.recipe" not in asked:
         said.append(f"recipe: {config.run.recipe}")
     if plan.parent is None and "model.name" not in asked:
-        said.append(f"model: {config.model.name} at {format_size(config.model.img_size)} px, "
-                    f"{flops.parameters(config.model) / 1e6:.1f} M parameters, chosen for {plan.images:,} images of about "
-                    f"{format_size(plan.native)} px on {plan.runtime.device.type}")
+        said.append(
+            f"model: {config.model.name} at {format_size(config.model.img_size)} px, "
+            f"{flops.parameters(config.model) / 1e6:.1f} M parameters, chosen for {plan.images:,} images of about "
+            f"{format_size(plan.native)} px on {plan.runtime.device.type}"
+        )
     if plan.parent is not None:
         said += plan.parent.notes
         kept = "kept: the classes are the same" if plan.keep_head else f"new, for {len(plan.classes)} classes"
         said.append(f"start: {plan.parent.path}; head {kept}")
         if plan.parent.model.img_size != config.model.img_size:
-            said.append(f"position embedding: {plan.parent.model.grid[0]}x{plan.parent.model.grid[1]} to "
-                        f"{config.model.grid[0]}x{config.model.grid[1]} patches, interpolated")
+            said.append(
+                f"position embedding: {plan.parent.model.grid[0]}x{plan.parent.model.grid[1]} to "
+                f"{config.model.grid[0]}x{config.model.grid[1]} patches, interpolated"
+            )
     if not any(asked.get(key) is not None for key in LENGTHS):
-        said.append(f"length: {config.train.epochs:g} epochs" if config.train.epochs else f"length: {config.train.steps:,} steps")
+        said.append(
+            f"length: {config.train.epochs:g} epochs"
+            if config.train.epochs
+            else f"length: {config.train.steps:,} steps"
+        )
     steps = plan.steps
     if steps is not None and config.optim.warmup_steps >= steps:
-        said.append(f"warm-up of {config.optim.warmup_steps:,} steps takes all of the run's {steps:,}: set optim.warmup_steps")
+        said.append(
+            f"warm-up of {config.optim.warmup_steps:,} steps takes all of the run's {steps:,}: set optim.warmup_steps"
+        )
     return said
 
 
@@ -215,4 +291,3 @@ def replan(plan: Plan, config: Config) -> Plan:
     """The same plan with another configuration, as a resumed run's file has it."""
     machine = runtime.start(config.run.device, config.run.precision, config.run.threads)
     return replace(plan, config=config, runtime=machine)
-

@@ -17,14 +17,24 @@ from vitcli import files
 from vitcli.config import Config, apply, as_dict, layer, read_toml, to_toml
 from vitcli.errors import CheckpointError, UsageError, VitError
 from vitcli.train.plan import Plan
-from vitcli.weights.checkpoint import WEIGHTS
+from vitcli.weights.describe import WEIGHTS
 
 RUNS = Path("runs")
 
-UNCOMPARED = frozenset({
-    "data.workers", "data.memory_mb", "run.device", "run.threads", "train.accumulate", "train.log_every_steps",
-    "train.eval_every_steps", "train.save_every_steps", "train.save_every_seconds", "eval.batch_size",
-})
+UNCOMPARED = frozenset(
+    {
+        "data.workers",
+        "data.memory_mb",
+        "run.device",
+        "run.threads",
+        "train.accumulate",
+        "train.log_every_steps",
+        "train.eval_every_steps",
+        "train.save_every_steps",
+        "train.save_every_seconds",
+        "eval.batch_size",
+    }
+)
 """Keys that may differ when a run goes on: they change how it is done, not what."""
 
 
@@ -46,24 +56,35 @@ def status(folder: Path) -> dict[str, Any]:
 
 
 def write_status(folder: Path, what: str, step: int, code: int | None = None) -> None:
-    files.write_json(folder / "state" / "status.json", {"status": what, "step": step, "code": code,
-                                                        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+    files.write_json(
+        folder / "state" / "status.json",
+        {"status": what, "step": step, "code": code, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")},
+    )
 
 
 def newest_finished() -> Path:
     """The checkpoint of the newest finished run under ./runs. Raises CheckpointError."""
     done = [p for p in RUNS.glob("*") if status(p).get("status") == "done" and (p / WEIGHTS).is_file()]
     if not done:
-        raise CheckpointError("no checkpoint given, and no finished run under ./runs", "name a checkpoint, or train one with vit pretrain")
+        raise CheckpointError(
+            "no checkpoint given, and no finished run under ./runs", "name a checkpoint, or train one with vit pretrain"
+        )
     return max(done, key=lambda p: (p / WEIGHTS).stat().st_mtime_ns) / WEIGHTS
 
 
 def identity(plan: Plan) -> dict[str, Any]:
     """What makes two runs the same: the values asked for, the data's content, the weights to start from."""
-    asked = {k: list(v) if isinstance(v, tuple) else v for k, v in plan.request.overrides.items()
-             if k not in UNCOMPARED and k not in ("data.source", "run.init", "run.command")}
-    return {"command": plan.request.command, "asked": asked, "data": plan.source.identity if plan.source else "none",
-            "parent": (plan.parent.sha256 or str(plan.parent.path)) if plan.parent else ""}
+    asked = {
+        k: list(v) if isinstance(v, tuple) else v
+        for k, v in plan.request.overrides.items()
+        if k not in UNCOMPARED and k not in ("data.source", "run.init", "run.command")
+    }
+    return {
+        "command": plan.request.command,
+        "asked": asked,
+        "data": plan.source.identity if plan.source else "none",
+        "parent": (plan.parent.sha256 or str(plan.parent.path)) if plan.parent else "",
+    }
 
 
 def _comparable(config: Config) -> dict[str, Any]:
@@ -81,8 +102,12 @@ def _is_same(folder: Path, plan: Plan) -> bool:
         if stored == identity(plan):
             return True
         theirs, ours = dict(stored), identity(plan)
-        return theirs.pop("asked") is not None and ours.pop("asked") is not None and theirs == ours \
+        return (
+            theirs.pop("asked") is not None
+            and ours.pop("asked") is not None
+            and theirs == ours
             and _comparable(stored_config(folder)) == _comparable(plan.config)
+        )
     except (OSError, ValueError, VitError, KeyError, AttributeError):
         return False
 
@@ -94,7 +119,11 @@ def differences(folder: Path, plan: Plan) -> str:
         stored = json.loads((folder / "state" / "identity.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, VitError):
         return "its run.toml cannot be read"
-    found = [f"{k}: {theirs.get(k)} there, {ours.get(k)} now" for k in sorted(theirs.keys() | ours.keys()) if theirs.get(k) != ours.get(k)]
+    found = [
+        f"{k}: {theirs.get(k)} there, {ours.get(k)} now"
+        for k in sorted(theirs.keys() | ours.keys())
+        if theirs.get(k) != ours.get(k)
+    ]
     if stored.get("data") != identity(plan)["data"]:
         found.insert(0, f"data.source: {stored_config(folder).data.source} there, {plan.config.data.source} now")
     if stored.get("parent") != identity(plan)["parent"]:
@@ -108,8 +137,11 @@ def choose(plan: Plan, out: str, resume: str) -> Place:
         return _given(Path(out), plan, resume)
     name = re.sub(r"[^\w.]+", "-", f"{plan.config.model.name}-{plan.source.name if plan.source else 'none'}")
     if resume != "never":
-        unfinished = [p for p in RUNS.glob("*") if status(p) and status(p).get("status") != "done"
-                      and _is_same(p, plan) and not _is_locked(p)]
+        unfinished = [
+            p
+            for p in RUNS.glob("*")
+            if status(p) and status(p).get("status") != "done" and _is_same(p, plan) and not _is_locked(p)
+        ]
         if unfinished:
             return Place(max(unfinished, key=lambda p: (p / "state" / "status.json").stat().st_mtime_ns), "unfinished")
     numbers = [int(m[1]) for p in RUNS.glob("*") if (m := re.fullmatch(re.escape(name) + r"-(\d+)", p.name))]
@@ -127,14 +159,21 @@ def _given(folder: Path, plan: Plan, resume: str) -> Place:
     if not folder.is_dir() or not status(folder):
         raise UsageError(f"{folder} exists and is not a run folder", "give --out a new name")
     if not _is_same(folder, plan):
-        raise UsageError(f"{folder} holds a run of another configuration: {differences(folder, plan)}",
-                         "give --out another name, or --resume never to start beside it")
+        raise UsageError(
+            f"{folder} holds a run of another configuration: {differences(folder, plan)}",
+            "give --out another name, or --resume never to start beside it",
+        )
     return Place(folder, "finished" if status(folder).get("status") == "done" else "unfinished")
 
 
 def continued(plan: Plan, folder: Path) -> Config:
     """The stored configuration with the new values of what is not compared."""
-    new = {f"{s}.{k}": v for s, values in as_dict(plan.config).items() for k, v in values.items() if f"{s}.{k}" in UNCOMPARED}
+    new = {
+        f"{s}.{k}": v
+        for s, values in as_dict(plan.config).items()
+        for k, v in values.items()
+        if f"{s}.{k}" in UNCOMPARED
+    }
     new |= {"data.source": plan.config.data.source, "run.init": plan.config.run.init}
     return apply(Config(), layer(read_toml(folder / "run.toml"), new))
 
@@ -172,8 +211,10 @@ def lock(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise UsageError(f"{folder} is in use by {file.read().strip() or 'another process'}",
-                             "wait for it, or give --out another name") from None
+            raise UsageError(
+                f"{folder} is in use by {file.read().strip() or 'another process'}",
+                "wait for it, or give --out another name",
+            ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

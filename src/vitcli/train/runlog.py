@@ -47,6 +47,7 @@ class Log:
 
 def metrics_file(path: Path) -> Sink:
     """`metrics.jsonl`: a line a logged step or evaluation."""
+
     def sink(event: str, fields: Event) -> None:
         if event in ("step", "eval"):
             line = {key: fields[key] for key in LINE_FIELDS if key in fields}

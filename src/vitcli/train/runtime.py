@@ -26,8 +26,13 @@ class Runtime:
     threads: int
 
     def as_json(self, tokens: int) -> dict[str, Any]:
-        return {"device": self.device.type, "precision": "bf16" if self.bf16 else "fp32", "threads": self.threads,
-                "attention": "plain" if uses_plain(self.device.type, tokens) else "fused", "torch": torch.__version__}
+        return {
+            "device": self.device.type,
+            "precision": "bf16" if self.bf16 else "fp32",
+            "threads": self.threads,
+            "attention": "plain" if uses_plain(self.device.type, tokens) else "fused",
+            "torch": torch.__version__,
+        }
 
 
 def start(device: str = "auto", precision: str = "auto", threads: int = 0) -> Runtime:
@@ -47,7 +52,9 @@ def find_device(name: str) -> torch.device:
         return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
     if not available[name]:
         there = ", ".join(kind for kind, is_there in available.items() if is_there)
-        raise ResourceError(f"there is no {name} device on this machine", f"available: {there}; leave --device out to take the best")
+        raise ResourceError(
+            f"there is no {name} device on this machine", f"available: {there}; leave --device out to take the best"
+        )
     return torch.device(name)
 
 

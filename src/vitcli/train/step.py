@@ -26,8 +26,9 @@ class Update:
     metrics: dict[str, Any]
 
 
-def train_step(model: ViT, objective: nn.Module, optimizer: Optimizer, batch: Batch, config: Config, step: int,
-               runtime: Runtime) -> Update:
+def train_step(
+    model: ViT, objective: nn.Module, optimizer: Optimizer, batch: Batch, config: Config, step: int, runtime: Runtime
+) -> Update:
     """Forward and backward in micro-batches, clip, update. Raises DivergedError, without updating, where the loss
     or the gradient is not a finite number.
 
@@ -50,7 +51,9 @@ def train_step(model: ViT, objective: nn.Module, optimizer: Optimizer, batch: Ba
     norm = float(optimizer.clip(config.optim.clip))
     if not (math.isfinite(total) and math.isfinite(norm)):
         ids = ", ".join(str(i) for i in batch.ids[:8].tolist())
-        raise DivergedError(f"the loss is {total} and the gradient's norm {norm} at step {step + 1} (samples {ids} …)",
-                            "lower --set optim.lr=…, lengthen optim.warmup_steps, or clip gradients with optim.clip=1")
+        raise DivergedError(
+            f"the loss is {total} and the gradient's norm {norm} at step {step + 1} (samples {ids} …)",
+            "lower --set optim.lr=…, lengthen optim.warmup_steps, or clip gradients with optim.clip=1",
+        )
     optimizer.step()
     return Update(total, norm, metrics)

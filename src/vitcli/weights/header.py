@@ -9,8 +9,23 @@ from typing import Any
 
 from vitcli.errors import CheckpointError
 
-DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
-               "U16": 2, "U32": 4, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1}
+DTYPE_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+    "U16": 2,
+    "U32": 4,
+    "U64": 8,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+}
 _LIMIT = 100_000_000  # of the header, as in the safetensors library
 
 
@@ -32,7 +47,9 @@ class Header:
                 raise ValueError("not an object")
             return document
         except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{self.path}: the metadata 'vit' is not JSON: {error}", "the file is damaged") from None
+            raise CheckpointError(
+                f"{self.path}: the metadata 'vit' is not JSON: {error}", "the file is damaged"
+            ) from None
 
 
 def not_weights(start: bytes) -> str:
@@ -60,8 +77,10 @@ def read_header(path: Path) -> Header:
                 raise CheckpointError(f"{path} is {wrong}", _LFS_HINT)
             length = int.from_bytes(start[:8], "little")
             if size < 8 or length > min(size - 8, _LIMIT):
-                raise CheckpointError(f"{path} is cut off or not a safetensors file: {size:,} bytes, its header says {length + 8:,}",
-                                      "copy or download it again")
+                raise CheckpointError(
+                    f"{path} is cut off or not a safetensors file: {size:,} bytes, its header says {length + 8:,}",
+                    "copy or download it again",
+                )
             file.seek(8)
             text = file.read(length)
     except OSError as error:
@@ -79,7 +98,9 @@ def read_header(path: Path) -> Header:
                 raise ValueError(f"tensor {name!r} of shape {shape} does not have {stop - begin} bytes")
             shapes[name], dtypes[name], end = shape, dtype, max(end, stop)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not a safetensors file: {error!s:.200}", "copy or download it again") from None
+        raise CheckpointError(
+            f"{path} is not a safetensors file: {error!s:.200}", "copy or download it again"
+        ) from None
     if size != 8 + length + end:
         raise CheckpointError(f"{path} is cut off: {size:,} bytes of {8 + length + end:,}", "copy or download it again")
     return Header(path, metadata, shapes, dtypes, 8 + length)

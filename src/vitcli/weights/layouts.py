@@ -39,8 +39,14 @@ def expected_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     if model.class_token:
         shapes["cls_token"] = (1, 1, d)
     for i in range(model.depth):
-        for name, shape in {"norm1": (d,), "attn.qkv": (3 * d, d), "attn.proj": (d, d), "norm2": (d,),
-                            "mlp.fc1": (m, d), "mlp.fc2": (d, m)}.items():
+        for name, shape in {
+            "norm1": (d,),
+            "attn.qkv": (3 * d, d),
+            "attn.proj": (d, d),
+            "norm2": (d,),
+            "mlp.fc1": (m, d),
+            "mlp.fc2": (d, m),
+        }.items():
             shapes[f"blocks.{i}.{name}.weight"] = shape
             shapes[f"blocks.{i}.{name}.bias"] = shape[:1]
     if model.pre_logits:
@@ -54,22 +60,37 @@ def check_shapes(found: Shapes, model: ModelConfig, where: str) -> None:
     """Raises CheckpointError naming the keys that are missing, unexpected or of another shape."""
     wanted = expected_shapes(model)
     missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    misfit = [f"{k} is {found[k]}, not {wanted[k]}" for k in sorted(wanted.keys() & found.keys()) if found[k] != wanted[k]]
-    faults = [f"{word}: {', '.join(keys[:4])}{f' and {len(keys) - 4} more' if len(keys) > 4 else ''}"
-              for word, keys in (("missing", missing), ("unexpected", unexpected), ("shape", misfit)) if keys]
+    misfit = [
+        f"{k} is {found[k]}, not {wanted[k]}" for k in sorted(wanted.keys() & found.keys()) if found[k] != wanted[k]
+    ]
+    faults = [
+        f"{word}: {', '.join(keys[:4])}{f' and {len(keys) - 4} more' if len(keys) > 4 else ''}"
+        for word, keys in (("missing", missing), ("unexpected", unexpected), ("shape", misfit))
+        if keys
+    ]
     if faults:
-        raise CheckpointError(f"{where} does not fit {model.name}: {'; '.join(faults)}",
-                              "vit reads its own checkpoints and plain ViT weights under timm's names")
+        raise CheckpointError(
+            f"{where} does not fit {model.name}: {'; '.join(faults)}",
+            "vit reads its own checkpoints and plain ViT weights under timm's names",
+        )
 
 
 def timm_model(shapes: Shapes, where: str) -> ModelConfig:
     """The architecture of plain ViT weights under timm's names, with timm's GELU. Raises CheckpointError."""
-    needed = ("patch_embed.proj.weight", "pos_embed", "blocks.0.attn.qkv.weight", "blocks.0.mlp.fc1.weight", "norm.weight")
+    needed = (
+        "patch_embed.proj.weight",
+        "pos_embed",
+        "blocks.0.attn.qkv.weight",
+        "blocks.0.mlp.fc1.weight",
+        "norm.weight",
+    )
     missing = [key for key in needed if key not in shapes]
     if missing:
         some = ", ".join(list(shapes)[:4])
-        raise CheckpointError(f"{where} has weights of an unknown layout: no {missing[0]} among its {len(shapes)} keys ({some} …)",
-                              "vit reads its own checkpoints and plain ViT weights under timm's names")
+        raise CheckpointError(
+            f"{where} has weights of an unknown layout: no {missing[0]} among its {len(shapes)} keys ({some} …)",
+            "vit reads its own checkpoints and plain ViT weights under timm's names",
+        )
     try:
         width, _, *patch = shapes["patch_embed.proj.weight"]
         rows = shapes["pos_embed"][1]
@@ -78,15 +99,28 @@ def timm_model(shapes: Shapes, where: str) -> ModelConfig:
         class_token = "cls_token" in shapes
         side = math.isqrt(rows - class_token)
         heads = next((h for w, d, m, h in VARIANTS.values() if (w, d, m) == (width, depth, mlp)), max(1, width // 64))
-        model = ModelConfig("", width, depth, heads, mlp, (patch[0], patch[1]), (side * patch[0], side * patch[1]),
-                            classes=shapes.get("head.weight", (0,))[0], pool="cls" if class_token else "mean",
-                            class_token=class_token, pre_logits="pre_logits.fc.weight" in shapes, gelu="erf")
+        model = ModelConfig(
+            "",
+            width,
+            depth,
+            heads,
+            mlp,
+            (patch[0], patch[1]),
+            (side * patch[0], side * patch[1]),
+            classes=shapes.get("head.weight", (0,))[0],
+            pool="cls" if class_token else "mean",
+            class_token=class_token,
+            pre_logits="pre_logits.fc.weight" in shapes,
+            gelu="erf",
+        )
         model = replace(model, name=model_name(model))
     except (ValueError, IndexError, TypeError, UsageError, ZeroDivisionError) as error:
         raise CheckpointError(f"{where} is not a ViT: {error}") from None
     if side * side != rows - class_token:
-        raise CheckpointError(f"{where} has {rows} position rows, not a square grid, and no configuration that gives its shape",
-                              "keep config.json beside the weights")
+        raise CheckpointError(
+            f"{where} has {rows} position rows, not a square grid, and no configuration that gives its shape",
+            "keep config.json beside the weights",
+        )
     check_shapes(shapes, model, where)
     return model
 
@@ -100,6 +134,9 @@ def preprocessing_by_name(name: str) -> tuple[EvalConfig, str]:
     crop = 1.0 if "384" in name else 0.9
     if re.search(r"augreg|orig_in21k|in21k|sam_in1k", name):
         return EvalConfig(crop=crop), "Google's pixel range -1…1, as the file's name says"
-    why = "DeiT's ImageNet pixel statistics, as the file's name says" if "deit" in name else \
-        "ImageNet pixel statistics, a guess: the file does not say"
+    why = (
+        "DeiT's ImageNet pixel statistics, as the file's name says"
+        if "deit" in name
+        else "ImageNet pixel statistics, a guess: the file does not say"
+    )
     return EvalConfig(crop=crop, mean=IMAGENET_MEAN, std=IMAGENET_STD), why

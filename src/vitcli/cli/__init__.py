@@ -1,0 +1,1 @@
+"""The `vit` command: parses, calls, prints."""

@@ -1,0 +1,133 @@
+"""The command line: its commands, and the one place where an error becomes an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from vitcli import __version__
+from vitcli.cli import console
+from vitcli.cli.evaluate import eval_
+from vitcli.cli.info import info
+from vitcli.cli.train import finetune, pretrain
+from vitcli.errors import ResourceError, UsageError, VitError, did_you_mean
+
+app = typer.Typer(
+    name="vit",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="The Vision Transformer as a command line: train a classifier, move it to your images, measure it.",
+    epilog="A first session, without any data of your own:  vit pretrain,  vit finetune --img-size 16,  vit eval",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.print_text(f"vit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def vit(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options that stand before a command."""
+
+
+app.command("pretrain")(pretrain)
+app.command("finetune")(finetune)
+app.command("eval")(eval_)
+app.command("info")(info)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code (errors.py)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    code = run(arguments)
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        _silence()
+    sys.exit(code)
+
+
+def run(arguments: list[str]) -> int:
+    """The exit code of a command; errors are shown, a closed pipe is quiet."""
+    as_json = "--json" in arguments
+    try:
+        try:
+            return int(app(arguments, prog_name="vit", standalone_mode=False) or 0)
+        except VitError as error:
+            return _fail(error, as_json)
+        except KeyboardInterrupt:
+            return 130
+        except MemoryError:
+            return _fail(
+                ResourceError("out of memory", "a smaller --batch-size, or --set train.accumulate=2, needs less"),
+                as_json,
+            )
+        except Exception as error:
+            if isinstance(error, BrokenPipeError) or (isinstance(error, OSError) and error.errno == errno.EPIPE):
+                raise
+            return _fail(_understood(error), as_json)
+    except (BrokenPipeError, OSError):
+        _silence()
+        return 0
+
+
+def _fail(error: VitError, as_json: bool) -> int:
+    if os.environ.get("VIT_TRACEBACK") == "1":
+        import traceback
+
+        traceback.print_exc()
+    console.show_error(error, as_json)
+    return error.code
+
+
+def _understood(error: Exception) -> VitError:
+    """A usage error of the parser, a full disk, a bug in vit."""
+    if hasattr(error, "format_message"):
+        return _usage(error)
+    if isinstance(error, typer.Abort):
+        return UsageError("aborted")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return ResourceError(
+            f"{error.strerror}: {error.filename or 'a file'}", "free some space, or choose another folder"
+        )
+    return VitError(
+        f"a bug in vit: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+        "VIT_TRACEBACK=1 shows where; please report it with the command",
+    )
+
+
+def _usage(error: Exception) -> UsageError:
+    """Typer's error about an option or argument, with the nearest one that exists."""
+    context = getattr(error, "ctx", None)
+    where = context.command_path if context is not None else "vit"
+    hint = f"see {where} --help"
+    wrong = getattr(error, "option_name", None)
+    if wrong and context is not None and type(error).__name__ == "NoSuchOption":
+        known = [option for parameter in context.command.params for option in parameter.opts if option.startswith("--")]
+        return UsageError(f"no option {wrong} in {where}", did_you_mean(wrong, [*known, "--help"]))
+    message = error.format_message()  # type: ignore[attr-defined]
+    if message.startswith("No such command") and context is not None:
+        name = message.split("'")[1]
+        return UsageError(f"no command {name!r}", did_you_mean(name, context.command.list_commands(context)))
+    return UsageError(message.rstrip("."), hint)
+
+
+def _silence() -> None:
+    """Nobody reads any more: what is still to be written goes nowhere."""
+    for descriptor in (1, 2):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, descriptor)
+        os.close(null)

@@ -1,0 +1,162 @@
+"""stdout for the result, stderr for people: notes, warnings, progress, errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import IO, TYPE_CHECKING, Any
+
+from vitcli.errors import VitError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+PLAIN_SECONDS = 5.0
+"""Between two lines of progress where stderr is not a terminal."""
+
+
+def print_json(tree: Any) -> None:
+    sys.stdout.write(json.dumps(tree, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def print_text(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _colour(stream: IO[str]) -> bool:
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _styled(text: str, code: str) -> str:
+    return f"\033[{code}m{text}\033[0m" if _colour(sys.stderr) else text
+
+
+def show_error(error: VitError, as_json: bool) -> None:
+    """The message and the hint, a line each; with --json the error object on stdout as well."""
+    sys.stderr.write(f"{_styled('error:', '1;31')} {' '.join(error.message.split())}\n")
+    if error.hint:
+        sys.stderr.write(f"{_styled('hint:', '1;36')} {' '.join(error.hint.split())}\n")
+    sys.stderr.flush()
+    if as_json:
+        print_json(error.as_json())
+
+
+def show_note(text: str) -> None:
+    sys.stderr.write(_styled(text, "2") + "\n")
+    sys.stderr.flush()
+
+
+def show_warning(text: str) -> None:
+    sys.stderr.write(f"{_styled('warning:', '1;33')} {text}\n")
+    sys.stderr.flush()
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3:05` or `1:02:03`."""
+    whole = int(max(0, seconds))
+    if whole < 60:
+        return f"{whole} s"
+    hours, rest = divmod(whole, 3600)
+    minutes, last = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{last:02}" if hours else f"{minutes}:{last:02}"
+
+
+class Reporter:
+    """A reader of a run's events: a moving bar on a terminal, a plain line every few seconds elsewhere."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+        self.doing = ""
+        self.last = 0.0
+        self.started = time.monotonic()
+
+    def __call__(self, event: str, fields: dict[str, Any]) -> None:
+        if event == "warning":
+            self._line(show_warning, fields["text"])
+        elif self.quiet:
+            return
+        elif event == "note":
+            self._line(show_note, fields["text"])
+        elif event == "progress":
+            self._advance(fields["what"], fields["done"], fields["total"], "")
+        elif event == "step":
+            detail = f"loss {fields['loss']:.3f}  {fields['images_per_second']:,.0f} images/s"
+            self._advance("training", fields["step"], fields["total"], detail)
+        elif event == "eval":
+            scores = fields["eval"]
+            top1 = "–" if scores["top1"] is None else f"{100 * scores['top1']:.2f} %"
+            self._line(
+                show_note, f"step {fields['step']:,}: top-1 {top1} on {scores['n']:,} images of {scores['split']}"
+            )
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        self("progress", {"what": what, "done": done, "total": total})
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def _line(self, show: Any, text: str) -> None:
+        if self.bar is None:
+            show(text)
+            return
+        from rich.markup import escape
+
+        style = "yellow" if show is show_warning else "dim"
+        self.bar.console.print(
+            f"[{style}]{'warning: ' if show is show_warning else ''}{escape(text)}[/]", highlight=False
+        )
+
+    def _advance(self, what: str, done: int, total: int, detail: str) -> None:
+        if what != self.doing:
+            self.doing, self.started, self.last, self.task = what, time.monotonic(), 0.0, None
+        if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+            self._move_bar(what, done, total, detail)
+        else:
+            self._plain(what, done, total, detail)
+
+    def _move_bar(self, what: str, done: int, total: int, detail: str) -> None:
+        if self.bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self.bar = Progress(
+                TextColumn("{task.description:<10}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[detail]}"),
+                TimeRemainingColumn(compact=True),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self.bar.start()
+        if self.task is None:
+            for task in self.bar.task_ids:
+                self.bar.remove_task(task)
+            self.task = self.bar.add_task(what, total=total, detail=detail)
+        self.bar.update(self.task, completed=done, total=total, detail=detail)
+        if done >= total and what != "training":
+            self.bar.remove_task(self.task)
+            self.doing = ""
+
+    def _plain(self, what: str, done: int, total: int, detail: str) -> None:
+        now = time.monotonic()
+        if now - self.last < PLAIN_SECONDS and not (done >= total and self.last):
+            if not self.last:
+                self.last = now if now - self.started > PLAIN_SECONDS else 0.0
+                if not self.last and now - self.started < PLAIN_SECONDS:
+                    return
+            else:
+                return
+        self.last = now
+        left = (now - self.started) / max(done, 1) * (total - done)
+        rest = f", {duration(left)} left" if done < total else ""
+        sys.stderr.write(f"{what} {done:,}/{total:,}{'  ' + detail if detail else ''}{rest}\n")
+        sys.stderr.flush()

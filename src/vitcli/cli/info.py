@@ -1,0 +1,107 @@
+"""`vit info`: what a model name or a checkpoint is, without torch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vitcli import config, flops
+from vitcli.cli import console, options
+
+Reference = Annotated[
+    str, typer.Argument(metavar="CKPT|MODEL", show_default=False, help="A checkpoint, or a model such as ViT-B/16.")
+]
+Classes = Annotated[int, typer.Option("--classes", metavar="N", help="Outputs of the head, for a model name.")]
+
+
+def info(
+    reference: Reference,
+    img_size: options.ImgSize = "",
+    classes: Classes = 1000,
+    json: options.Json = False,
+) -> None:
+    """Parameters, tokens and FLOPs of a model; classes and provenance of a checkpoint, from its header alone."""
+    if _is_model_name(reference):
+        tree = _of_model(config.model_config(reference, options.size(img_size) or (224, 224), classes))
+        config.check_model(config.model_config(reference, options.size(img_size) or (224, 224), classes))
+    else:
+        from vitcli.weights.describe import describe, locate
+
+        description = describe(locate(reference))
+        model = description.model
+        if img_size:
+            from dataclasses import replace
+
+            model = replace(model, img_size=options.size(img_size) or model.img_size)
+            config.check_model(model)
+        tree = _of_model(model) | {
+            "classes": [c.as_json() for c in description.classes] or model.classes,
+            "provenance": description.provenance or None,
+            "scores": description.scores or None,
+        }
+    if json:
+        console.print_json(tree)
+    else:
+        console.print_text(_text(tree))
+
+
+def _is_model_name(reference: str) -> bool:
+    return (
+        not Path(reference).exists()
+        and re.fullmatch(r"(vit-)?[a-z]{1,2}/\d+(x\d+)?", reference, re.IGNORECASE) is not None
+    )
+
+
+def _of_model(model: config.ModelConfig) -> dict[str, Any]:
+    macs = flops.macs(model)
+    return {
+        "model": model.name,
+        "params": flops.parameters(model),
+        "params_backbone": flops.backbone_parameters(model),
+        "tokens": model.tokens,
+        "macs": macs,
+        "flops": 2 * macs,
+        "img_size": list(model.img_size),
+        "patch_size": list(model.patch),
+        "width": model.width,
+        "depth": model.depth,
+        "heads": model.heads,
+        "mlp": model.mlp,
+        "pool": model.pool,
+        "classes": model.classes,
+        "provenance": None,
+    }
+
+
+def _text(tree: dict[str, Any]) -> str:
+    named = isinstance(tree["classes"], list)
+    count = len(tree["classes"]) if named else tree["classes"]
+    rows = {
+        "model": tree["model"],
+        "shape": f"width {tree['width']}, depth {tree['depth']}, {tree['heads']} heads, MLP {tree['mlp']}, pooling {tree['pool']}",
+        "parameters": f"{tree['params']:,} ({tree['params_backbone']:,} without the head)",
+        "input": f"{tree['img_size'][0]} x {tree['img_size'][1]} px, patches of {tree['patch_size'][0]} x {tree['patch_size'][1]}, "
+        f"{tree['tokens']} tokens",
+        "compute": f"{tree['macs'] / 1e9:.3g} GMACs = {tree['flops'] / 1e9:.3g} GFLOPs an image",
+        "classes": f"{count:,}",
+    }
+    if named:
+        names = [c["name"] for c in tree["classes"]]
+        rows["classes"] += ": " + ", ".join(names[:12]) + (" …" if count > 12 else "")
+    source = tree["provenance"]
+    if source:
+        rows["trained"] = (
+            f"{source.get('command', '?')} on {(source.get('data') or {}).get('id', '?')}, recipe {source.get('recipe', '?')}, "
+            f"seed {source.get('seed', '?')}, {source.get('steps', 0):,} steps, {source.get('images_seen', 0):,} images"
+        )
+        if source.get("parent"):
+            rows["from"] = str(source["parent"].get("path", "?"))
+    scores = tree.get("scores")
+    if scores and scores.get("top1") is not None:
+        rows["score"] = (
+            f"top-1 {100 * scores['top1']:.2f} % on {scores.get('n', 0):,} images of {scores.get('split', '?')}"
+        )
+    return "\n".join(f"{name:<11} {value}" for name, value in rows.items())

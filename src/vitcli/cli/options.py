@@ -1,0 +1,175 @@
+"""The options that commands share, each declared once, and their way into configuration values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vitcli import config
+from vitcli.config import Overrides
+from vitcli.errors import UsageError
+
+_TRAINING, _MACHINE, _OUTPUT, _FILES = "Training", "Machine", "Output", "Configuration"
+
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        show_default=False,
+        help="digits, a preset (cifar10, cifar100, pets, flowers, fashion-mnist, mnist, imagenet, imagenette), "
+        "a hub id (user/name\\[@rev]\\[:config]), a folder of class folders, or Parquet files.",
+    ),
+]
+ImgSize = Annotated[str, typer.Option("--img-size", metavar="N|HxW", show_default=False, help="Image size in pixels.")]
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", metavar="N", show_default=False, help="Images of one update.")
+]
+EvalBatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", metavar="N", show_default=False, help="Images at a time; changes no result."),
+]
+Device = Annotated[
+    str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute.", rich_help_panel=_MACHINE)
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        metavar="auto|fp32|bf16",
+        rich_help_panel=_MACHINE,
+        help="auto takes bf16 where the hardware has units for it.",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", metavar="N", show_default=False, help="Of weights, order and augmentation. \\[default: 0]"),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=_OUTPUT)]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress; warnings and errors only.", rich_help_panel=_OUTPUT)
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Resolve and check everything, print the plan, write nothing.", rich_help_panel=_OUTPUT
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.", rich_help_panel=_OUTPUT)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        show_default=False,
+        help="Any configuration value; repeatable.",
+        rich_help_panel=_FILES,
+    ),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE.toml",
+        show_default=False,
+        help="Configuration file, such as a run's run.toml.",
+        rich_help_panel=_FILES,
+    ),
+]
+Recipe = Annotated[
+    str,
+    typer.Option(
+        "--recipe",
+        metavar="NAME",
+        show_default=False,
+        help="small, finetune, paper-jft, paper-i21k, paper-i1k, paper-finetune or augreg. \\[default: by command and data]",
+        rich_help_panel=_FILES,
+    ),
+]
+Out = Annotated[
+    str,
+    typer.Option(
+        "--out",
+        metavar="FOLDER",
+        show_default=False,
+        help="Run folder. \\[default: runs/<model>-<data>-<n>]",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+Resume = Annotated[
+    str,
+    typer.Option(
+        "--resume",
+        metavar="auto|never",
+        rich_help_panel=_OUTPUT,
+        help="auto goes on with an unfinished run of the same configuration; never starts anew beside it.",
+    ),
+]
+Epochs = Annotated[
+    float | None,
+    typer.Option(
+        "--epochs", metavar="E", show_default=False, help="Length in passes over the data.", rich_help_panel=_TRAINING
+    ),
+]
+Steps = Annotated[
+    int | None,
+    typer.Option("--steps", metavar="S", show_default=False, help="Length in updates.", rich_help_panel=_TRAINING),
+]
+TimeBudget = Annotated[
+    str,
+    typer.Option(
+        "--time-budget",
+        metavar="10m",
+        show_default=False,
+        help="Length in wall time, from start to exit, evaluation included.",
+        rich_help_panel=_TRAINING,
+    ),
+]
+Objective = Annotated[
+    str,
+    typer.Option(
+        "--objective",
+        metavar="classify",
+        show_default=False,
+        help="What is learned. \\[default: classify]",
+        rich_help_panel=_TRAINING,
+    ),
+]
+Labels = Annotated[
+    str,
+    typer.Option(
+        "--labels",
+        metavar="FILE|imagenet-1k",
+        show_default=False,
+        help="Names for the classes of a checkpoint that has none.",
+    ),
+]
+
+
+def overrides(config_file: Path | None, items: list[str] | None, **options: Any) -> Overrides:
+    """The values of --config under those of --set and of the options. `options` are by configuration key with `__`
+    for the dot; one that is None or empty was not given. Raises UsageError where an option and --set disagree.
+    """
+    below = config.read_toml(config_file) if config_file else {}
+    above = config.parse_set(items or [])
+    for name, value in options.items():
+        if value is None or value == "":
+            continue
+        key = name.replace("__", ".")
+        parsed = config.parse_value(key, value)
+        if above.get(key, parsed) != parsed:
+            option = "--" + key.rpartition(".")[2].replace("_", "-")
+            raise UsageError(f"{option} {value} and --set {key}={above[key]} disagree", "give one of them")
+        above[key] = parsed
+    return config.layer(below, above)
+
+
+def given(value: str, default: str) -> str | None:
+    """None where an option stands at its default, so that a configuration file's value shows."""
+    return None if value == default else value
+
+
+def size(text: str) -> config.Size | None:
+    return config.parse_size(text) if text else None

@@ -1,0 +1,181 @@
+"""`vit pretrain` and `vit finetune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from vitcli.cli import console, options
+from vitcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from vitcli.train.plan import Plan
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        show_default=False,
+        help="ViT-B/16, s/32, ti/4 …: a size (mu ti s m b l h) and a patch size. \\[default: one that suits data and device]",
+    ),
+]
+Freeze = Annotated[str, typer.Option("--freeze", metavar="backbone", show_default=False, help="Train the head alone.")]
+Checkpoint = Annotated[
+    str,
+    typer.Argument(
+        metavar="[CKPT]",
+        show_default=False,
+        help="A weights file, a run folder or a hub id (user/name\\[@rev]). Left out: the newest finished run under ./runs.",
+    ),
+]
+
+
+def pretrain(
+    data: options.Data = "",
+    model: Model = "",
+    img_size: options.ImgSize = "",
+    batch_size: options.BatchSize = None,
+    seed: options.Seed = None,
+    epochs: options.Epochs = None,
+    steps: options.Steps = None,
+    time_budget: options.TimeBudget = "",
+    objective: options.Objective = "",
+    recipe: options.Recipe = "",
+    config: options.ConfigFile = None,
+    set_: options.Set = None,
+    out: options.Out = "",
+    resume: options.Resume = "auto",
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    dry_run: options.DryRun = False,
+) -> None:
+    """Train a Vision Transformer from random weights.
+
+    Prints the path of the checkpoint. The same command again goes on with an unfinished run.
+    """
+    overrides = options.overrides(
+        config,
+        set_,
+        data__source=data,
+        model__name=model,
+        model__img_size=img_size,
+        train__batch_size=batch_size,
+        run__seed=seed,
+        train__epochs=epochs,
+        train__steps=steps,
+        train__time_budget=time_budget,
+        train__objective=objective,
+        run__recipe=recipe,
+        run__device=options.given(device, "auto"),
+        run__precision=options.given(precision, "auto"),
+    )
+    _train("pretrain", overrides, "", out, resume, json, quiet, dry_run)
+
+
+def finetune(
+    checkpoint: Checkpoint = "",
+    data: options.Data = "",
+    img_size: options.ImgSize = "",
+    batch_size: options.BatchSize = None,
+    freeze: Freeze = "",
+    labels: options.Labels = "",
+    seed: options.Seed = None,
+    epochs: options.Epochs = None,
+    steps: options.Steps = None,
+    time_budget: options.TimeBudget = "",
+    recipe: options.Recipe = "",
+    config: options.ConfigFile = None,
+    set_: options.Set = None,
+    out: options.Out = "",
+    resume: options.Resume = "auto",
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    dry_run: options.DryRun = False,
+) -> None:
+    """Move a trained Vision Transformer to other images, classes or another image size.
+
+    The head is kept where the classes are the same, else new; the position embedding is interpolated to --img-size.
+    """
+    overrides = options.overrides(
+        config,
+        set_,
+        data__source=data,
+        model__img_size=img_size,
+        train__batch_size=batch_size,
+        train__freeze=freeze,
+        run__labels=labels,
+        run__seed=seed,
+        train__epochs=epochs,
+        train__steps=steps,
+        train__time_budget=time_budget,
+        run__recipe=recipe,
+        run__device=options.given(device, "auto"),
+        run__precision=options.given(precision, "auto"),
+    )
+    _train("finetune", overrides, checkpoint, out, resume, json, quiet, dry_run)
+
+
+def _train(
+    command: Literal["pretrain", "finetune"],
+    overrides: dict[str, Any],
+    init: str,
+    out: str,
+    resume: str,
+    json: bool,
+    quiet: bool,
+    dry_run: bool,
+) -> None:
+    if resume not in ("auto", "never"):
+        raise UsageError(f"--resume {resume}: not one of auto, never")
+    if overrides.get("run.command", command) != command:
+        raise UsageError(
+            f"the configuration is of vit {overrides['run.command']}", f"run vit {overrides['run.command']} --config …"
+        )
+    from vitcli import api
+    from vitcli.train.plan import Request
+
+    reporter = console.Reporter(quiet)
+    try:
+        plan = api.plan(Request(command, overrides, init, dry_run))
+        if dry_run:
+            _show_plan(plan, json, quiet)
+            return
+        folder, report = api.run(plan, out, resume, [reporter])
+    finally:
+        reporter.close()
+    if json:
+        console.print_json(report)
+    else:
+        console.print_text(str(folder / Path(report["checkpoint"]).name))
+
+
+def _show_plan(plan: Plan, json: bool, quiet: bool) -> None:
+    if not quiet:
+        for note in plan.notes:
+            console.show_note(note)
+    tree = plan.as_json()
+    if json:
+        console.print_json(tree)
+        return
+    steps, flops = tree["steps"], tree["train_flops"]
+    rows = {
+        "model": tree["model"],
+        "parameters": f"{tree['params']:,}",
+        "input": f"{plan.config.model.img_size[0]} x {plan.config.model.img_size[1]} px, {tree['tokens']} tokens",
+        "classes": f"{tree['data']['classes']:,}",
+        "data": ", ".join(f"{s['name']} {s['rows']:,}" for s in tree["data"]["splits"]),
+        "length": f"{plan.config.train.time_budget:g} s"
+        if steps is None
+        else f"{steps:,} steps of {plan.config.train.batch_size}",
+        "training": "by time" if flops is None else f"{flops:.3g} FLOPs",
+        "memory": f"about {tree['memory_bytes'] / 2**30:.2f} GiB",
+        "recipe": plan.config.run.recipe,
+    }
+    console.print_text("\n".join(f"{name:<11} {value}" for name, value in rows.items()))
