@@ -197,29 +197,36 @@ Overrides = dict[str, Any]
 # --- model names -------------------------------------------------------------------------------------------
 
 
-def parse_model_name(name: str) -> tuple[str, Size]:
-    """`ViT-B/16`, `b/16` or `ti/4` to its variant and patch size. Raises UsageError."""
-    match = re.fullmatch(r"(?:vit-)?([a-z]+)/(\d+)(?:x(\d+))?", name.strip(), re.IGNORECASE)
-    variants = {v.lower(): v for v in VARIANTS}
+def model_config(name: str, img_size: Size = (224, 224), classes: int = 0) -> ModelConfig:
+    """The architecture that a name stands for, with the paper's class token: `ViT-B/16`, `b/16`, `ti/4`, or the
+    dimensions that `model_name` writes for other sizes, `ViT-w128d6h2/4`. Raises UsageError.
+    """
+    match = re.fullmatch(
+        r"(?:vit-)?([a-z]+|w\d+d\d+h\d+(?:m\d+)?)/(\d{1,5})(?:x(\d{1,5}))?", name.strip(), re.IGNORECASE
+    )
     if match is None:
         raise UsageError(
             f"unknown model {name!r}", "a model is a size and a patch size, such as ViT-B/16, s/32 or ti/4"
         )
     size, rows, columns = match.groups()
-    if size.lower() not in variants:
-        raise UsageError(f"unknown model size {size!r} in {name!r}", did_you_mean(size.lower(), variants))
     patch = (int(rows), int(columns or rows))
     if min(patch) < 1:
         raise UsageError(f"patch size 0 in {name!r}", "a patch is at least one pixel")
-    return variants[size.lower()], patch
-
-
-def model_config(name: str, img_size: Size = (224, 224), classes: int = 0) -> ModelConfig:
-    """The architecture that `name` stands for, with the paper's class token. Raises UsageError."""
-    variant, patch = parse_model_name(name)
-    width, depth, mlp, heads = VARIANTS[variant]
+    width, depth, mlp, heads = _dimensions(size, name)
     model = ModelConfig("", width, depth, heads, mlp, patch, img_size, classes)
     return dataclasses.replace(model, name=model_name(model))
+
+
+def _dimensions(size: str, name: str) -> tuple[int, int, int, int]:
+    """Width, depth, MLP width and heads. Raises UsageError."""
+    own = re.fullmatch(r"w(\d{1,6})d(\d{1,4})h(\d{1,4})(?:m(\d{1,6}))?", size.lower())
+    if own is not None:
+        width, depth, heads = int(own[1]), int(own[2]), int(own[3])
+        return width, depth, int(own[4] or 4 * width), heads
+    variants = {v.lower(): dimensions for v, dimensions in VARIANTS.items()}
+    if size.lower() not in variants:
+        raise UsageError(f"unknown model size {size!r} in {name!r}", did_you_mean(size.lower(), variants))
+    return variants[size.lower()]
 
 
 def model_name(model: ModelConfig) -> str:
@@ -254,7 +261,7 @@ def parse_seconds(text: str) -> float:
     if not parts or "".join(n + u for n, u in parts) != text.strip().lower():
         raise UsageError(f"{text!r} is not a time", "write 90s, 10m or 1h30m")
     seconds = sum(float(number) * units[unit or "s"] for number, unit in parts)
-    if seconds <= 0:
+    if not 0 < seconds < math.inf:
         raise UsageError(f"{text!r} is no time at all", "write 90s, 10m or 1h30m")
     return seconds
 
@@ -282,10 +289,12 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
             value = (value, value)
         if isinstance(value, str):
             value = parse_size(value)
-        if len(value) != 2 or not all(isinstance(v, int) and v > 0 for v in value):
+        if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(type(v) is int and v > 0 for v in value):
             raise UsageError(f"{key} = {value!r}: not a size", "write 384 or 96x128 (height x width, pixels)")
         return tuple(value)
     if origin is tuple:
+        if not isinstance(value, (str, list, tuple)):
+            raise UsageError(f"{key} = {value!r}: not a list of numbers", "separate them by commas")
         items = value.strip("()[] ").split(",") if isinstance(value, str) else list(value)
         if len(args) != 2 or args[1] is not Ellipsis:
             if len(items) != len(args):
@@ -297,7 +306,9 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
 def _scalar(value: Any, kind: type, key: str) -> Any:
     wrong = UsageError(f"{key} = {value!r}: not {'an' if kind is int else 'a'} {_TYPE_NAMES[kind]}")
     if kind is str:
-        return str(value)
+        if not isinstance(value, str):
+            raise wrong
+        return value
     if kind is bool:
         words = {
             "true": True,
@@ -318,7 +329,7 @@ def _scalar(value: Any, kind: type, key: str) -> Any:
         raise wrong
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise wrong from None
     if not math.isfinite(number) or (kind is int and number != int(number)):
         raise wrong
@@ -375,7 +386,7 @@ def read_toml(path: Path) -> Overrides:
         raise UsageError(
             f"cannot read {path}: {error.strerror}", "give --config a TOML file, such as a run's run.toml"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(
             f"{path} is not TOML: {error}", "give --config a TOML file, such as a run's run.toml"
         ) from None
@@ -465,6 +476,7 @@ def check(config: Config) -> Config:
         "train.accumulate": train.accumulate,
         "train.epochs": train.epochs,
         "train.steps": train.steps,
+        "train.time_budget": train.time_budget,
         "optim.lr": optim.lr,
         "data.memory_mb": data.memory_mb,
         "data.max_megapixels": data.max_megapixels,
@@ -489,6 +501,7 @@ def check(config: Config) -> Config:
         "run.threads": config.run.threads,
         "run.seed": config.run.seed,
         "train.save_every_steps": train.save_every_steps,
+        "train.eval_every_steps": train.eval_every_steps,
         "eval.batch_size": config.eval.batch_size,
         "train.save_every_seconds": train.save_every_seconds,
     }.items():

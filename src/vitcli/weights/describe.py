@@ -12,7 +12,7 @@ from typing import Any
 
 from vitcli import __version__
 from vitcli.classes import Class, from_json, read_labels
-from vitcli.config import EvalConfig, ModelConfig, Size, from_dict
+from vitcli.config import EvalConfig, ModelConfig, Size, check_model, from_dict
 from vitcli.errors import CheckpointError, UsageError, VitError
 from vitcli.weights.header import Header, read_header
 from vitcli.weights.layouts import check_shapes, preprocessing_by_name, strip_prefixes, timm_model
@@ -69,8 +69,12 @@ def preprocessing(size: Size, config: EvalConfig) -> dict[str, Any]:
 
 def locate(reference: str) -> Path:
     """The weights file that CKPT names: a file, a run or export folder, or a hub id. Raises CheckpointError."""
-    path = Path(reference).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(reference).expanduser()
+        folder = path.is_dir()
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"no checkpoint {reference[:200]!r}: {str(error)[:100]}") from None
+    if folder:
         for name in (WEIGHTS, "pytorch_model.bin"):
             if (path / name).is_file():
                 return path / name
@@ -154,6 +158,7 @@ def described(header: Header, document: dict[str, Any]) -> Description:
             dict(document.get("scores", {})),
             str(document.get("sha256", "")),
         )
+        check_model(model)
     except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
         text = error.message if isinstance(error, VitError) else f"{error}"
         raise CheckpointError(
@@ -180,15 +185,20 @@ def bare(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Description:
         )
         timm = beside.get("pretrained_cfg", {})
         if timm:
-            config = EvalConfig(
-                crop=float(timm.get("crop_pct", config.crop)),
-                mean=tuple(timm.get("mean", config.mean)),
-                std=tuple(timm.get("std", config.std)),
-                interpolation=timm.get("interpolation", "bicubic"),
+            config = from_dict(
+                EvalConfig,
+                {
+                    "crop": timm.get("crop_pct", config.crop),
+                    "mean": timm.get("mean", config.mean),
+                    "std": timm.get("std", config.std),
+                    "interpolation": timm.get("interpolation", "bicubic"),
+                },
             )
+            if min(config.std) <= 0:
+                raise ValueError
             why = ""
-        if len(beside.get("label_names", ())) == model.classes:
+        if "label_names" in beside and len(beside["label_names"]) == model.classes:
             classes = from_json(beside["label_names"])
-    except (OSError, ValueError, TypeError, AttributeError):
-        pass  # no readable configuration beside the weights
+    except (OSError, ValueError, TypeError, AttributeError, UsageError):
+        config, why = preprocessing_by_name(path.parent.name)  # no readable configuration beside the weights
     return Description(path, model, classes, config, notes=(f"{path.name}: {why}",) if why else ())

@@ -97,7 +97,7 @@ def read_header(path: Path) -> Header:
             if min(shape, default=0) < 0 or begin < 0 or stop - begin != count:
                 raise ValueError(f"tensor {name!r} of shape {shape} does not have {stop - begin} bytes")
             shapes[name], dtypes[name], end = shape, dtype, max(end, stop)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise CheckpointError(
             f"{path} is not a safetensors file: {error!s:.200}", "copy or download it again"
         ) from None

@@ -18,11 +18,15 @@ _PREFIXES = ("module.", "_orig_mod.")
 def strip_prefixes(names: Iterable[str]) -> dict[str, str]:
     """Each name without what DataParallel and torch.compile put before it."""
     stripped = {}
+    names = list(names)
     for name in names:
         bare = name
         while bare.startswith(_PREFIXES):
             bare = bare.partition(".")[2]
         stripped[name] = bare
+    if len(set(stripped.values())) < len(stripped):
+        twice = next(b for b in stripped.values() if list(stripped.values()).count(b) > 1)
+        raise CheckpointError(f"two keys are {twice} without their prefix")
     return stripped
 
 
@@ -58,6 +62,9 @@ def expected_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def check_shapes(found: Shapes, model: ModelConfig, where: str) -> None:
     """Raises CheckpointError naming the keys that are missing, unexpected or of another shape."""
+    blocks = sum(re.fullmatch(r"blocks\.\d+\.norm1\.weight", key) is not None for key in found)
+    if model.depth > blocks + 1:
+        raise CheckpointError(f"{where} has {blocks} blocks, not the {model.depth} of {model.name}")
     wanted = expected_shapes(model)
     missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     misfit = [
@@ -93,6 +100,8 @@ def timm_model(shapes: Shapes, where: str) -> ModelConfig:
         )
     try:
         width, _, *patch = shapes["patch_embed.proj.weight"]
+        if min(width, *patch) < 1:
+            raise ValueError(f"patch embedding of shape {shapes['patch_embed.proj.weight']}")
         rows = shapes["pos_embed"][1]
         depth = 1 + max(int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", key) for key in shapes) if m)
         mlp = shapes["blocks.0.mlp.fc1.weight"][0]
@@ -114,6 +123,8 @@ def timm_model(shapes: Shapes, where: str) -> ModelConfig:
             gelu="erf",
         )
         model = replace(model, name=model_name(model))
+        if width % heads:
+            raise ValueError(f"a width of {width} has no heads of 64")
     except (ValueError, IndexError, TypeError, UsageError, ZeroDivisionError) as error:
         raise CheckpointError(f"{where} is not a ViT: {error}") from None
     if side * side != rows - class_token:

@@ -1,0 +1,89 @@
+"""Write docs/reference.md from the commands' own help, the configuration and the recipes; --check only compares.
+
+python docs/reference.py [--check]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from vitcli.config import SECTIONS
+from vitcli.data.sources import PRESETS
+from vitcli.recipes import RECIPES
+
+PAGE = Path(__file__).with_name("reference.md")
+COMMANDS = ("pretrain", "finetune", "eval", "info")
+
+
+def help_of(*command: str) -> str:
+    env = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1", "PYTHONWARNINGS": "ignore"}
+    env.pop("FORCE_COLOR", None)
+    text = subprocess.run(
+        [sys.executable, "-m", "vitcli", *command, "--help"], env=env, capture_output=True, text=True, check=True
+    ).stdout
+    return "\n".join(line.rstrip() for line in text.strip().splitlines())
+
+
+def comments(cls: type) -> dict[str, str]:
+    """What stands after each field's default in its source."""
+    found = re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(cls), re.MULTILINE)
+    return dict(found)
+
+
+def default(field: dataclasses.Field) -> str:  # type: ignore[type-arg]
+    value = field.default
+    if isinstance(value, tuple):
+        return ", ".join(f"{v:.4g}" for v in value)
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}"
+
+
+def page() -> str:
+    parts = [
+        "# Reference\n\nMade by `python docs/reference.py` from the program itself.\n",
+        "## Commands\n",
+        f"```text\n{help_of()}\n```\n",
+    ]
+    for command in COMMANDS:
+        parts.append(f"### vit {command}\n\n```text\n{help_of(command)}\n```\n")
+    parts.append(
+        "## Configuration\n\nSet by `--set section.key=value` or in the file that `--config` names. "
+        "The defaults of a run are its recipe's; these are the values where a recipe says nothing.\n"
+    )
+    for section, cls in SECTIONS.items():
+        notes = comments(cls)
+        rows = [f"| `{section}.{f.name}` | {default(f)} | {notes.get(f.name, '')} |" for f in dataclasses.fields(cls)]
+        parts.append(f"### [{section}]\n\n| key | default | |\n|---|---|---|\n" + "\n".join(rows) + "\n")
+    parts.append("## Recipes\n")
+    for name, recipe in RECIPES.items():
+        parts.append(f"### {name}\n\n{inspect.getdoc(recipe)}\n")
+    rows = [
+        f"| `{name}` | {p.hub}{' (' + p.config + ')' if p.config else ''} | {p.image} | {p.label} | {p.held_out} | {p.note} |"
+        for name, p in PRESETS.items()
+    ]
+    parts.append(
+        "## Presets\n\n`digits` needs no network: it comes with scikit-learn.\n\n"
+        "| preset | hub id | images | labels | held out | |\n|---|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
+    )
+    return "\n".join(parts)
+
+
+def main() -> int:
+    text = page()
+    if "--check" in sys.argv[1:]:
+        if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
+            print("docs/reference.md is out of date: run python docs/reference.py")
+            return 1
+        print("docs/reference.md is up to date")
+        return 0
+    PAGE.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

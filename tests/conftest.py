@@ -1,0 +1,115 @@
+"""What all tests share: real data where it is, a cache of their own, the command in a subprocess."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from PIL import Image
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several test processes share the cores; before torch is imported
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+
+
+settings.register_profile("vit", deadline=None, max_examples=50)
+settings.load_profile("vit")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Neither the user's decode cache nor their hub cache is read or written."""
+    home = tmp_path_factory.mktemp("caches")
+    os.environ["VIT_CACHE"] = str(home / "vit")
+    os.environ["HF_DATASETS_CACHE"] = str(home / "datasets")
+    import datasets
+
+    datasets.config.HF_DATASETS_CACHE = home / "datasets"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real images and weights, found through VIT_TEST_DATA."""
+    folder = os.environ.get("VIT_TEST_DATA", "")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("VIT_TEST_DATA does not name a folder with the real images and weights")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def deit_weights(shared_data: Path) -> Path:
+    return shared_data / "weights" / "deit_tiny_patch16_224.safetensors"
+
+
+def draw_image(colour: int, index: int, size: int = 12, noise: int = 40) -> Image.Image:
+    """A noisy square of one of a few colours: classes that a small model learns in seconds."""
+    random = np.random.default_rng([colour, index])
+    base = np.array([[220, 40, 40], [40, 200, 60], [50, 60, 220], [220, 200, 40], [180, 60, 200]][colour % 5])
+    return Image.fromarray(np.clip(base + random.normal(0, noise, (size, size, 3)), 0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def class_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/ and test/ with three classes of 12-pixel images: 24 and 8 of each."""
+    root = tmp_path_factory.mktemp("colours") / "colours"
+    for split, count, offset in (("train", 24, 0), ("test", 8, 1000)):
+        for colour, name in enumerate(("red", "green", "blue")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                draw_image(colour, offset + index).save(folder / f"{index:03}.png")
+    return root
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one JSON object on stdout; NaN and Infinity are errors."""
+
+        def refuse(token: str) -> None:
+            raise AssertionError(f"{token} in JSON")
+
+        return json.loads(self.out, parse_constant=refuse)
+
+
+Vit = Callable[..., Result]
+
+
+def run_vit(
+    *arguments: object, cwd: Path, env: dict[str, str] | None = None, timeout: float = 240, stdin: str | None = None
+) -> Result:
+    """`python -m vitcli` in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "vitcli", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        input=stdin,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def vit(tmp_path: Path) -> Vit:
+    """Runs the command in an empty folder."""
+
+    def run(*arguments: object, **keywords: Any) -> Result:
+        return run_vit(*arguments, **({"cwd": tmp_path} | keywords))
+
+    return run

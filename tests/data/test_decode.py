@@ -1,0 +1,419 @@
+"""Bytes of images to pixels: one defined conversion a mode, and sizes that are exact."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+import torchvision_shim  # noqa: F401
+from conftest import draw_image
+from vitcli.config import EvalConfig
+from vitcli.data import decode
+from vitcli.data.decode import BadImage, View, eval_view, open_rgb, render
+
+LIMIT = 89.0
+RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def pixels(blob: bytes) -> NDArray[np.uint8]:
+    """Decoded at the image's own size."""
+    image = open_rgb(blob, LIMIT)
+    assert image.mode == "RGB"
+    result, size = decode.decode(blob, View((image.height, image.width)), LIMIT)
+    assert size == (image.height, image.width)
+    np.testing.assert_array_equal(result, np.asarray(image))
+    return result
+
+
+def gray(values: NDArray[Any]) -> NDArray[Any]:
+    return np.repeat(values[..., None], 3, axis=-1)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG file of a few bytes that declares a size."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(9))) + chunk(b"IEND", b"")
+
+
+# --- modes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "WEBP", "TIFF"])
+def test_rgb_is_kept(form: str) -> None:
+    image = draw_image(1, 2, 16)
+    options = {"lossless": True} if form == "WEBP" else {}
+    np.testing.assert_array_equal(pixels(encoded(image, form, **options)), np.asarray(image))
+
+
+def test_gray_is_repeated() -> None:
+    np.testing.assert_array_equal(pixels(encoded(Image.fromarray(RAMP))), gray(RAMP))
+
+
+def test_one_bit_is_black_and_white() -> None:
+    bits = RAMP % 3 == 0
+    np.testing.assert_array_equal(pixels(encoded(Image.fromarray(bits))), gray(255 * bits))
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_16_bits_are_divided_by_257(form: str) -> None:
+    wide = RAMP.astype(np.uint16) * 257
+    blob = encoded(Image.fromarray(wide), form)
+    assert Image.open(io.BytesIO(blob)).mode.startswith("I;16")
+    np.testing.assert_array_equal(pixels(blob), gray(RAMP))
+
+
+def test_16_bits_are_rounded_to_the_nearest() -> None:
+    wide = np.array([[0, 128, 129, 257 * 7 + 128, 257 * 7 + 129, 65535 - 129, 65535]], np.uint16)
+    expected = np.array([[0, 0, 1, 7, 8, 254, 255]])
+    np.testing.assert_array_equal(pixels(encoded(Image.fromarray(wide))), gray(expected))
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_wider_integers_and_floats_are_taken_as_16_bits(kind: type) -> None:
+    wide = (RAMP.astype(np.int64) * 257).astype(kind)
+    wide[0, 0], wide[0, 1] = -500, 70000
+    expected = RAMP.copy()
+    expected[0, :2] = 0, 255
+    np.testing.assert_array_equal(pixels(encoded(Image.fromarray(wide), "TIFF")), gray(expected))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparent_images_are_laid_on_white(mode: str) -> None:
+    image = Image.new(mode, (4, 1), (200, 10, 30, 255) if mode == "RGBA" else (200, 255))
+    alpha = Image.fromarray(np.array([[0, 51, 128, 255]], np.uint8))
+    image.putalpha(alpha)
+    colour = np.array([200, 10, 30] if mode == "RGBA" else [200, 200, 200])
+    part = np.array([0, 51, 128, 255])[:, None] / 255
+    expected = 255 * (1 - part) + colour * part
+    result = pixels(encoded(image))[0].astype(float)
+    assert np.abs(result - expected).max() <= 1
+    np.testing.assert_array_equal(result[0], 255)
+    np.testing.assert_array_equal(result[3], colour)
+
+
+def test_what_is_hidden_by_full_transparency_does_not_show() -> None:
+    hidden = draw_image(0, 0, 8).convert("RGBA")
+    hidden.putalpha(0)
+    assert (pixels(encoded(hidden)) == 255).all()
+
+
+def palette(values: list[int]) -> Image.Image:
+    image = Image.frombytes("P", (len(values), 1), bytes(values))
+    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 8, 7])
+    return image
+
+
+def test_a_palette_gives_its_colours() -> None:
+    expected = [[[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 8, 7]]]
+    np.testing.assert_array_equal(pixels(encoded(palette([0, 1, 2, 3]))), expected)
+
+
+@pytest.mark.parametrize("transparency", [1, bytes([255, 0, 255, 255])])
+def test_a_palette_with_transparency_is_laid_on_white(transparency: Any) -> None:
+    blob = encoded(palette([0, 1, 2, 3]), transparency=transparency)
+    assert "transparency" in Image.open(io.BytesIO(blob)).info
+    expected = [[[255, 0, 0], [255, 255, 255], [0, 0, 255], [9, 8, 7]]]
+    np.testing.assert_array_equal(pixels(blob), expected)
+
+
+def test_gray_with_a_transparent_value_is_laid_on_white() -> None:
+    blob = encoded(Image.fromarray(RAMP), transparency=17)
+    expected = RAMP.copy()
+    expected[RAMP == 17] = 255
+    np.testing.assert_array_equal(pixels(blob), gray(expected))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "TIFF"])
+def test_cmyk_becomes_rgb(form: str) -> None:
+    inks = np.zeros((8, 32, 4), np.uint8)
+    inks[:, 8:16, 0] = 255
+    inks[:, 16:24, 1] = 255
+    inks[:, 24:, 3] = 255
+    image = Image.frombytes("CMYK", (32, 8), inks.tobytes())
+    blob = encoded(image, form, **({"quality": 100} if form == "JPEG" else {}))
+    assert Image.open(io.BytesIO(blob)).mode == "CMYK"
+    result = pixels(blob)[4, 4::8].astype(int)
+    expected = np.array([[255, 255, 255], [0, 255, 255], [255, 0, 255], [0, 0, 0]])
+    assert np.abs(result - expected).max() <= 6
+
+
+@pytest.mark.parametrize("mode", ["YCbCr", "LAB"])
+def test_other_colour_spaces_become_rgb(mode: str) -> None:
+    if mode == "YCbCr":
+        image = Image.new("RGB", (4, 4), (200, 60, 30)).convert(mode)
+        expected = np.array([200, 60, 30])
+    else:
+        image, expected = Image.new("LAB", (4, 4), (255, 128, 128)), None
+    blob = encoded(image, "TIFF")
+    result = pixels(blob)[0, 0].astype(int)
+    if expected is None:
+        assert result.min() >= 250  # L* = 100 is white
+    else:
+        assert np.abs(result - expected).max() <= 3
+
+
+def test_an_animation_gives_its_first_frame() -> None:
+    frames = [Image.new("RGB", (6, 4), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
+    blob = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert Image.open(io.BytesIO(blob)).n_frames == 3
+    np.testing.assert_array_equal(pixels(blob), np.broadcast_to([255, 0, 0], (4, 6, 3)))
+
+
+UPRIGHT = np.asarray(Image.frombytes("RGB", (3, 2), bytes(range(0, 180, 10))))
+STORED = {  # how the upright picture lies in the file, by EXIF orientation
+    1: UPRIGHT,
+    2: UPRIGHT[:, ::-1],
+    3: UPRIGHT[::-1, ::-1],
+    4: UPRIGHT[::-1],
+    5: UPRIGHT.transpose(1, 0, 2),
+    6: np.rot90(UPRIGHT, 1),
+    7: np.rot90(UPRIGHT, 2).transpose(1, 0, 2),
+    8: np.rot90(UPRIGHT, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_image_is_set_upright(orientation: int) -> None:
+    image = Image.fromarray(np.ascontiguousarray(STORED[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    blob = encoded(image, exif=exif)
+    assert decode.decode(blob, View((2, 3)), LIMIT)[1] == (2, 3)
+    np.testing.assert_array_equal(pixels(blob), UPRIGHT)
+
+
+def test_a_turned_image_keeps_its_conversion() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    wide = np.rot90(RAMP.astype(np.uint16) * 257, 1)
+    blob = encoded(Image.fromarray(np.ascontiguousarray(wide)), exif=exif)
+    np.testing.assert_array_equal(pixels(blob), gray(RAMP))
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 60000])
+def test_an_unknown_orientation_is_ignored(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    np.testing.assert_array_equal(pixels(encoded(Image.fromarray(UPRIGHT), exif=exif)), UPRIGHT)
+
+
+def test_broken_exif_does_not_make_an_image_unreadable() -> None:
+    image = draw_image(0, 1, 16)
+    blob = encoded(image, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x07\x01\x12\0\x03\xff\xff\xff\xff")
+    np.testing.assert_array_equal(pixels(blob), np.asarray(image))
+
+
+@pytest.mark.parametrize("kind", [2, 7])  # text, undefined
+def test_a_wrong_tag_beside_the_orientation_does_no_harm(kind: int) -> None:
+    """The horizontal resolution has to be a fraction; nothing of it is needed to turn an image."""
+    tags = [struct.pack("<HHII", 0x0112, 3, 1, 6), struct.pack("<HHI4s", 0x011A, kind, 1, b"7\0\0\0")]
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(tags) + bytes(4)
+    blob = encoded(Image.fromarray(np.ascontiguousarray(STORED[6])), exif=exif)
+    np.testing.assert_array_equal(pixels(blob), UPRIGHT)
+
+
+# --- what cannot be read -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.6, 0.9, 0.99])
+def test_a_truncated_jpeg_is_an_error(kept: float) -> None:
+    blob = encoded(draw_image(0, 0, 64), "JPEG", quality=95)
+    with pytest.raises(BadImage) as caught:
+        open_rgb(blob[: int(kept * len(blob))], LIMIT)
+    assert str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["PNG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_other_truncated_files_are_errors(form: str) -> None:
+    blob = encoded(draw_image(0, 0, 64), form)
+    with pytest.raises(BadImage):
+        open_rgb(blob[: len(blob) // 2], LIMIT)
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [b"", b"\0", b"<html><body>404</body></html>", b"version https://git-lfs.github.com/spec/v1\n", bytes(5000)],
+)
+def test_bytes_that_are_no_image_are_an_error(blob: bytes) -> None:
+    with pytest.raises(BadImage) as caught:
+        open_rgb(blob, LIMIT)
+    assert str(caught.value)
+    assert "BytesIO" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("width", "height"), [(20_000, 20_000), (10_000, 10_000), (9_500, 9_400)])
+def test_a_small_file_of_many_pixels_is_refused_with_the_limit(width: int, height: int) -> None:
+    with pytest.raises(BadImage) as caught:
+        open_rgb(png_header(width, height), LIMIT)
+    assert "limit" in str(caught.value)
+    if width * height < 178e6:  # beyond it Pillow's own limit speaks
+        for word in ("89", "data.max_megapixels", str(width)):
+            assert word in str(caught.value)
+
+
+def test_the_limit_is_the_configured_one() -> None:
+    blob = encoded(draw_image(0, 0, 50))
+    assert open_rgb(blob, 0.0025).size == (50, 50)
+    with pytest.raises(BadImage, match=r"0\.0024"):
+        open_rgb(blob, 0.0024)
+
+
+def test_the_limit_can_be_raised_above_pillows_own() -> None:
+    """A file of 200 megapixels then fails for what it is, a header without pixels."""
+    with pytest.raises(BadImage) as caught:
+        open_rgb(png_header(20_000, 10_000), 500)
+    assert "limit" not in str(caught.value)
+
+
+MUTATED = [
+    encoded(
+        draw_image(0, 0, 16), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+    ),
+    encoded(draw_image(1, 0, 16)),
+    encoded(palette([0, 1, 2, 3]), transparency=1),
+    encoded(draw_image(1, 0, 16), "GIF"),
+    encoded(draw_image(1, 0, 16), "WEBP"),
+    encoded(draw_image(1, 0, 16), "TIFF"),
+    encoded(Image.fromarray(RAMP.astype(np.uint16) * 257)),
+]
+
+
+@given(
+    which=st.integers(0, len(MUTATED) - 1),
+    changes=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=6),
+)
+@settings(max_examples=400, deadline=None)
+def test_changed_bytes_give_pixels_or_a_reason(which: int, changes: list[tuple[float, int]]) -> None:
+    blob = bytearray(MUTATED[which])
+    for place, value in changes:
+        blob[min(int(place * len(blob)), len(blob) - 1)] = value
+    try:
+        result, _ = decode.decode(bytes(blob), View((8, 8)), 1.0)
+    except BadImage as error:
+        assert str(error)
+    else:
+        assert result.shape == (8, 8, 3)
+
+
+# --- resizing ------------------------------------------------------------------------------------------------
+
+SIDES = st.integers(1, 90)
+
+
+def picture(height: int, width: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@given(height=SIDES, width=SIDES, size=st.integers(1, 48), crop=st.sampled_from([1.0, 0.9, 0.875, 0.95]))
+@settings(max_examples=80, deadline=None)
+def test_a_square_is_torchvisions_resize_and_centre_crop(height: int, width: int, size: int, crop: float) -> None:
+    from torchvision import transforms
+
+    image = picture(height, width)
+    oracle = transforms.Compose(
+        [
+            transforms.Resize(int(size / crop), transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(size),
+        ]
+    )
+    np.testing.assert_array_equal(render(image, View((size, size), "short", crop)), np.asarray(oracle(image)))
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(("size", "crop"), [(224, 0.9), (224, 0.875), (384, 1.0), (240, 0.95)])
+def test_evaluation_is_timms(size: int, crop: float, interpolation: str) -> None:
+    from timm.data import create_transform
+
+    oracle = create_transform((3, size, size), is_training=False, crop_pct=crop, interpolation=interpolation)
+    config = EvalConfig(crop=crop, interpolation=interpolation)  # type: ignore[arg-type]
+    for height, width in ((333, 500), (500, 375), (120, 100)):
+        image = picture(height, width)
+        expected = image
+        for transform in oracle.transforms[:2]:  # resize and crop; what follows makes a tensor
+            expected = transform(expected)
+        np.testing.assert_array_equal(render(image, eval_view((size, size), config)), np.asarray(expected))
+
+
+def test_real_photographs_are_timms(shared_data: Path) -> None:
+    from timm.data import create_transform
+
+    oracle = create_transform((3, 224, 224), is_training=False, crop_pct=0.9, interpolation="bicubic")
+    for path in sorted((shared_data / "photos").glob("*/*"))[::23]:
+        result, size = decode.decode(path.read_bytes(), View((224, 224), "short", 0.9), LIMIT)
+        image = Image.open(path).convert("RGB")
+        assert size == (image.height, image.width)
+        for transform in oracle.transforms[:2]:
+            image = transform(image)
+        np.testing.assert_array_equal(result, np.asarray(image))
+
+
+@given(
+    height=SIDES,
+    width=SIDES,
+    size=st.tuples(SIDES, SIDES),
+    crop=st.floats(0.3, 1.0),
+    mode=st.sampled_from(["short", "square"]),
+)
+@settings(max_examples=150, deadline=None)
+def test_every_size_is_exact(height: int, width: int, size: tuple[int, int], crop: float, mode: Any) -> None:
+    result = render(picture(height, width), View(size, mode, crop))
+    assert result.shape == (*size, 3)
+    assert result.dtype == np.uint8
+
+
+@given(height=SIDES, width=SIDES, size=st.tuples(st.integers(4, 60), st.integers(4, 60)))
+@settings(max_examples=60, deadline=None)
+def test_short_keeps_shapes_and_fills_the_frame(height: int, width: int, size: tuple[int, int]) -> None:
+    """White images stay white up to the corners, and the scale is the smaller one that covers the frame."""
+    assert (render(Image.new("RGB", (width, height), "white"), View(size, "short")) == 255).all()
+    scale = max(size[0] / height, size[1] / width)
+    visible = min(1.0, size[1] / (width * scale))  # part of the width within the frame
+    across = np.linspace(0, 255, width).round().astype(np.uint8)
+    ramp = Image.fromarray(np.repeat(np.repeat(across[None, :, None], height, 0), 3, 2))
+    row = render(ramp, View(size, "short", 1.0, "bilinear"))[size[0] // 2, :, 0].astype(float)
+    if width * scale >= 8 and width >= 8:
+        assert abs((row.max() - row.min()) - 255 * visible) < 255 * (2.5 / (width * scale) + 2.5 / width)
+
+
+def test_square_squashes_the_whole_image() -> None:
+    image = picture(30, 50)
+    expected = np.asarray(image.resize((20, 10), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(render(image, View((10, 20), "square")), expected)
+
+
+def test_an_image_of_the_size_is_untouched() -> None:
+    image = picture(24, 16)
+    for mode in ("short", "square"):
+        np.testing.assert_array_equal(render(image, View((24, 16), mode)), np.asarray(image))  # type: ignore[arg-type]
+
+
+def test_long_thin_images_take_memory_of_the_frame_not_of_their_length() -> None:
+    """A pixel high and 3,000 wide: resized whole to cover 256 pixels it would be 768,000 wide."""
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    result = render(Image.new("RGB", (3000, 1), (10, 20, 30)), View((256, 256), "short"))
+    grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert (result == [10, 20, 30]).all()
+    assert grown_kib < 300_000

@@ -1,0 +1,294 @@
+"""Published recipes against the rows of their tables; every recipe against whatever data it may meet."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vitcli.config import EvalConfig, ModelConfig, check, model_config
+from vitcli.errors import UsageError
+from vitcli.recipes import RECIPES, SMALL_DATA, Facts, configure, default_recipe
+
+IMAGENET, IMAGENET_21K, JFT = (1_281_167, 1000), (14_200_000, 21_843), (303_000_000, 18_291)
+
+
+def facts(command: str = "pretrain", data: tuple[int, int] = IMAGENET, **changes: Any) -> Facts:
+    return Facts(
+        **(
+            {
+                "command": command,
+                "images": data[0],
+                "classes": data[1],
+                "size": (400, 500),
+                "mirror": True,
+                "device": "cuda",
+            }
+            | changes
+        )
+    )
+
+
+def row(recipe: str, name: str, data: tuple[int, int]) -> dict[str, Any]:
+    """A configuration in the columns of the paper's Table 3."""
+    config = configure(recipe, facts(data=data, model=name))
+    assert config.model.name == f"ViT-{name}"
+    assert config.model.classes == data[1]
+    assert config.run.recipe == recipe
+    return {
+        "epochs": config.train.epochs,
+        "lr": config.optim.lr,
+        "decay": config.optim.schedule,
+        "weight_decay": config.optim.weight_decay,
+        "dropout": config.model.dropout,
+        "clip": config.optim.clip,
+    }
+
+
+def columns(
+    epochs: float, lr: float, decay: str, weight_decay: float, dropout: float, clip: float = 0.0
+) -> dict[str, Any]:
+    return {"epochs": epochs, "lr": lr, "decay": decay, "weight_decay": weight_decay, "dropout": dropout, "clip": clip}
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "lr"),
+    [("B/16", 7, 8e-4), ("B/32", 7, 8e-4), ("L/32", 7, 6e-4), ("L/16", 7, 4e-4), ("H/14", 14, 3e-4)],
+)
+def test_table_3_jft(name, epochs, lr):
+    assert row("paper-jft", name, JFT) == columns(epochs, lr, "linear", 0.1, 0.0)
+
+
+@pytest.mark.parametrize("name", ["B/16", "B/32", "L/16", "L/32"])
+def test_table_3_imagenet_21k(name):
+    assert row("paper-i21k", name, IMAGENET_21K) == columns(90, 1e-3, "linear", 0.03, 0.1)
+
+
+@pytest.mark.parametrize("name", ["B/16", "B/32", "L/16", "L/32", "H/14"])
+def test_table_3_imagenet(name):
+    assert row("paper-i1k", name, IMAGENET) == columns(300, 3e-3, "cosine", 0.3, 0.1, clip=1.0)
+
+
+@pytest.mark.parametrize("recipe", ["paper-jft", "paper-i21k", "paper-i1k"])
+def test_the_caption_of_table_3(recipe):
+    """Batch 4096, 10,000 steps of warm-up, 224 px, Adam with (0.9, 0.999), a tanh layer before the head."""
+    config = configure(recipe, facts(model="B/16"))
+    assert config.train.batch_size == 4096
+    assert config.optim.warmup_steps == 10_000
+    assert config.optim.name == "adamw"
+    assert config.optim.betas == (0.9, 0.999)
+    assert config.model.img_size == (224, 224)
+    assert (config.model.pre_logits, config.model.pool, config.model.class_token) == (True, "cls", True)
+    assert config.augment.mixup == config.augment.cutmix == config.augment.randaugment_layers == 0
+    assert config.train.ema == 0
+    assert (config.eval.mean, config.eval.std) == ((0.5,) * 3, (0.5,) * 3)
+
+
+@pytest.mark.parametrize("name", ["B/16", "L/16", "L/32"])
+@pytest.mark.parametrize(
+    ("data", "steps", "warmup"),
+    [
+        (IMAGENET, 20_000, 500),
+        ((50_000, 10), 10_000, 500),
+        ((50_000, 100), 10_000, 500),
+        ((3680, 37), 500, 100),
+        ((2040, 102), 500, 100),
+    ],
+    ids=["imagenet", "cifar-10", "cifar-100", "pets", "flowers"],
+)
+def test_table_4_fine_tuning(name, data, steps, warmup):
+    parent = dataclasses.replace(model_config(name, classes=21_843), pre_logits=True, dropout=0.1)
+    config = configure("paper-finetune", facts("finetune", data, parent=parent))
+    assert config.train.steps == steps
+    assert config.train.epochs is None
+    assert config.train.batch_size == 512
+    assert config.optim.name == "sgd"
+    assert config.optim.momentum == 0.9
+    assert config.optim.weight_decay == 0
+    assert config.optim.clip == 1
+    assert config.optim.schedule == "cosine"
+    assert config.optim.lr in (0.003, 0.01, 0.03)
+    assert config.optim.warmup_steps == warmup
+    assert config.model.img_size == (384, 384)
+    assert config.model.pre_logits is False
+    assert config.model.classes == data[1]
+    assert config.eval.resize == "square"
+    assert config.eval.crop == 1.0
+    assert config.augment.crop == "random"
+
+
+def test_h14_is_fine_tuned_at_518():
+    config = configure("paper-finetune", facts("finetune", parent=model_config("H/14")))
+    assert config.model.img_size == (518, 518)
+
+
+def test_fine_tuning_keeps_the_parent_s_pixel_statistics():
+    seen = EvalConfig(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop=0.9)
+    for recipe in ("finetune", "paper-finetune"):
+        config = configure(recipe, facts("finetune", parent=model_config("B/16"), parent_eval=seen))
+        assert (config.eval.mean, config.eval.std) == (seen.mean, seen.std)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "magnitude", "mixup"),
+    [
+        ("Ti/16", 2, 0, 0),
+        ("S/32", 2, 15, 0.2),
+        ("S/16", 2, 15, 0.5),
+        ("B/32", 2, 15, 0.5),
+        ("B/16", 2, 15, 0.5),
+        ("L/16", 2, 15, 0.5),
+    ],
+)
+def test_augreg_on_imagenet(name, layers, magnitude, mixup):
+    config = configure("augreg", facts(model=name))
+    augment = config.augment
+    assert (augment.randaugment_layers, augment.randaugment_magnitude, augment.mixup) == (layers, magnitude, mixup)
+    assert config.train.head_bias == -6.9
+    assert (config.model.pool, config.model.class_token, config.model.pre_logits) == ("cls", True, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "magnitude", "mixup"),
+    [
+        ("Ti/16", 0, None, 0),
+        ("S/32", 0, None, 0),
+        ("S/16", 2, 0, 0),
+        ("B/32", 2, 10, 0.2),
+        ("B/16", 2, 10, 0.2),
+        ("L/16", 2, 15, 0.5),
+    ],
+)
+def test_augreg_on_imagenet_21k(name, layers, magnitude, mixup):
+    config = configure("augreg", facts(data=IMAGENET_21K, model=name))
+    augment = config.augment
+    assert (augment.randaugment_layers, augment.mixup) == (layers, mixup)
+    if magnitude is not None:
+        assert augment.randaugment_magnitude == magnitude
+    assert config.train.head_bias == -10
+    assert (config.model.pool, config.model.class_token, config.model.pre_logits) == ("mean", False, False)
+
+
+@pytest.mark.parametrize("data", [IMAGENET, IMAGENET_21K])
+@pytest.mark.parametrize("name", ["B/16", "L/16", "L/32", "H/14"])
+def test_augreg_for_all(name, data):
+    config = configure("augreg", facts(data=data, model=name))
+    assert config.train.epochs == 300
+    assert config.train.batch_size == 4096
+    assert config.train.loss == "sigmoid"
+    assert config.optim.lr == 1e-3
+    assert config.optim.weight_decay == 0.1
+    assert config.optim.warmup_steps == 10_000
+    assert config.optim.schedule == "cosine"
+    assert config.optim.clip == 1
+    assert config.model.img_size == (224, 224)
+
+
+def test_augreg_does_not_mirror_where_a_mirror_image_is_another_class():
+    assert configure("augreg", facts(mirror=False)).augment.flip == 0
+    assert configure("small", facts(mirror=False)).augment.flip == 0
+    assert configure("small", facts(mirror=True)).augment.flip == 0.5
+
+
+@pytest.mark.parametrize("recipe", ["small", "finetune"])
+def test_epochs_shrink_as_the_data_grows(recipe):
+    parent = {"parent": model_config("s/4", (32, 32))} if recipe == "finetune" else {}
+    epochs = []
+    for images in (100, 1_437, 50_000, 1_000_000):
+        known = facts("finetune" if parent else "pretrain", (images, 10), size=(32, 32), device="cpu", **parent)
+        epochs.append(configure(recipe, known).train.epochs)
+    assert epochs == sorted(epochs, reverse=True)
+    assert epochs[0] >= epochs[1] > epochs[2] >= epochs[3] >= 1
+
+
+def test_small_takes_the_images_at_their_own_size_up_to_64_pixels():
+    config = configure("small", facts(data=(50_000, 10), size=(32, 32), device="cpu"))
+    assert config.model.img_size == (32, 32)
+    assert config.model.grid == (8, 8)
+    assert configure("small", facts(size=(300, 500), device="cuda")).model.img_size == (224, 224)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("paper-ftinetune", "paper-finetune"), ("agreg", "augreg"), ("paper-i1", "paper-i1k"), ("SMALL", "small")],
+)
+def test_an_unknown_recipe_names_the_nearest(wrong, right):
+    with pytest.raises(UsageError) as caught:
+        configure(wrong, facts())
+    assert wrong in caught.value.message
+    assert right in caught.value.hint
+
+
+def test_recipes_belong_to_their_command():
+    with pytest.raises(UsageError, match="trained weights"):
+        configure("paper-finetune", facts("pretrain"))
+    with pytest.raises(UsageError, match="random weights"):
+        configure("paper-i1k", facts("finetune", parent=model_config("B/16")))
+
+
+def test_a_trained_model_cannot_become_another():
+    with pytest.raises(UsageError, match="--model"):
+        configure("finetune", facts("finetune", parent=model_config("B/16"), model="L/16"))
+
+
+def test_an_image_size_that_the_patch_does_not_divide_is_refused():
+    with pytest.raises(UsageError, match="multiple of the patch size"):
+        configure("paper-i1k", facts(model="B/16", img_size=(225, 225)))
+
+
+def test_the_default_recipe_follows_command_and_amount_of_data():
+    assert default_recipe(facts("finetune", parent=model_config("B/16"))) == "finetune"
+    assert default_recipe(facts(data=(SMALL_DATA, 10))) == "small"
+    assert default_recipe(facts(data=(SMALL_DATA + 1, 10))) == "augreg"
+
+
+PRETRAIN = sorted(set(RECIPES) - {"finetune", "paper-finetune"})
+SIDES = st.integers(4, 600)
+NAMES = ["", "ti/16", "s/32", "b/16", "l/32", "h/14", "s/4", "ti/2", "mu/1", "m/8x16"]
+COMMON = {
+    "images": st.integers(10, 2_000_000),
+    "classes": st.integers(2, 30_000),
+    "size": st.tuples(SIDES, SIDES),
+    "mirror": st.booleans(),
+    "device": st.sampled_from(["cpu", "cuda", "mps"]),
+}
+
+
+@settings(deadline=None, max_examples=300)
+@given(recipe=st.sampled_from(PRETRAIN), known=st.fixed_dictionaries(COMMON), model=st.sampled_from(NAMES))
+def test_every_recipe_gives_a_configuration_that_passes_the_checks(recipe, known, model):
+    config = check(configure(recipe, Facts(command="pretrain", model=model, **known)))
+    assert config.model.classes == known["classes"]
+    assert config.run.recipe == recipe
+    if recipe == "small":
+        assert config.train.batch_size <= max(8, known["images"])
+        assert config.model.tokens <= 4096 or model
+
+
+@settings(deadline=None, max_examples=200)
+@given(known=st.fixed_dictionaries(COMMON), asked=st.tuples(SIDES, SIDES))
+def test_small_finds_a_patch_for_any_size_asked_for(known, asked):
+    config = check(configure("small", Facts(command="pretrain", img_size=asked, **known)))
+    assert config.model.img_size == asked
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    recipe=st.sampled_from(["finetune", "paper-finetune"]),
+    known=st.fixed_dictionaries(COMMON),
+    name=st.sampled_from(["ti/16", "s/32", "b/16", "h/14", "s/4", "mu/1", "m/8x16"]),
+    grid=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    pooled=st.booleans(),
+)
+def test_fine_tuning_recipes_pass_the_checks_for_any_parent(recipe, known, name, grid, pooled):
+    parent = model_config(name, classes=7)
+    size = (grid[0] * parent.patch[0], grid[1] * parent.patch[1])
+    parent = dataclasses.replace(parent, img_size=size, pool="mean" if pooled else "cls", class_token=not pooled)
+    config = check(configure(recipe, Facts(command="finetune", parent=parent, **known)))
+    assert isinstance(config.model, ModelConfig)
+    same = ("width", "depth", "heads", "mlp", "patch", "pool", "class_token", "gelu")
+    assert [getattr(config.model, f) for f in same] == [getattr(parent, f) for f in same]
+    assert config.model.classes == known["classes"]

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vitcli.config import TrainConfig, model_config
+from vitcli.data.augment import Batch
+from vitcli.model.vit import ViT, init_weights
+from vitcli.train.objectives import Classify, Noise, draw_noise
+
+
+def logits_and_labels() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(6, 5, generator=generator), torch.tensor([0, 1, 2, 3, 4, 0])
+
+
+def smoothed(labels: torch.Tensor, classes: int, epsilon: float) -> torch.Tensor:
+    return F.one_hot(labels, classes) * (1 - epsilon) + epsilon / classes
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.1])
+def test_softmax_loss_is_cross_entropy_with_smoothed_targets(epsilon: float) -> None:
+    logits, labels = logits_and_labels()
+    loss = Classify(TrainConfig(label_smoothing=epsilon)).of(logits, labels)
+    expected = -(smoothed(labels, 5, epsilon) * logits.log_softmax(1)).sum(1).mean()
+    assert torch.allclose(loss, expected)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.1])
+def test_sigmoid_loss_sums_binary_cross_entropy_over_classes(epsilon: float) -> None:
+    logits, labels = logits_and_labels()
+    loss = Classify(TrainConfig(loss="sigmoid", label_smoothing=epsilon)).of(logits, labels)
+    expected = F.binary_cross_entropy_with_logits(logits, smoothed(labels, 5, epsilon), reduction="none").sum(1).mean()
+    assert torch.allclose(loss, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_a_mixed_image_has_the_loss_of_its_mixed_target(kind: str) -> None:
+    model = ViT(model_config("mu/4", (8, 8), 5))
+    init_weights(model, 0)
+    with torch.no_grad():
+        model.head.weight.normal_(generator=torch.Generator().manual_seed(1))
+    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    labels, partners = torch.tensor([0, 1, 2, 3]), torch.tensor([4, 0, 1, 2])
+    objective = Classify(TrainConfig(loss=kind))  # type: ignore[arg-type]
+    loss = objective(model, Batch((images,), labels, torch.arange(4), partners, 0.7), Noise(None)).loss
+    target = 0.7 * F.one_hot(labels, 5) + 0.3 * F.one_hot(partners, 5)
+    logits = model(images)
+    if kind == "softmax":
+        expected = -(target * logits.log_softmax(1)).sum(1).mean()
+    else:
+        expected = F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1).mean()
+    assert torch.allclose(loss, expected, atol=1e-6)
+
+
+def test_noise_is_drawn_by_step_for_the_global_batch() -> None:
+    model = ViT(replace(model_config("mu/4", (8, 8), 5), depth=4, drop_path=0.5))
+    device = torch.device("cpu")
+    noise = draw_noise(model, 0, 7, 64, device)
+    assert noise.keep is not None and noise.keep.shape == (4, 2, 64)
+    assert torch.equal(noise.keep, draw_noise(model, 0, 7, 64, device).keep)
+    assert not torch.equal(noise.keep, draw_noise(model, 0, 8, 64, device).keep)
+    assert noise.keep[0].all(), "the linear rule drops nothing in the first block"
+    assert 0.3 < noise.keep[3].float().mean() < 0.7
+    assert torch.equal(noise.rows(slice(16, 32)).keep, noise.keep[:, :, 16:32])
+
+
+def test_no_drop_path_draws_nothing() -> None:
+    model = ViT(model_config("mu/4", (8, 8), 5))
+    assert draw_noise(model, 0, 0, 8, torch.device("cpu")).keep is None
