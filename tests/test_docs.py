@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import draw_image
 
 ROOT = Path(__file__).parent.parent

@@ -18,7 +18,8 @@ from vitcli.classes import Class, map_labels
 from vitcli.config import Config as Config
 from vitcli.config import DataConfig, EvalConfig, Overrides, Size, apply, parse_value
 from vitcli.data.cache import Progress, silent
-from vitcli.data.sources import Source, Split, open_source
+from vitcli.data.sources import open_source
+from vitcli.data.split import Source, Split
 from vitcli.errors import CheckpointError, DataError, UsageError
 from vitcli.evaluate.evaluator import Evaluation
 from vitcli.evaluate.evaluator import evaluate as measure

@@ -50,12 +50,17 @@ def match(wanted: Sequence[Class], known: Sequence[Class]) -> list[int | None]:
     def find(item: Class) -> int | None:
         for table, form in ((exact, str), (folded, fold)):
             for key in filter(None, (item.id, item.name)):
-                found = table.get(form(key), set())
+                found = {i for i in table.get(form(key), set()) if not _differ(item, known[i])}
                 if len(found) == 1:
                     return next(iter(found))
         return None
 
     return [find(item) for item in wanted]
+
+
+def _differ(a: Class, b: Class) -> bool:
+    """Whether ids tell two classes apart that share a name."""
+    return bool(a.id and b.id) and fold(a.id) != fold(b.id)
 
 
 def same_set(a: Sequence[Class], b: Sequence[Class]) -> list[int] | None:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from conftest import Vit, draw_image, run_vit
 
 QUICK = ("--model", "mu/4", "--steps", "6", "--batch-size", "16", "--seed", "0")

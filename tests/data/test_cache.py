@@ -25,7 +25,8 @@ from vitcli.config import AugmentConfig, DataConfig
 from vitcli.data import cache, decode
 from vitcli.data.cache import Images, open_images, working_view
 from vitcli.data.decode import View
-from vitcli.data.sources import Split, open_source
+from vitcli.data.sources import open_source
+from vitcli.data.split import Split
 from vitcli.errors import DataError, ResourceError
 
 VIEW = View((10, 8))

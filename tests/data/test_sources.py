@@ -31,7 +31,8 @@ from conftest import draw_image
 from vitcli.classes import Class, imagenet_1k
 from vitcli.config import DataConfig
 from vitcli.data import sources
-from vitcli.data.sources import Source, Split, fraction_of, open_source, typical_size
+from vitcli.data.sources import open_source
+from vitcli.data.split import Source, Split, fraction_of, typical_size
 from vitcli.errors import DataError
 
 

@@ -58,7 +58,7 @@ class Batch:
 
 
 def to_float(pixels: Int[Tensor, "batch height width 3"]) -> Images:
-    return pixels.permute(0, 3, 1, 2).float()
+    return pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
 
 
 def normalise(images: Images, config: EvalConfig) -> Images:
@@ -210,7 +210,7 @@ def autocontrast(images: Tensor, magnitude: float, u: Tensor) -> Tensor:
 
 def equalize(images: Tensor, magnitude: float, u: Tensor) -> Tensor:
     n, channels = images.shape[:2]
-    values = images.long().view(n * channels, -1)
+    values = images.long().reshape(n * channels, -1)
     offset = 256 * torch.arange(n * channels, device=images.device).unsqueeze(1)
     counts = torch.bincount((values + offset).view(-1), minlength=256 * n * channels).view(n * channels, 256)
     last = (counts > 0).long().mul(torch.arange(256, device=images.device)).amax(1, keepdim=True)

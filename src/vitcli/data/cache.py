@@ -7,10 +7,13 @@ place and renamed, so readers see a whole one or none, and two writers do no har
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,7 +27,7 @@ from vitcli import files
 from vitcli.config import AugmentConfig, DataConfig, Size
 from vitcli.data import decode
 from vitcli.data.decode import BadImage, View
-from vitcli.data.sources import Rows, Split
+from vitcli.data.split import Rows, Split
 from vitcli.errors import DataError
 
 Pixels = NDArray[np.uint8]
@@ -164,7 +167,11 @@ def open_images(
     if images is None:
         home = _writable(home)
         folder = home / folder.name
-        images = _open(folder, shape) or _build(folder, split, view, config, shape, progress)
+        images = _open(folder, shape)
+    if images is None:
+        shutil.rmtree(folder, ignore_errors=True)  # damaged, or not there
+        _remove_leftovers(home)
+        images = _build(folder, split, view, config, shape, progress)
     pixels, sizes, bad = images
     _check_bad(split, bad, config)
     return Images(split, view, config, _valid(split, bad), bad, pixels, sizes)
@@ -206,6 +213,14 @@ def _writable(home: Path) -> Path:
         return Path(tempfile.mkdtemp(prefix="vit-cache-"))
 
 
+def _remove_leftovers(home: Path) -> None:
+    """What killed writers left, once it is a day old: a living one may still be at work on anything younger."""
+    for path in files.leftovers(home):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > 86400:
+                shutil.rmtree(path, ignore_errors=True)
+
+
 def _open(folder: Path, shape: tuple[int, ...]) -> tuple[Pixels, NDArray[np.int32], list[tuple[int, str]]] | None:
     try:
         described = json.loads((folder / "images.json").read_text())
@@ -213,8 +228,10 @@ def _open(folder: Path, shape: tuple[int, ...]) -> tuple[Pixels, NDArray[np.int3
             return None
         pixels = np.memmap(folder / "pixels.u8", np.uint8, "r", shape=shape)
         sizes = np.load(folder / "sizes.npy")
+        if sizes.shape != (shape[0], 2):
+            return None
         return pixels, sizes, [(int(p), str(r)) for p, r in described["bad"]]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
 
 
@@ -224,7 +241,8 @@ def _build(
     bad: list[tuple[int, str]] = []
 
     def fill(temporary: Path) -> None:
-        pixels = np.memmap(temporary / "pixels.u8", np.uint8, "w+", shape=shape)
+        _reserve(temporary / "pixels.u8", int(np.prod(shape)))
+        pixels = np.memmap(temporary / "pixels.u8", np.uint8, "r+", shape=shape)
         sizes = np.zeros((len(split), 2), np.int32)
         parts = [slice(i, min(i + CHUNK, len(split))) for i in range(0, len(split), CHUNK)]
 
@@ -251,6 +269,15 @@ def _build(
     if opened is None:
         raise DataError(f"the decode cache {folder} was removed while it was made", "run the command again")
     return opened
+
+
+def _reserve(path: Path, size: int) -> None:
+    """A file of `size` bytes that the disk really has: writing into a sparse map of a full disk would kill the process."""
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
 
 
 def _scan(split: Split, view: View, config: DataConfig, progress: Progress) -> list[tuple[int, str]]:

@@ -21,12 +21,27 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from vitcli.config import EvalConfig, Size
 
 VERSION = 1
 """Raised whenever a conversion changes, so that older decode caches are not used."""
+
+Image.MAX_IMAGE_PIXELS = None  # data.max_megapixels is the limit, and is checked before any pixel is decoded
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_LARGEST_RESIZE = 16_000_000
+"""Pixels above which only the part of an image that the frame shows is resized: a strip of 20,000 x 1 would need gigabytes."""
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -51,7 +66,9 @@ def eval_view(size: Size, config: EvalConfig) -> View:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """`image` upright and in RGB by the table above."""
-    image = ImageOps.exif_transpose(image)
+    turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    if turn is not None:
+        image = image.transpose(turn)
     if image.mode == "RGB":
         return image
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -104,9 +121,18 @@ def render(image: Image.Image, view: View) -> NDArray[np.uint8]:
             columns = max(columns, int(image.width * rows / image.height))
         else:
             rows = max(rows, int(image.height * columns / image.width))
+    top, left = round((rows - height) / 2), round((columns - width) / 2)
+    if rows * columns > max(_LARGEST_RESIZE, 4 * height * width):
+        across, down = image.width / columns, image.height / rows
+        box = (
+            left * across,
+            top * down,
+            min(image.width, (left + width) * across),
+            min(image.height, (top + height) * down),
+        )
+        return np.array(image.resize((width, height), method, box=box))
     if (image.height, image.width) != (rows, columns):
         image = image.resize((columns, rows), method)
-    top, left = round((rows - height) / 2), round((columns - width) / 2)
     if (rows, columns) != view.size:
         image = image.crop((left, top, left + width, top + height))
     return np.array(image)

@@ -17,7 +17,7 @@ from vitcli.data.augment import normalise, to_float
 from vitcli.data.cache import Images, Progress, open_images, silent
 from vitcli.data.decode import eval_view
 from vitcli.data.loader import ahead
-from vitcli.data.sources import Split
+from vitcli.data.split import Split
 from vitcli.evaluate.metrics import Tally
 from vitcli.model.vit import ViT
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from vitcli import files
 from vitcli.classes import Class
-from vitcli.data.sources import Split
+from vitcli.data.split import Split
 from vitcli.errors import UsageError
 from vitcli.evaluate.evaluator import Evaluation
 

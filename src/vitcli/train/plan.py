@@ -22,7 +22,8 @@ from vitcli.config import (
     format_size,
     model_name,
 )
-from vitcli.data.sources import Source, Split, fraction_of, open_source, typical_size
+from vitcli.data.sources import open_source
+from vitcli.data.split import Source, Split, fraction_of, typical_size
 from vitcli.errors import DataError, UsageError
 from vitcli.recipes import Facts, configure, default_recipe
 from vitcli.train import runtime

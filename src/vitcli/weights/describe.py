@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vitcli import __version__
+from vitcli import __version__, hub
 from vitcli.classes import Class, from_json, read_labels
 from vitcli.config import EvalConfig, ModelConfig, Size, check_model, from_dict
 from vitcli.errors import CheckpointError, UsageError, VitError
@@ -99,34 +100,27 @@ def locate(reference: str) -> Path:
 
 
 def _from_hub(reference: str) -> Path:
-    from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub import utils as hub
+    """The weights of a hub id, from the hub or from its local cache where the hub cannot be asked."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import disable_progress_bars
 
     name, _, revision = reference.partition("@")
-    hub.disable_progress_bars()
-    error: Exception | None = None
+    disable_progress_bars()
+    offline = hub.is_offline()
+    error = None if offline else hub.obstacle(name, "model", revision)
+    cached = offline or error is not None
     for file in (WEIGHTS, "pytorch_model.bin"):
-        for local in (False, True):
-            try:
-                found = hf_hub_download(
-                    name, file, revision=revision or None, local_files_only=local or constants.HF_HUB_OFFLINE
-                )
-            except Exception as problem:  # the hub's errors are many; the last resort is the cache
-                error = error or problem
-                continue
-            try:
-                hf_hub_download(
-                    name, "config.json", revision=revision or None, local_files_only=local or constants.HF_HUB_OFFLINE
-                )
-            except Exception:
-                pass  # a bare file: its layout is recognised by its keys
-            return Path(found)
+        try:
+            found = hf_hub_download(name, file, revision=revision or None, local_files_only=cached)
+        except Exception as problem:  # the hub's errors are many; the next file may be there
+            error = error or problem
+            continue
+        with contextlib.suppress(Exception):  # a bare file: its layout is recognised by its keys
+            hf_hub_download(name, "config.json", revision=revision or None, local_files_only=cached)
+        return Path(found)
+    assert error is not None
     first = (str(error).splitlines() or [type(error).__name__])[0]
-    hint = (
-        "HF_HUB_OFFLINE is set: unset it to download, or give a file"
-        if constants.HF_HUB_OFFLINE
-        else "is there a network, and is the id right? a local file or folder works without either"
-    )
+    hint = "HF_HUB_OFFLINE is set: unset it to download, or give a file" if offline else hub.hint(error)
     raise CheckpointError(f"cannot get {reference} from the hub or its local cache: {first}", hint) from None
 
 

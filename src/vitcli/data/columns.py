@@ -1,0 +1,244 @@
+"""The columns of a table: which holds the images, which the labels, and which classes these are."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitcli.classes import Class
+from vitcli.config import DataConfig
+from vitcli.data.split import TEST_FRACTION, Labels, Source, Split
+from vitcli.errors import DataError, did_you_mean
+
+if TYPE_CHECKING:
+    import datasets
+
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "trainval": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+}
+"""What a folder's, a file's or a split's name says it is."""
+
+_LABEL_NAMES = ("label", "labels", "class", "target", "category", "fine_label", "cls", "y")
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says, without the rest of its story."""
+    cause = error.__cause__ or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
+    return lines[0]
+
+
+def make_source(
+    name: str,
+    id_: str,
+    tables: dict[str, datasets.Dataset],
+    keys: dict[str, str],
+    config: DataConfig,
+    *,
+    mirror: bool = True,
+    held_out: str = "",
+    revision: str = "",
+    identity: str = "",
+) -> Source:
+    """Splits with their columns found and their labels checked."""
+    folded = [SPLIT_WORDS.get(split, split) for split in tables]
+    usual = {s: f if f not in tables and folded.count(f) == 1 else s for s, f in zip(tables, folded, strict=True)}
+    tables, keys = {usual[s]: t for s, t in tables.items()}, {usual[s]: k for s, k in keys.items()}
+    first = tables.get("train", next(iter(tables.values())))
+    image_column = _image_column(first, config.image_column, id_)
+    label_column = _label_column(first, config.label_column, image_column, id_)
+    named, index = _classes(tables, label_column)
+    splits = {}
+    for split, table in tables.items():
+        labels = None
+        if label_column and label_column in table.column_names:
+            labels = _labels(table, label_column, index, f"{id_}, split {split!r}")
+        splits[split] = Split(
+            split,
+            _raw_images(table, image_column, split),
+            image_column,
+            np.arange(len(table), dtype=np.int64),
+            labels,
+            keys[split],
+        )
+    splits = {s: part for s, part in splits.items() if len(part)}
+    if not splits:
+        raise DataError(f"{id_} is empty")
+    candidates = [
+        s for s in (held_out, "test", "validation") if s in splits and splits[s].labels is not None and s != "train"
+    ]
+    if len(splits) == 1:
+        candidates = []
+    carved = "train" if "train" in splits else next(iter(splits))
+    notes = (
+        ()
+        if candidates
+        else (
+            f"{id_} has no test split: {TEST_FRACTION:.0%} of every class of {carved!r} is held out, always the same",
+        )
+    )
+    return Source(
+        re.sub(r"[^\w.-]+", "-", name).strip("-") or "data",
+        id_,
+        revision,
+        identity or _digest(keys),
+        named,
+        splits,
+        mirror,
+        candidates[0] if candidates else "",
+        notes,
+    )
+
+
+def _digest(keys: dict[str, str]) -> str:
+    return hashlib.sha256("\n".join(f"{k}={v}" for k, v in sorted(keys.items())).encode()).hexdigest()
+
+
+def _image_column(table: datasets.Dataset, wanted: str, id_: str) -> str:
+    import datasets
+    import pyarrow as pa
+
+    if wanted:
+        if wanted not in table.column_names:
+            raise DataError(f"{id_} has no column {wanted!r}", did_you_mean(wanted, table.column_names))
+        return wanted
+    images = [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
+    if not images:
+        schema = table.data.schema
+        images = [
+            f.name
+            for f in schema
+            if pa.types.is_binary(f.type)
+            or pa.types.is_large_binary(f.type)
+            or (pa.types.is_struct(f.type) and "bytes" in {f.type.field(i).name for i in range(f.type.num_fields)})
+        ]
+    if len(images) != 1:
+        found = f"{len(images)} columns of images ({', '.join(images)})" if images else "no column of images"
+        raise DataError(
+            f"{id_} has {found}; its columns: {', '.join(table.column_names)}", "name it with --set data.image_column=…"
+        )
+    return images[0]
+
+
+def _label_column(table: datasets.Dataset, wanted: str, image_column: str, id_: str) -> str:
+    """The one column of class labels; empty where there is none."""
+    import datasets
+
+    if wanted:
+        if wanted not in table.column_names:
+            raise DataError(f"{id_} has no column {wanted!r}", did_you_mean(wanted, table.column_names))
+        return wanted
+    typed = [name for name, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)]
+    if len(typed) == 1:
+        return typed[0]
+    named = [name for name in _LABEL_NAMES if name in (typed or table.column_names) and name != image_column]
+    if named:
+        return named[0]
+    if typed:
+        raise DataError(
+            f"{id_} has {len(typed)} columns of class labels: {', '.join(typed)}",
+            "choose one with --set data.label_column=…",
+        )
+    return ""
+
+
+def _column(table: datasets.Dataset, name: str) -> Any:
+    return table.select_columns([name]).with_format("arrow")[:].column(0).combine_chunks()
+
+
+def _values(table: datasets.Dataset, column: str) -> list[Any]:
+    """A label column as names where the table names its classes, else as it stands; a stray one wrapped.
+
+    Raises DataError where it holds neither integers nor text.
+    """
+    import datasets
+    import pyarrow as pa
+
+    found = _column(table, column)
+    kind = found.type
+    if not (
+        pa.types.is_integer(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_null(kind)
+    ):
+        raise DataError(f"column {column!r} holds {kind}, not classes", "labels are class labels, integers or text")
+    feature = table.features.get(column)
+    values = found.to_pylist()
+    if isinstance(feature, datasets.ClassLabel):
+        names = feature.names
+        return [names[v] if isinstance(v, int) and 0 <= v < len(names) else _Stray(v) for v in values]
+    return [_Stray(v) if v is None or v == -1 else v for v in values]
+
+
+@dataclass(frozen=True)
+class _Stray:
+    """A label that stands for no class; None and -1 say that there is none."""
+
+    value: Any
+
+    @property
+    def is_missing(self) -> bool:
+        return self.value is None or self.value == -1
+
+
+def _classes(tables: Mapping[str, datasets.Dataset], column: str) -> tuple[tuple[Class, ...], dict[Any, int]]:
+    """The classes and the index of each value: the first named list of classes, else all values in order."""
+    import datasets
+
+    if not column:
+        return (), {}
+    first = sorted(tables, key=lambda split: split != "train")
+    tables = {split: tables[split] for split in first if column in tables[split].column_names}
+    for table in tables.values():
+        feature = table.features.get(column)
+        if isinstance(feature, datasets.ClassLabel):
+            return tuple(Class(str(n)) for n in feature.names), {str(n): i for i, n in enumerate(feature.names)}
+    values = {v for table in tables.values() for v in _values(table, column) if not isinstance(v, _Stray)}
+    ordered = sorted(values, key=lambda v: (isinstance(v, str), v))
+    return tuple(Class(str(v)) for v in ordered), {v: i for i, v in enumerate(ordered)}
+
+
+def _labels(table: datasets.Dataset, column: str, index: dict[Any, int], where: str) -> Labels | None:
+    """Labels 0..classes-1, or None where every one is missing. Raises DataError with the row of a wrong one."""
+    values = _values(table, column)
+    labels = np.array([index.get(v, -1) for v in values], np.int64)
+    wrong = np.flatnonzero(labels < 0)
+    if len(wrong) == len(labels) and all(isinstance(v, _Stray) and v.is_missing for v in values):
+        return None
+    if len(wrong):
+        row = int(wrong[0])
+        value = values[row].value if isinstance(values[row], _Stray) else values[row]
+        raise DataError(
+            f"{where}: row {row} has label {value!r}, not one of the {len(index)} classes "
+            f"({len(wrong)} such row{'s' * (len(wrong) > 1)})",
+            "correct or remove these rows",
+        )
+    return labels
+
+
+def _raw_images(table: datasets.Dataset, column: str, split: str) -> datasets.Dataset:
+    """The image column alone, undecoded."""
+    import datasets
+
+    try:
+        return table.select_columns([column]).cast_column(column, datasets.Image(decode=False)).with_format(None)
+    except Exception as error:
+        raise DataError(
+            f"column {column!r} of split {split!r} does not hold images: {first_line(error)}",
+            "name the column of images with --set data.image_column=…",
+        ) from None

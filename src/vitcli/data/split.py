@@ -1,0 +1,163 @@
+"""Splits of a data set: rows of a table of images, with labels or without."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitcli.classes import Class
+from vitcli.config import Size
+from vitcli.errors import DataError, did_you_mean
+from vitcli.randomness import permutation
+
+if TYPE_CHECKING:
+    import datasets
+
+Labels = NDArray[np.int64]
+Rows = NDArray[np.int64]
+
+TEST_FRACTION = 0.2
+"""Part of each class that is held out where the data has no test or validation split."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Rows of a table. `labels` is aligned with `rows`; None where the images have none."""
+
+    name: str
+    table: datasets.Dataset
+    image_column: str
+    rows: Rows
+    labels: Labels | None
+    key: str  # changes whenever a file behind the table does
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def subset(self, positions: Rows, name: str = "") -> Split:
+        labels = None if self.labels is None else self.labels[positions]
+        return replace(self, rows=self.rows[positions], labels=labels, name=name or self.name)
+
+    def blobs(self, positions: Rows) -> list[tuple[bytes | None, str]]:
+        """The encoded image and its path (empty: none) at each position."""
+        column = self.table[self.rows[positions].tolist()][self.image_column]
+        return [_blob(item) for item in column]
+
+    def describe(self, position: int) -> str:
+        """The path, or the split and row, of an image, for messages."""
+        row = int(self.rows[position])
+        item = self.table[row][self.image_column]
+        path = item.get("path") if isinstance(item, dict) else None
+        if path and (Path(path).is_absolute() or "://" in path):
+            return str(path)
+        return f"row {row} of split {self.table_name!r}" + (f" ({path})" if path else "")
+
+    @property
+    def table_name(self) -> str:
+        return str(self.table.split or self.name)
+
+
+def _blob(item: Any) -> tuple[bytes | None, str]:
+    if not isinstance(item, dict):
+        return None, ""
+    path = item.get("path") or ""
+    if item.get("bytes") is not None:
+        return item["bytes"], path
+    if not path:
+        return None, ""
+    try:
+        if "://" in path:
+            import fsspec
+
+            with fsspec.open(path, "rb") as file:
+                return file.read(), path
+        return Path(path).read_bytes(), path
+    except OSError:
+        return None, path
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    name: str  # short, for run folders
+    id: str  # what --data takes to find it again
+    revision: str
+    identity: str  # of the content, wherever it lies
+    classes: tuple[Class, ...]
+    splits: dict[str, Split]
+    mirror: bool = True
+    held_out_split: str = ""
+    notes: tuple[str, ...] = field(default=())
+
+    def train(self, name: str = "") -> Split:
+        """The training images: the split `name`, else `train`, less what is held out of it. Raises DataError."""
+        if name or "train" in self.splits:
+            part = self._named(name or "train")
+        else:
+            part = next(iter(self.splits.values()))
+        return part if self.held_out_split else _carved(part)[0]
+
+    def held_out(self) -> Split:
+        """What results are reported on: the data's own split, else a part of every class by a fixed rule."""
+        if self.held_out_split:
+            return self._named(self.held_out_split)
+        return _carved(self.splits.get("train", next(iter(self.splits.values()))))[1]
+
+    def split(self, name: str) -> Split:
+        """A split by its name; `all` is every labelled row of data that has one split. Raises DataError."""
+        if name == "all" and "all" not in self.splits and len(self.splits) == 1:
+            return next(iter(self.splits.values()))
+        if not self.held_out_split and name in ("train", "test"):
+            return self.train() if name == "train" else self.held_out()
+        return self._named(name)
+
+    def _named(self, name: str) -> Split:
+        if name not in self.splits:
+            known = [*self.splits, *([] if self.held_out_split else ["train", "test", "all"])]
+            raise DataError(f"{self.id} has no split {name!r}", did_you_mean(name, set(known)))
+        return self.splits[name]
+
+
+def _carved(part: Split) -> tuple[Split, Split]:
+    """(rest, held out): a fifth of each class, at least one image of two, the same whatever the run's seed."""
+    keys = part.labels if part.labels is not None else np.zeros(len(part), np.int64)
+    order = permutation(0, "held-out", 0, len(part))
+    held = np.zeros(len(part), bool)
+    for value in np.unique(keys):
+        members = order[keys[order] == value]
+        count = max(1, round(TEST_FRACTION * len(members))) if len(members) > 1 else 0
+        held[members[:count]] = True
+    return part.subset(np.flatnonzero(~held), "train"), part.subset(np.flatnonzero(held), "test")
+
+
+def fraction_of(part: Split, fraction: float, seed: int) -> Split:
+    """A seeded part of the rows; a smaller fraction lies within a larger one."""
+    if fraction >= 1:
+        return part
+    count = max(1, round(fraction * len(part)))
+    return part.subset(np.sort(permutation(seed, "fraction", 0, len(part))[:count]))
+
+
+def typical_size(part: Split, max_megapixels: float) -> tuple[Size, bool]:
+    """(height, width) that 64 images spread over the split share, else their median, and whether they share it."""
+    import io
+
+    from PIL import Image
+
+    sizes: list[Size] = []
+    for blob, _ in part.blobs(np.unique(np.linspace(0, len(part) - 1, 64).astype(np.int64))):
+        with contextlib.suppress(Exception):
+            image = Image.open(io.BytesIO(blob or b""))
+            if image.width * image.height <= max_megapixels * 1e6:
+                turned = image.getexif().get(0x0112, 1) >= 5
+                sizes.append((image.width, image.height) if turned else (image.height, image.width))
+    if not sizes:
+        raise DataError(
+            f"none of the images looked at in split {part.name!r} can be read", "is this a data set of images?"
+        )
+    heights, widths = np.median(np.array(sizes), axis=0).astype(int)
+    return (int(heights), int(widths)), len(set(sizes)) == 1

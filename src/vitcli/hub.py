@@ -1,0 +1,44 @@
+"""Whether the Hugging Face hub can be asked, decided by one short request instead of a library's many retries."""
+
+from __future__ import annotations
+
+PROBE_SECONDS = 5.0
+
+
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE is set."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def obstacle(repository: str, kind: str, revision: str) -> Exception | None:
+    """What is in the way of a download: no network, no such repository or revision, no access; None if nothing is."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().repo_info(repository, repo_type=kind, revision=revision or None, timeout=PROBE_SECONDS)
+    except Exception as error:  # the hub's errors are many, and each means that nothing can be had
+        return error
+    return None
+
+
+def hint(error: BaseException) -> str:
+    """What to do about an obstacle."""
+    text = f"{type(error).__name__} {error}".lower()
+    network = (
+        "connect",
+        "resolution",
+        "resolve",
+        "timeout",
+        "timed out",
+        "offline",
+        "network",
+        "unreachable",
+        "retries",
+    )
+    if any(word in text for word in ("gated", "401", "403", "authenticated", "private")):
+        return "check the id; for a private or gated repository ask for access on its page, then log in with: hf auth login"
+    if any(word in text for word in network):
+        return "no network? HF_HUB_OFFLINE=1 uses cached copies only; a local file or folder needs neither"
+    return "check the id (user/name), its configuration (user/name:config) and revision (user/name@rev)"
