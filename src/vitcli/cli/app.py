@@ -50,9 +50,8 @@ app.command("info")(info)
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code (errors.py)."""
-    # OpenMP's threads wait by spinning; on cores that something else wants too, a step of a small model then takes
-    # up to twenty times as long. Spinning briefly costs such a model at most a tenth where the cores are free.
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    # OpenMP's threads wait by spinning, by default for a millisecond, which other work on the same cores pays for
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     arguments = sys.argv[1:] if arguments is None else arguments
     code = run(arguments)
     try:
