@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from conftest import draw_image
 
 ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.xdist_group("docs")  # one folder, in order, as a reader works
 PAGES = ["README.md", "docs/guide.md", "docs/concepts.md"]
 
 
@@ -48,8 +50,6 @@ def test_first_command_of_the_readme_trains_on_digits(workplace: Path) -> None:
     assert [line for line in lines if "venv" not in line and not line.startswith("pip install")] == ["vit pretrain"]
     done = shell("vit pretrain --json", workplace)
     assert done.returncode == 0, done.stderr
-    import json
-
     report = json.loads(done.stdout)
     assert report["eval"]["top1"] >= 0.97, report["eval"]
     assert (workplace / report["checkpoint"]).is_file()

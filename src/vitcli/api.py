@@ -1,8 +1,8 @@
 """What the commands and notebooks call.
 
-from vitcli import api
-folder, report = api.train("pretrain", data="digits", epochs=20)
-result = api.evaluate(report["checkpoint"])
+>>> from vitcli import api
+>>> folder, report = api.train("pretrain", data="digits", epochs=20)  # doctest: +SKIP
+>>> scores = api.evaluate(report["checkpoint"])  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitcli.classes import Class, map_labels
 from vitcli.config import Config as Config
-from vitcli.config import DataConfig, EvalConfig, Overrides, Size, apply, parse_value
+from vitcli.config import DataConfig, EvalConfig, Overrides, Size, apply, check_model, parse_value
 from vitcli.data.cache import Progress, silent
 from vitcli.data.sources import open_source
 from vitcli.data.split import Source, Split
 from vitcli.errors import CheckpointError, DataError, UsageError
 from vitcli.evaluate.evaluator import Evaluation
 from vitcli.evaluate.evaluator import evaluate as measure
+from vitcli.evaluate.report import summary
 from vitcli.model.vit import ViT
 from vitcli.train import loop, runfolder, runtime
 from vitcli.train.plan import Plan, Request, make_plan
@@ -89,19 +91,44 @@ def train(
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluated:
+class EvaluationPlan:
+    """An evaluation, resolved and checked: `outputs` maps the data's classes to the checkpoint's."""
+
     description: Description
+    img_size: Size
     source: Source
     split: Split
-    result: Evaluation
+    outputs: NDArray[np.int64]
+    data: DataConfig
+    machine: runtime.Runtime
     notes: tuple[str, ...]
 
     @property
     def classes(self) -> tuple[Class, ...]:
         return self.description.classes
 
+    def as_json(self) -> dict[str, Any]:
+        """The fields of `vit eval --dry-run`."""
+        return {
+            "checkpoint": str(self.description.path),
+            "model": self.description.model.name,
+            "img_size": list(self.img_size),
+            "data": self.source.id,
+            "split": self.split.name,
+            "n": len(self.split),
+            "classes": len(self.classes),
+        }
 
-def evaluate(
+    def measure(self, progress: Progress = silent) -> Evaluation:
+        """Load the weights and run over the split. Raises CheckpointError or DataError."""
+        _, model = load(str(self.description.path), self.img_size)
+        return measure(
+            model.to(self.machine.device), self.split, self.outputs, self.description.eval, self.data,
+            device=self.machine.device, bf16=self.machine.bf16, progress=progress,
+        )  # fmt: skip
+
+
+def plan_evaluation(
     reference: str = "",
     data: str = "",
     split: str = "",
@@ -111,43 +138,39 @@ def evaluate(
     device: str = "auto",
     precision: str = "auto",
     overrides: Overrides | None = None,
-    progress: Progress = silent,
-) -> Evaluated:
-    """Measure a checkpoint on a split of a data set, by default on what its training held out.
+) -> EvaluationPlan:
+    """What a checkpoint is to be measured on, by default what its training held out.
 
     Raises CheckpointError, DataError or UsageError.
     """
-    path = str(locate(reference) if reference else runfolder.newest_finished())
+    path = locate(reference) if reference else runfolder.newest_finished()
     notes = [] if reference else [f"checkpoint: {path}, the newest finished run"]
-    described = describe(Path(path)).labelled(labels)
+    described = describe(path).labelled(labels)
     described, data_config = _preprocessing(described, overrides or {})
     if not data:
-        data = described.provenance.get("data", {}).get("id", "")
+        data = (described.provenance.get("data") or {}).get("id", "")
         if not data:
             raise UsageError(f"{path} does not say what data it was trained on", "name the data with --data")
         notes.append(f"data: {data}, the checkpoint's own")
     _need_names(described)
+    size = img_size or described.model.img_size
+    check_model(replace(described.model, img_size=size))
     source = open_source(replace(data_config, source=data))
     part, why = _chosen_split(source, split, described)
-    notes += [*described.notes, *why]
     if part.labels is None:
         raise DataError(f"split {part.name!r} of {source.id} has no labels", "evaluation compares with labels")
     counts = np.bincount(part.labels, minlength=len(source.classes)).tolist()
     outputs = np.array(map_labels(source.classes, counts, described.classes, source.id), np.int64)
-    loaded, model = load(path, img_size, labels)
-    described = replace(described, model=loaded.model)
     machine = runtime.start(device, precision)
-    result = measure(
-        model.to(machine.device),
-        part,
-        outputs,
-        described.eval,
-        data_config,
-        device=machine.device,
-        bf16=machine.bf16,
-        progress=progress,
+    return EvaluationPlan(
+        described, size, source, part, outputs, data_config, machine, (*notes, *described.notes, *why)
     )
-    return Evaluated(described, source, part, result, tuple(notes))
+
+
+def evaluate(reference: str = "", data: str = "", split: str = "", **options: Any) -> dict[str, Any]:
+    """Measure a checkpoint: the fields of `vit eval --json`. `options` are those of `plan_evaluation`."""
+    planned = plan_evaluation(reference, data, split, **options)
+    return summary(planned.measure(), planned.classes)
 
 
 def _preprocessing(described: Description, overrides: Overrides) -> tuple[Description, DataConfig]:

@@ -91,6 +91,16 @@ def test_eval_needs_the_checkpoint_only_and_has_the_fields(trained: Path) -> Non
     assert "top-1" in text.out and "blue" in text.out
 
 
+def test_dry_run_of_an_evaluation(trained: Path) -> None:
+    tree = run_vit("eval", "run", "--dry-run", "--json", cwd=trained).json
+    assert {k: tree[k] for k in ("model", "split", "n", "classes")} == {
+        "model": "ViT-mu/4",
+        "split": "test",
+        "n": 24,
+        "classes": 3,
+    }
+
+
 @pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
 def test_predictions_agree_with_scikit_learn(trained: Path, tmp_path: Path, ending: str) -> None:
     import pandas
@@ -307,7 +317,7 @@ def test_errors_name_the_thing_and_hint_at_the_way_out(
 def test_a_bug_is_one_line_and_exit_1_unless_the_traceback_is_asked_for(trained: Path) -> None:
     script = (
         "import sys\nfrom vitcli import api\nfrom vitcli.cli.app import run\n"
-        "def broken(*a, **k): raise ZeroDivisionError('oops')\napi.evaluate = broken\nsys.exit(run(['eval', 'run']))"
+        "def broken(*a, **k): raise ZeroDivisionError('oops')\napi.plan_evaluation = broken\nsys.exit(run(['eval', 'run']))"
     )
     for asked in ("", "1"):
         done = subprocess.run(

@@ -73,8 +73,8 @@ class Reporter:
         self.bar: Progress | None = None
         self.task: TaskID | None = None
         self.doing = ""
-        self.last = 0.0
-        self.started = time.monotonic()
+        self.started = self.last = time.monotonic()
+        self.has_printed = False
 
     def __call__(self, event: str, fields: dict[str, Any]) -> None:
         if event == "warning":
@@ -116,7 +116,8 @@ class Reporter:
 
     def _advance(self, what: str, done: int, total: int, detail: str) -> None:
         if what != self.doing:
-            self.doing, self.started, self.last, self.task = what, time.monotonic(), 0.0, None
+            self.doing, self.started, self.task, self.has_printed = what, time.monotonic(), None, False
+            self.last = self.started
         if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
             self._move_bar(what, done, total, detail)
         else:
@@ -147,16 +148,12 @@ class Reporter:
             self.doing = ""
 
     def _plain(self, what: str, done: int, total: int, detail: str) -> None:
-        now = time.monotonic()
-        if now - self.last < PLAIN_SECONDS and not (done >= total and self.last):
-            if not self.last:
-                self.last = now if now - self.started > PLAIN_SECONDS else 0.0
-                if not self.last and now - self.started < PLAIN_SECONDS:
-                    return
-            else:
-                return
-        self.last = now
+        """A line every few seconds; work that takes less is not worth one."""
+        now, is_last = time.monotonic(), done >= total
+        if now - self.last < PLAIN_SECONDS and not (is_last and self.has_printed):
+            return
+        self.last, self.has_printed = now, not is_last
         left = (now - self.started) / max(done, 1) * (total - done)
-        rest = f", {duration(left)} left" if done < total else ""
+        rest = f", {duration(left)} left" if not is_last else ""
         sys.stderr.write(f"{what} {done:,}/{total:,}{'  ' + detail if detail else ''}{rest}\n")
         sys.stderr.flush()

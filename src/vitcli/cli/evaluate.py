@@ -52,6 +52,7 @@ def eval_(
     precision: options.Precision = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Measure a checkpoint: top-1, top-5, loss, calibration error, and each class.
 
@@ -69,31 +70,29 @@ def eval_(
 
     if predictions is not None:
         report.check_predictions(predictions)
+    planned = api.plan_evaluation(
+        checkpoint, data, split, img_size=options.size(img_size), labels=labels, device=device, precision=precision,
+        overrides=overrides,
+    )  # fmt: skip
+    if not quiet:
+        for note in planned.notes:
+            console.show_note(note)
+    if dry_run:
+        tree = planned.as_json()
+        console.print_json(tree) if json else console.print_text("\n".join(f"{k:<11} {v}" for k, v in tree.items()))
+        return
     reporter = console.Reporter(quiet)
     try:
-        done = api.evaluate(
-            checkpoint,
-            data,
-            split,
-            img_size=options.size(img_size),
-            labels=labels,
-            device=device,
-            precision=precision,
-            overrides=overrides,
-            progress=reporter.progress,
-        )
+        result = planned.measure(reporter.progress)
     finally:
         reporter.close()
-    if not quiet:
-        for note in done.notes:
-            console.show_note(note)
-    if done.result.unreadable:
-        console.show_warning(f"{done.result.unreadable} unreadable images are left out")
-    tree = report.summary(done.result, done.classes)
+    if result.unreadable:
+        console.show_warning(f"{result.unreadable} unreadable images are left out")
+    tree = report.summary(result, planned.classes)
     if predictions is not None:
-        report.write_table(predictions, report.predictions(done.result, done.split, done.classes))
+        report.write_table(predictions, report.predictions(result, planned.split, planned.classes))
     if confusion is not None:
-        report.draw_confusion(done.result, done.classes, done.source.name, confusion)
+        report.draw_confusion(result, planned.classes, planned.source.name, confusion)
     if json:
         console.print_json(tree)
     else:

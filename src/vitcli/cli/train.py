@@ -138,12 +138,15 @@ def _train(
         raise UsageError(
             f"the configuration is of vit {overrides['run.command']}", f"run vit {overrides['run.command']} --config …"
         )
+    import time
+
     from vitcli import api
     from vitcli.train.plan import Request
+    from vitcli.train.runtime import process_seconds
 
     reporter = console.Reporter(quiet)
     try:
-        plan = api.plan(Request(command, overrides, init, dry_run))
+        plan = api.plan(Request(command, overrides, init, dry_run, time.monotonic() - process_seconds()))
         if dry_run:
             _show_plan(plan, json, quiet)
             return

@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import signal
+import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,12 +16,12 @@ from typing import Any
 import torch
 
 from vitcli import files
-from vitcli.data.cache import Images, open_images, working_view
+from vitcli.data.cache import Images, open_images, silent, working_view
 from vitcli.data.loader import TrainLoader
 from vitcli.errors import CheckpointError, DivergedError, Interrupted, ResourceError, UsageError, VitError
 from vitcli.evaluate.evaluator import evaluate
 from vitcli.model.vit import ViT, init_weights
-from vitcli.train import artifacts, runfolder, runtime, state
+from vitcli.train import artifacts, runfolder, state
 from vitcli.train.clock import Anchor, Clock
 from vitcli.train.objectives import Classify
 from vitcli.train.optim import Average, Optimizer, lr_factor
@@ -119,6 +120,7 @@ class _Run:
             self._restore(saved)
         rewind(folder / "metrics.jsonl", self.at.step)
         self.reserve = EXIT_SECONDS
+        self.signals = Signals()
 
     # --- parts ---
 
@@ -190,39 +192,57 @@ class _Run:
 
     def finish(self) -> Report:
         """Train to the end, evaluate, write what the run leaves."""
-        self._measure_evaluation()
-        self._train()
-        if self.at.saved_step != self.at.step:
-            self._save("running")
-        scores = self._evaluate()
+        with Signals() as self.signals:
+            self._measure_evaluation()
+            self._train()
+            if self.at.saved_step != self.at.step:
+                self._save("running")
+            scores = self._evaluate()
+            return self._write(scores)
+
+    def _stop_if_signalled(self) -> None:
+        """Raises Interrupted after a signal, at a step that is saved."""
+        if self.signals.received and self.at.saved_step == self.at.step:
+            runfolder.write_status(self.folder, "saved", self.at.step, Interrupted.code)
+            name = signal.Signals(self.signals.received).name
+            raise Interrupted(
+                f"stopped by {name} at step {self.at.step}, saved in {self.folder}",
+                "run the same command again to go on",
+            )
+
+    def _watch(self, what: str, done: int, total: int) -> None:
+        """The progress of an evaluation."""
+        self.log.progress(what, done, total)
+        self._stop_if_signalled()
+
+    def _write(self, scores: dict[str, Any] | None) -> Report:
         seconds = self._seconds()
         images_seen = self.at.step * self.config.train.batch_size
-        training = [line for line in read_lines(self.folder / "metrics.jsonl") if "images_per_second" in line]
+        lines = read_lines(self.folder / "metrics.jsonl")
+        rates = [line["images_per_second"] for line in lines if "images_per_second" in line]
         report: Report = {
             "checkpoint": str(self.folder / WEIGHTS),
             "steps": self.at.step,
             "images_seen": images_seen,
             "seconds": seconds,
-            "images_per_second": sorted(line["images_per_second"] for line in training)[len(training) // 2]
-            if training
-            else 0.0,
+            "images_per_second": statistics.median_low(rates) if rates else 0.0,
             "train_flops": self.plan.train_flops(images_seen),
             "eval": scores,
             "resumed_from": self.at.resumed_from,
             "warnings": self.log.warnings,
         }
-        artifacts.write(self.plan, self.folder, self._weights(), report, read_lines(self.folder / "metrics.jsonl"))
+        artifacts.write(self.plan, self.folder, self._weights(), report, lines)
         runfolder.write_status(self.folder, "done", self.at.step, 0)
         return report
 
     def _seconds(self) -> float:
-        return self.at.used + runtime.process_seconds()
+        return self.at.used + time.monotonic() - self.plan.request.started
 
     def _train(self) -> None:
         self.at.saved_at = time.monotonic()
         first, since, then = self.at.step, self.at.step, time.monotonic()
         batches = self.loader.batches(self.at.step)
-        with Signals() as signals, contextlib.closing(batches):
+        with contextlib.closing(batches):
             while not self.clock.finished(self.at.step):
                 update = self._step(next(batches), first)
                 step, every = self.at.step, self.config.train.log_every_steps
@@ -241,13 +261,9 @@ class _Run:
                 ):
                     self._evaluate()
                     since, then = step, time.monotonic()
-                if signals.received:
-                    self._save("saved", 75)
-                    name = signal.Signals(signals.received).name
-                    raise Interrupted(
-                        f"stopped by {name} at step {step}, saved in {self.folder}",
-                        "run the same command again to go on",
-                    )
+                if self.signals.received:
+                    self._save("saved", Interrupted.code)
+                    self._stop_if_signalled()
                 if self._save_is_due():
                     self._save("running")
 
@@ -344,7 +360,7 @@ class _Run:
                 device=self.runtime.device,
                 bf16=self.runtime.bf16,
                 limit=limit,
-                progress=(lambda *_: None) if limit else self.log.progress,
+                progress=silent if limit else self._watch,
             )
         fields = ("split", "top1", "top5", "loss", "ece", "n")
         scores = {k: result.metrics[k] for k in fields}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -46,12 +47,16 @@ _FIXED_BY_PARENT = (
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for: `overrides` are the configuration file's, --set's and the options' values together."""
+    """What was asked for: `overrides` are the configuration file's, --set's and the options' values together.
+
+    `started` is when the time of a budget began, on the clock of time.monotonic.
+    """
 
     command: Literal["pretrain", "finetune"]
     overrides: Overrides = field(default_factory=dict)
     init: str = ""  # finetune's CKPT
     dry_run: bool = False
+    started: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True, eq=False)

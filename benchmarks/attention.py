@@ -1,0 +1,53 @@
+"""Plain against fused attention on this machine: forward and backward, milliseconds, medians of alternating runs.
+
+python benchmarks/attention.py [--batch 32] [--heads 6] [--tokens 65 197 577]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from vitcli.model.attention import attention_weights
+
+ROUNDS = 9
+
+
+def plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return attention_weights(q, k) @ v
+
+
+def milliseconds(attend: Callable[..., torch.Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> float:
+    q, k, v = (torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3))
+    started = time.perf_counter()
+    attend(q, k, v).sum().backward()
+    return 1e3 * (time.perf_counter() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--heads", type=int, default=6)
+    parser.add_argument("--tokens", type=int, nargs="*", default=[65, 197, 577])
+    asked = parser.parse_args()
+    paths = {"plain": plain, "fused": F.scaled_dot_product_attention}
+    for dtype in (torch.float32, torch.bfloat16):
+        for tokens in asked.tokens:
+            shape = (asked.batch, asked.heads, tokens, 64)
+            times: dict[str, list[float]] = {name: [] for name in paths}
+            for _ in range(ROUNDS):
+                for name, attend in paths.items():
+                    times[name].append(milliseconds(attend, shape, dtype))
+            medians = {name: round(statistics.median(values[1:]), 2) for name, values in times.items()}
+            ratio = round(medians["fused"] / medians["plain"], 2)
+            print(json.dumps({"tokens": tokens, "dtype": str(dtype), **medians, "fused_over_plain": ratio}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
