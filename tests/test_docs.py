@@ -23,14 +23,16 @@ def blocks(page: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty folder with `photos/`, and the `vit` of this environment on the path."""
-    folder = tmp_path_factory.mktemp("workplace")
-    for colour, name in enumerate(("cat", "dog", "bird")):
-        (folder / "photos" / name).mkdir(parents=True)
-        for index in range(20):
-            draw_image(colour, index, size=70).save(folder / "photos" / name / f"{index}.jpg")
-    return folder
+def workplaces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """For each page a folder with `photos/`, in which its reader works from top to bottom."""
+    folders = {}
+    for page in PAGES:
+        folders[page] = tmp_path_factory.mktemp("workplace")
+        for colour, name in enumerate(("cat", "dog", "bird")):
+            (folders[page] / "photos" / name).mkdir(parents=True)
+            for index in range(20):
+                draw_image(colour, index, size=70).save(folders[page] / "photos" / name / f"{index}.jpg")
+    return folders
 
 
 def shell(script: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -45,7 +47,8 @@ def shell(script: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_first_command_of_the_readme_trains_on_digits(workplace: Path) -> None:
+def test_first_command_of_the_readme_trains_on_digits(workplaces: dict[str, Path]) -> None:
+    workplace = workplaces["README.md"]
     lines = blocks("README.md")[0].strip().splitlines()
     assert [line for line in lines if "venv" not in line and not line.startswith("pip install")] == ["vit pretrain"]
     done = shell("vit pretrain --json", workplace)
@@ -70,14 +73,14 @@ def test_second_command_of_the_readme_is_the_tests() -> None:
         if (page, n) not in {("README.md", 0), ("README.md", 1), ("docs/guide.md", 0)}
     ],
 )
-def test_commands_run_as_printed(page: str, number: int, workplace: Path) -> None:
-    """The README's first command has run before, so its checkpoint is the newest, as for a reader."""
-    done = shell(blocks(page)[number], workplace)
+def test_commands_run_as_printed(page: str, number: int, workplaces: dict[str, Path]) -> None:
+    """The README's first command has run before, as for a reader."""
+    done = shell(blocks(page)[number], workplaces[page])
     assert done.returncode == 0, done.stderr
 
 
-def test_the_example_runs(workplace: Path, tmp_path: Path) -> None:
-    done = shell(f"{ROOT / 'examples' / 'pipeline.sh'} {workplace / 'photos'} 48", tmp_path)
+def test_the_example_runs(workplaces: dict[str, Path], tmp_path: Path) -> None:
+    done = shell(f"{ROOT / 'examples' / 'pipeline.sh'} {workplaces['README.md'] / 'photos'} 48", tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.search(r"top-1: \d+\.\d% of 12 images", done.stdout)
 

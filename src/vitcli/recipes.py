@@ -72,7 +72,7 @@ def _small_model(facts: Facts) -> ModelConfig:
     else:
         img_size = (min(side, 128),) * 2 if slow else (224, 224)
     side = max(img_size)
-    patch = 2 if side <= 16 else max(2, round(side / 8)) if side <= 64 or slow else 16
+    patch = 16 if not slow and side > 64 else max(2, 2 ** round(math.log2(side / 8)))
     if facts.img_size:
         divisors = [p for p in range(1, side + 1) if img_size[0] % p == 0 and img_size[1] % p == 0]
         patch = min(divisors, key=lambda p: (abs(p - patch), p))

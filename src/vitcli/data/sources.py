@@ -163,15 +163,14 @@ def _folder(root: Path, config: DataConfig) -> Source:
 
 
 def _walk(root: Path) -> list[Path]:
-    """Every file below `root` in a fixed order, hidden ones and __MACOSX left out, links followed, each folder once."""
+    """Every file below `root` in a fixed order, hidden ones and __MACOSX left out, links followed but for those that
+    lead back up.
+    """
     found: list[Path] = []
-    seen: set[str] = set()
     for folder, names, files in os.walk(root, followlinks=True):
-        if os.path.realpath(folder) in seen:
-            names.clear()
-            continue
-        seen.add(os.path.realpath(folder))
-        names[:] = sorted(n for n in names if not n.startswith((".", "__MACOSX")))
+        here = Path(folder).resolve()
+        visible = sorted(n for n in names if not n.startswith((".", "__MACOSX")))
+        names[:] = [n for n in visible if not here.is_relative_to((here / n).resolve())]
         found += [Path(folder) / f for f in sorted(files) if not f.startswith(".")]
     return sorted(found)
 
