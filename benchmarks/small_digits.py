@@ -16,20 +16,32 @@ from typing import Any
 
 from vitcli import api
 
-CROP: dict[str, Any] = {"augment__crop": "resized", "model__width": 64, "model__heads": 2, "batch_size": 64}
+PLAIN: dict[str, Any] = {"augment__mixup": 0.0, "optim__weight_decay": 0.01}
+WIDE: dict[str, Any] = {**PLAIN, "model__width": 128, "batch_size": 128}
 VARIANTS: dict[str, dict[str, Any]] = {
     "taken": {},
-    "smoothing": {"train__label_smoothing": 0.1},
-    "narrow-ratio": {"augment__ratio": [0.85, 1.18]},
-    "depth-4": {"model__depth": 4},
-    "batch-128": {"batch_size": 128, "epochs": 60},
-    "crop-60": {**CROP, "augment__scale": [0.6, 1.0]},
-    "crop-60-batch-128": {**CROP, "augment__scale": [0.6, 1.0], "batch_size": 128, "epochs": 60},
-    "crop-60-adamw": {**CROP, "augment__scale": [0.6, 1.0], "optim__name": "adamw", "batch_size": 32, "epochs": 50},
-    "shift-1": {"augment__crop": "pad", "augment__pad": 0.125, "model__width": 128, "batch_size": 128, "epochs": 30},
-    "shift-2": {"augment__crop": "pad", "augment__pad": 0.25, "model__width": 128, "batch_size": 128, "epochs": 30},
-    "patch-1": {"model__patch": 1, "model__width": 128, "batch_size": 128, "epochs": 10},
-    "average": {"train__ema": 0.99},
+    "decay": {"augment__mixup": 0.0},
+    "decay-1": {"augment__mixup": 0.0, "optim__weight_decay": 1.0},
+    "mixup": {"optim__weight_decay": 0.01},
+    "neither": PLAIN,
+    "crop-70": {
+        "augment__mixup": 0.0,
+        "augment__scale": [0.7, 1.0],
+        "optim__weight_decay": 0.3,
+        "model__drop_path": 0.1,
+    },
+    "drop-path": {**PLAIN, "model__drop_path": 0.2},
+    "dropout": {**PLAIN, "model__dropout": 0.1},
+    "smoothing": {**PLAIN, "train__label_smoothing": 0.1},
+    "narrow-ratio": {**PLAIN, "augment__ratio": [0.85, 1.18]},
+    "depth-4": {**PLAIN, "model__depth": 4},
+    "batch-128": {**PLAIN, "batch_size": 128, "epochs": 60},
+    "crop-60": {**PLAIN, "augment__scale": [0.6, 1.0]},
+    "crop-60-adamw": {**PLAIN, "augment__scale": [0.6, 1.0], "optim__name": "adamw", "batch_size": 32, "epochs": 50},
+    "crop-60-wide": {**WIDE, "augment__scale": [0.6, 1.0], "epochs": 30},
+    "shift-1": {**WIDE, "augment__crop": "pad", "augment__pad": 0.125, "epochs": 30},
+    "shift-2": {**WIDE, "augment__crop": "pad", "augment__pad": 0.25, "epochs": 30},
+    "patch-1": {**WIDE, "model__patch": 1, "epochs": 10},
 }
 
 
