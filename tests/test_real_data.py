@@ -14,8 +14,6 @@ import torchvision_shim  # noqa: F401
 from conftest import run_vit
 from vitcli.classes import imagenet_1k
 
-pytestmark = pytest.mark.xdist_group("real")
-
 
 @pytest.fixture(scope="module")
 def timm_predictions(shared_data: Path, deit_weights: Path) -> dict[str, int]:
