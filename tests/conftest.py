@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,20 @@ def class_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for index in range(count):
                 draw_image(colour, offset + index).save(folder / f"{index:03}.png")
     return root
+
+
+@contextlib.contextmanager
+def mounted_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A disk of `size` mounted at `folder`; skips the test where that cannot be had."""
+    folder.mkdir()
+    mounted = None
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        mounted = subprocess.run(command, capture_output=True, check=False)
+    if mounted is None or mounted.returncode:
+        pytest.skip("mounting a small tmpfs needs root and a kernel that allows it")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @dataclass(frozen=True)

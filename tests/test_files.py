@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import mounted_disk
 from vitcli import files
 from vitcli.errors import ResourceError, UsageError
 
@@ -34,16 +34,8 @@ def written(tmp_path: Path) -> Path:
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 64 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = None
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-        mounted = subprocess.run(command, capture_output=True, check=False)
-    if mounted is None or mounted.returncode:
-        pytest.skip("mounting a small tmpfs needs root and a kernel that allows it")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with mounted_disk(tmp_path / "disk", "64k") as folder:
+        yield folder
 
 
 # --- files ---------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from conftest import draw_image
+from conftest import draw_image, mounted_disk
 from vitcli.config import AugmentConfig, DataConfig
 from vitcli.data import cache, decode
 from vitcli.data.cache import Images, open_images, working_view
@@ -266,16 +266,8 @@ def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: p
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 256 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = None
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
-        mounted = subprocess.run(command, capture_output=True, check=False)
-    if mounted is None or mounted.returncode:
-        pytest.skip("mounting a small tmpfs needs root and a kernel that allows it")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with mounted_disk(tmp_path / "disk", "256k") as folder:
+        yield folder
 
 
 def test_a_disk_that_fills_up_is_an_error_not_a_crash(tmp_path: Path, tiny_disk: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,24 +25,22 @@ def info(
     json: options.Json = False,
 ) -> None:
     """Parameters, tokens and FLOPs of a model; classes and provenance of a checkpoint, from its header alone."""
+    size = options.size(img_size)
     if _is_model_name(reference):
-        tree = _of_model(config.model_config(reference, options.size(img_size) or (224, 224), classes))
-        config.check_model(config.model_config(reference, options.size(img_size) or (224, 224), classes))
+        model = config.model_config(reference, size or (224, 224), classes)
+        said: dict[str, Any] = {}
     else:
         from vitcli.weights.describe import describe, locate
 
         description = describe(locate(reference))
-        model = description.model
-        if img_size:
-            from dataclasses import replace
-
-            model = replace(model, img_size=options.size(img_size) or model.img_size)
-            config.check_model(model)
-        tree = _of_model(model) | {
+        model = replace(description.model, img_size=size or description.model.img_size)
+        said = {
             "classes": [c.as_json() for c in description.classes] or model.classes,
             "provenance": description.provenance or None,
             "scores": description.scores or None,
         }
+    config.check_model(model)
+    tree = _of_model(model) | said
     if json:
         console.print_json(tree)
     else:

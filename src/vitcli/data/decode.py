@@ -30,7 +30,6 @@ VERSION = 1
 
 Image.MAX_IMAGE_PIXELS = None  # data.max_megapixels is the limit, and is checked before any pixel is decoded
 
-_ORIENTATION = 0x0112  # the EXIF tag
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -64,9 +63,14 @@ def eval_view(size: Size, config: EvalConfig) -> View:
     return View(size, config.resize, config.crop, config.interpolation)
 
 
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) to 8; from 5 on, height and width change places."""
+    return image.getexif().get(0x0112, 1)
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """`image` upright and in RGB by the table above."""
-    turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    turn = _UPRIGHT.get(orientation(image))
     if turn is not None:
         image = image.transpose(turn)
     if image.mode == "RGB":
