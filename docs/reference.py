@@ -13,12 +13,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vitcli.config import SECTIONS
+from vitcli.config import COMMAND_SECTIONS, SECTIONS
 from vitcli.data.sources import PRESETS
 from vitcli.recipes import RECIPES
 
 PAGE = Path(__file__).with_name("reference.md")
-COMMANDS = ("pretrain", "finetune", "eval", "info")
+COMMANDS = ("pretrain", "finetune", "eval", "info", "bench")
 
 
 def help_of(*command: str) -> str:
@@ -55,7 +55,7 @@ def page() -> str:
         "## Configuration\n\nSet by `--set section.key=value` or in the file that `--config` names. "
         "The defaults of a run are its recipe's; these are the values where a recipe says nothing.\n"
     )
-    for section, cls in SECTIONS.items():
+    for section, cls in (SECTIONS | COMMAND_SECTIONS).items():
         notes = comments(cls)
         rows = [f"| `{section}.{f.name}` | {default(f)} | {notes.get(f.name, '')} |" for f in dataclasses.fields(cls)]
         parts.append(f"### [{section}]\n\n| key | default | |\n|---|---|---|\n" + "\n".join(rows) + "\n")

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from vitcli.config import (
     ARCHITECTURE,
     LENGTHS,
+    COMMAND_SECTIONS,
     SECTIONS,
     VARIANTS,
     Config,
@@ -118,7 +119,18 @@ def test_as_dict_is_json_and_leaves_out_what_is_none(config):
 
 def test_every_field_is_a_known_key():
     assert "optim.lr" in known_keys()
-    assert len(known_keys()) == sum(len(dataclasses.fields(cls)) for cls in SECTIONS.values())
+    assert len(known_keys()) == sum(len(dataclasses.fields(cls)) for cls in (SECTIONS | COMMAND_SECTIONS).values())
+
+
+def test_a_command_s_own_setting_is_read_but_is_no_part_of_a_run():
+    assert parse_set(["bench.modes=infer, train", "bench.seconds=3"]) == {
+        "bench.modes": ("infer", "train"),
+        "bench.seconds": 3.0,
+    }
+    with pytest.raises(UsageError, match="not one of train, infer"):
+        parse_set(["bench.modes=trian"])
+    with pytest.raises(UsageError, match=r"bench.seconds does not concern a run"):
+        apply(Config(), {"bench.seconds": 3.0})
 
 
 @pytest.mark.parametrize(
@@ -454,7 +466,7 @@ def test_table_1_of_the_paper():
     }.items():
         model = model_config(name)
         assert (model.depth, model.width, model.mlp, model.heads) == dimensions
-        assert (model.pool, model.class_token, model.gelu, model.norm_eps) == ("cls", True, "tanh", 1e-6)
+        assert (model.pool, model.class_token, model.gelu, model.norm_eps) == ("cls", True, "erf", 1e-6)
 
 
 @pytest.mark.parametrize("function", [parse_size, parse_seconds, model_config])

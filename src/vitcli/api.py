@@ -16,8 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitcli.classes import Class, map_labels
+from vitcli.config import (
+    BenchConfig,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    Overrides,
+    Size,
+    apply,
+    check,
+    check_model,
+    parse_value,
+)
 from vitcli.config import Config as Config
-from vitcli.config import DataConfig, EvalConfig, Overrides, Size, apply, check_model, parse_value
 from vitcli.data.cache import Progress, silent
 from vitcli.data.sources import open_source
 from vitcli.data.split import Source, Split
@@ -27,6 +38,7 @@ from vitcli.evaluate.evaluator import evaluate as measure
 from vitcli.evaluate.report import summary
 from vitcli.model.vit import ViT
 from vitcli.train import loop, runfolder, runtime
+from vitcli.train.bench import bench as measure_speed
 from vitcli.train.plan import Plan, Request, make_plan
 from vitcli.train.runlog import Log, Sink
 from vitcli.weights import checkpoint
@@ -161,7 +173,7 @@ def plan_evaluation(
         raise DataError(f"split {part.name!r} of {source.id} has no labels", "evaluation compares with labels")
     counts = np.bincount(part.labels, minlength=len(source.classes)).tolist()
     outputs = np.array(map_labels(source.classes, counts, described.classes, source.id), np.int64)
-    machine = runtime.start(device, precision)
+    machine = runtime.start(apply(Config(), {"run.device": device, "run.precision": precision}).run)
     return EvaluationPlan(
         described, size, source, part, outputs, data_config, machine, (*notes, *described.notes, *why)
     )
@@ -171,6 +183,34 @@ def evaluate(reference: str = "", data: str = "", split: str = "", **options: An
     """Measure a checkpoint: the fields of `vit eval --json`. `options` are those of `plan_evaluation`."""
     planned = plan_evaluation(reference, data, split, **options)
     return summary(planned.measure(), planned.classes)
+
+
+def bench(models: Sequence[ModelConfig], overrides: Overrides, progress: Progress = silent) -> dict[str, Any]:
+    """Speed of `models` on this machine: the fields of `vit bench --json`.
+
+    Raises UsageError where an override concerns neither the speed of a step nor `bench`.
+    """
+    fitting = ("bench.", "run.", "train.", "model.", "optim.", "data.classes")
+    wrong = next((key for key in overrides if not key.startswith(fitting)), None)
+    if wrong is not None:
+        raise UsageError(
+            f"{wrong} does not concern a benchmark", f"bench takes --set {', '.join(f + '…' for f in fitting[:5])}"
+        )
+    asked = {key.partition(".")[2]: value for key, value in overrides.items() if key.startswith("bench.")}
+    settings = BenchConfig(**asked)
+    if not settings.modes or settings.seconds <= 0:
+        raise UsageError("nothing to measure", "bench.modes is train, infer or both, bench.seconds above 0")
+    values = {key: value for key, value in overrides.items() if not key.startswith(("bench.", "data."))}
+    config = apply(Config(), {"train.steps": 1} | values)
+    named = [
+        apply(replace(config, model=model), {k: v for k, v in values.items() if k.startswith("model.")}).model
+        for model in models
+    ]
+    for model in named:
+        check(replace(config, model=model))
+    return measure_speed(
+        named, config, settings, runtime.start(config.run), overrides.get("train.batch_size", 0), progress
+    )
 
 
 def _preprocessing(described: Description, overrides: Overrides) -> tuple[Description, DataConfig]:

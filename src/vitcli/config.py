@@ -58,7 +58,7 @@ class ModelConfig:
     pool: Literal["cls", "mean"] = "cls"  # what the head reads: the class token or the mean of all tokens
     class_token: bool = True
     pre_logits: bool = False  # the tanh layer of the paper's pre-training head (§3.1)
-    gelu: Literal["tanh", "erf"] = "tanh"  # tanh is jax.nn.gelu's default, erf is timm's
+    gelu: Literal["tanh", "erf"] = "erf"  # erf is the exact form; tanh, jax.nn.gelu's default, is the papers' code's
     norm_eps: float = 1e-6
     dropout: float = 0.0
     drop_path: float = 0.0
@@ -171,6 +171,16 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int = 0  # 0: as many as there are cores
+    attention: Literal["auto", "plain", "recompute", "fused"] = "auto"  # `recompute` needs the least memory
+    compile: bool = False  # torch.compile: a minute or more at the start, and no faster on the CPUs measured
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """What `vit bench` measures; no part of a run."""
+
+    modes: tuple[Literal["train", "infer"], ...] = ("train", "infer")
+    seconds: float = 10.0  # of measurement for each model and mode, after warming up
 
 
 @dataclass(frozen=True)
@@ -185,7 +195,9 @@ class Config:
 
 
 SECTIONS: dict[str, type] = {f.name: f.default_factory for f in dataclasses.fields(Config)}  # type: ignore[misc]
-_HINTS = {name: typing.get_type_hints(cls, include_extras=True) for name, cls in SECTIONS.items()}
+COMMAND_SECTIONS: dict[str, type] = {"bench": BenchConfig}
+"""What single commands take with --set, beside the sections of a run."""
+_HINTS = {name: typing.get_type_hints(cls, include_extras=True) for name, cls in (SECTIONS | COMMAND_SECTIONS).items()}
 _FILE_ONLY = {"run.command", "run.init", "model.classes"}  # decided by the command, the checkpoint, the data
 LENGTHS = ("train.epochs", "train.steps", "train.time_budget")
 ARCHITECTURE = ("model.width", "model.depth", "model.heads", "model.mlp", "model.patch")
@@ -299,7 +311,7 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
         if len(args) != 2 or args[1] is not Ellipsis:
             if len(items) != len(args):
                 raise UsageError(f"{key} = {value!r}: {len(args)} numbers are needed", "separate them by commas")
-        return tuple(_coerce(item, float, key) for item in items)
+        return tuple(_coerce(item.strip() if isinstance(item, str) else item, args[0], key) for item in items)
     return _scalar(value, hint, key)
 
 
@@ -421,6 +433,8 @@ def apply(config: Config, overrides: Mapping[str, Any]) -> Config:
         overrides = dict.fromkeys(LENGTHS) | dict(overrides)
     for key, value in overrides.items():
         section, name = check_key(key)
+        if section not in SECTIONS:
+            raise UsageError(f"{key} does not concern a run", f"it is a setting of vit {section}")
         sections.setdefault(section, {})[name] = value
     parts = {s: dataclasses.replace(getattr(config, s), **values) for s, values in sections.items()}
     return dataclasses.replace(config, **parts)

@@ -44,11 +44,11 @@ class Facts:
 
 
 def _model(facts: Facts, default: str, img_size: Size = (224, 224)) -> ModelConfig:
-    """The model asked for, else the default; finetune keeps its parent's."""
+    """The model asked for, else the default, with the GELU of the published code; finetune keeps its parent's."""
     size = facts.img_size or img_size
     if facts.parent is not None:
         return replace(facts.parent, img_size=size, classes=facts.classes, dropout=0.0, drop_path=0.0)
-    return model_config(facts.model or default, size, facts.classes)
+    return replace(model_config(facts.model or default, size, facts.classes), gelu="tanh")
 
 
 def _is_tiny(facts: Facts) -> bool:

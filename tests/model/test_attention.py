@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vitcli.model.attention import PLAIN_TOKENS_ON_CPU, Attention, attend, attention_weights, uses_plain
+from vitcli.model import attention
+from vitcli.model.attention import PATHS, PLAIN_TOKENS_ON_CPU, Attention, attend, attention_weights, best_path
 
 
 def qkv(batch: int, heads: int, tokens: int, dim: int, seed: int = 0, scale: float = 1.0) -> list[Tensor]:
@@ -37,35 +38,77 @@ def test_each_row_of_weights_is_a_distribution(batch, heads, tokens, dim, seed, 
 
 
 @settings(deadline=None, max_examples=50)
-@given(**SHAPES)
-def test_attend_is_scaled_dot_product_attention_and_the_weights_times_v(batch, heads, tokens, dim, seed):
+@given(**SHAPES, path=st.sampled_from([None, *PATHS]))
+def test_attend_is_scaled_dot_product_attention_and_the_weights_times_v(batch, heads, tokens, dim, seed, path):
     q, k, v = qkv(batch, heads, tokens, dim, seed)
-    result = attend(q, k, v)
+    result = attend(torch.stack([q, k, v]), path)
     torch.testing.assert_close(result, F.scaled_dot_product_attention(q, k, v), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(result, attention_weights(q, k) @ v, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("tokens", [PLAIN_TOKENS_ON_CPU, PLAIN_TOKENS_ON_CPU + 1])
 def test_both_sides_of_the_length_at_which_the_path_changes_agree(tokens):
-    assert uses_plain("cpu", tokens) == (tokens <= PLAIN_TOKENS_ON_CPU)
+    assert best_path("cpu", tokens) == ("plain" if tokens <= PLAIN_TOKENS_ON_CPU else "recompute")
     q, k, v = qkv(1, 2, tokens, 16)
-    torch.testing.assert_close(attend(q, k, v), attention_weights(q, k) @ v, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(attend(q, k, v), F.scaled_dot_product_attention(q, k, v), rtol=1e-4, atol=1e-5)
+    result = attend(torch.stack([q, k, v]))
+    torch.testing.assert_close(result, attention_weights(q, k) @ v, rtol=1e-4, atol=1e-5)
 
 
 def test_accelerators_use_the_fused_kernel():
-    assert not uses_plain("cuda", 50)
-    assert not uses_plain("mps", 50)
+    assert best_path("cuda", 50) == best_path("mps", 5000) == "fused"
 
 
-def test_gradients_of_both_paths_agree():
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_gradients_are_those_of_torch_s_own(path, contiguous, monkeypatch):
+    monkeypatch.setattr(attention, "_CHUNK_BYTES", 2 * 3 * 17 * 17 * 4)  # two images at a time, the last alone
+    stacked = torch.stack(qkv(5, 3, 17, 8))
+    if not contiguous:
+        stacked = stacked.permute(1, 3, 0, 2, 4).contiguous().permute(2, 0, 3, 1, 4)
     grads = []
-    for function in (attend, F.scaled_dot_product_attention):
-        parts = [t.requires_grad_() for t in qkv(2, 3, 17, 8)]
-        (function(*parts) ** 2).sum().backward()
-        grads.append([t.grad for t in parts])
-    for ours, theirs in zip(*grads, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    for function in (lambda t: attend(t, path), lambda t: F.scaled_dot_product_attention(*t.unbind(0))):
+        leaf = stacked.clone().requires_grad_()
+        function(leaf).pow(2).sum().backward()
+        grads.append(leaf.grad)
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_pass_a_numerical_check():
+    stacked = torch.stack(qkv(2, 2, 4, 3)).double().requires_grad_()
+    for path in ("plain", "recompute"):
+        assert torch.autograd.gradcheck(lambda t, path=path: attend(t, path), (stacked,))
+
+
+def test_what_stands_in_fresh_memory_does_not_reach_the_result():
+    stacked = torch.stack(qkv(4, 3, 33, 16)).requires_grad_()
+    expected = torch.autograd.grad(attend(stacked).sum(), stacked)[0]
+    for _ in range(3):
+        poison = [torch.full((3, 4, 3, 33, 16), torch.nan) for _ in range(4)]
+        del poison
+        torch.testing.assert_close(torch.autograd.grad(attend(stacked).sum(), stacked)[0], expected, rtol=0, atol=0)
+
+
+def test_recompute_keeps_less_for_the_backward_pass():
+    kept = {}
+    for path in ("plain", "recompute"):
+        sizes = []
+        leaf = torch.stack(qkv(2, 2, 64, 8)).requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
+            attend(leaf, path)
+        kept[path] = sum(sizes)
+    assert kept["plain"] - kept["recompute"] == 2 * 2 * 64 * 64
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_the_first_outputs_alone_are_those_of_all(outputs):
+    torch.manual_seed(0)
+    module, x = Attention(24, 3), torch.randn(2, 9, 24, requires_grad=True)
+    whole, part = module(x)[:, :outputs], module(x, outputs)
+    torch.testing.assert_close(part, whole, rtol=1e-5, atol=1e-6)
+    expected = torch.autograd.grad(whole.pow(2).sum(), [x, *module.parameters()])
+    found = torch.autograd.grad(part.pow(2).sum(), [x, *module.parameters()])
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_weights_are_softmax_of_the_scaled_products_by_hand():

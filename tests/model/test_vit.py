@@ -196,7 +196,7 @@ def test_the_paper_s_equations_written_out(pool, class_token):
         with pytest.raises(UsageError, match="class_token"):
             ViT(dataclasses.replace(SMALL, class_token=False))
         return
-    config = dataclasses.replace(SMALL, pool=pool, class_token=class_token, pre_logits=True)
+    config = dataclasses.replace(SMALL, pool=pool, class_token=class_token, pre_logits=True, gelu="tanh")
     model, images = vit(config), pixels(SMALL, 1)
     w = {name: tensor.double() for name, tensor in model.state_dict().items()}
 
@@ -523,6 +523,27 @@ def test_a_branch_that_is_dropped_for_all_images_gets_no_gradient():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("drop_path", [0.0, 0.4])
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_features_leave_out_only_what_the_head_does_not_read(pool, drop_path):
+    model = vit(dataclasses.replace(SMALL, pool=pool, drop_path=drop_path, drop_path_rule="constant")).requires_grad_()
+    images = pixels(SMALL, 5)
+    keep = torch.rand(3, 2, 5, generator=torch.Generator().manual_seed(0)) >= drop_path
+    keep[2, 1] = False  # the last MLP for no image at all
+    tokens = model.encode(images, keep if drop_path else None)
+    whole = model.head(tokens[:, 0] if pool == "cls" else tokens.mean(1))
+    part = model(images, keep if drop_path else None)
+    torch.testing.assert_close(part, whole, rtol=1e-5, atol=1e-5)
+    parameters = list(model.parameters())
+    expected = torch.autograd.grad(whole.pow(2).sum(), parameters, allow_unused=True)
+    for ours, theirs in zip(
+        torch.autograd.grad(part.pow(2).sum(), parameters, allow_unused=True), expected, strict=True
+    ):
+        assert (ours is None) == (theirs is None)
+        if ours is not None and theirs is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_each_block_reads_its_own_part_of_the_mask():
     model = vit(dataclasses.replace(SMALL, drop_path=0.5, drop_path_rule="constant"))
     images, keep = pixels(SMALL), torch.zeros(3, 2, 2, dtype=torch.bool)
@@ -571,4 +592,5 @@ def test_dropout_follows_the_positions_and_every_dense_layer_but_qkv():
             assert module.p == 0.5
             module.register_forward_hook(note)
     model(pixels(SMALL))
-    assert calls == [(7, 24)] + 3 * [(7, 24), (7, 40), (7, 24)]
+    last = [(1, 24), (1, 40), (1, 24)]  # of the last block, only the class token is read
+    assert calls == [(7, 24)] + 2 * [(7, 24), (7, 40), (7, 24)] + last

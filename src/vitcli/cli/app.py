@@ -11,6 +11,7 @@ import typer
 
 from vitcli import __version__
 from vitcli.cli import console
+from vitcli.cli.bench import bench
 from vitcli.cli.evaluate import eval_
 from vitcli.cli.info import info
 from vitcli.cli.train import finetune, pretrain
@@ -46,6 +47,7 @@ app.command("pretrain")(pretrain)
 app.command("finetune")(finetune)
 app.command("eval")(eval_)
 app.command("info")(info)
+app.command("bench")(bench)
 
 
 def main(arguments: list[str] | None = None) -> None:

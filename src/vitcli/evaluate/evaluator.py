@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +20,11 @@ from vitcli.data.decode import eval_view
 from vitcli.data.loader import ahead
 from vitcli.data.split import Split
 from vitcli.evaluate.metrics import Tally
+from vitcli.model.linear import packed
 from vitcli.model.vit import ViT
 
-BATCH = {"cpu": 64, "mps": 128, "cuda": 256}
+_TOKENS_AT_ONCE = {"cpu": 16_384, "mps": 32_768, "cuda": 131_072}
+"""On two AVX512-BF16 cores ViT-S/16 is as fast with 16 images as with 256, ViT-Ti/4 at 32 px from 64 on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,14 +40,22 @@ class Evaluation:
     unreadable: int
 
 
+def batch_size(device: str, tokens: int) -> int:
+    """Images at a time: a power of two, 16 to 1024, from which on the device gets no faster."""
+    return int(2 ** min(10, max(4, round(math.log2(_TOKENS_AT_ONCE[device] / tokens)))))
+
+
 def logits_of(
     model: ViT, images: Float[Tensor, "batch 3 height width"], bf16: bool, views: int
 ) -> Float[Tensor, "batch classes"]:
-    """Logits in float32; with two views the mean over the image and its mirror image."""
+    """Logits in float32; with two views the mean over the image and its mirror image.
+
+    A compiled model is run as it stands: compiling it once more for measuring would cost more than it gives.
+    """
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-        result: Tensor = model(images).float()
+        result: Tensor = model.forward(images).float()
         if views == 2:
-            result = (result + model(images.flip(3)).float()) / 2
+            result = (result + model.forward(images.flip(3)).float()) / 2
     return result
 
 
@@ -67,12 +78,12 @@ def evaluate(
     assert split.labels is not None
     images = open_images(split, eval_view(model.config.img_size, config), data, progress, where="decode")
     positions = images.valid[:limit] if limit else images.valid
-    size = config.batch_size or BATCH[device.type]
+    size = config.batch_size or batch_size(device.type, model.config.tokens)
     tally, top, scores = Tally(model.config.classes), [], []
     k = min(config.top_k, model.config.classes)
     started = time.monotonic()
     model.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), packed(model, bf16):
         for start, pixels in zip(range(0, len(positions), size), _pixels(images, positions, size, device), strict=True):
             logits = logits_of(model, normalise(to_float(pixels), config), bf16, config.views)
             here = positions[start : start + size]

@@ -1,41 +1,111 @@
-"""Multi-head self-attention; the weights themselves are a function of their own."""
+"""Multi-head self-attention by whichever path is fastest; the weights themselves are a function of their own."""
 
 from __future__ import annotations
 
+from typing import Any, Literal, get_args
+
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-PLAIN_TOKENS_ON_CPU = 640
-"""Longest sequence for which attention is formed as a matrix on a CPU.
+from vitcli.model.linear import Linear, linear
 
-At 197 tokens, heads of 64, batch 32 and bf16 on two AVX512-BF16 cores the plain products take a third of the
-time of the fused kernel, forward and backward; beyond this length their memory, which grows with the square,
-is the larger cost.
+Path = Literal["plain", "recompute", "fused"]
+"""How attention is computed: with the matrix of weights kept for the backward pass, formed again in it, or by
+torch's fused kernel. All three give the same numbers up to rounding."""
+PATHS: tuple[Path, ...] = get_args(Path)
+
+PLAIN_TOKENS_ON_CPU = 640
+"""Longest sequence for which a CPU keeps the weights for the backward pass.
+
+On two AVX512-BF16 cores in bf16, heads of 64, forward and backward (benchmarks/attention.py): at 197 tokens,
+batch 32 and 6 heads plain 38 ms, recompute 50 ms, fused 106 ms; at 577 tokens, batch 16, 142, 183 and 319 ms.
+Beyond this length the kept weights, which grow with the square, are the larger cost.
 """
+_CHUNK_BYTES = 8_000_000
+"""Weights that `recompute` forms at once: they stay in the cache, and small ones are not cut up."""
 
 
 def attention_weights(
-    q: Float[Tensor, "batch heads queries dim"], k: Float[Tensor, "batch heads keys dim"]
-) -> Float[Tensor, "batch heads queries keys"]:
+    q: Float[Tensor, "*batch queries dim"], k: Float[Tensor, "*batch keys dim"]
+) -> Float[Tensor, "*batch queries keys"]:
     """softmax(q kᵀ / √dim): each row sums to one."""
     return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1)
 
 
-def uses_plain(device: str, tokens: int) -> bool:
-    """Whether `attend` forms the attention matrix. It changes bits, so a run's state records it."""
-    return device == "cpu" and tokens <= PLAIN_TOKENS_ON_CPU
+def best_path(device: str, tokens: int) -> Path:
+    """The fastest path for a device and length. It changes bits, so a run's state records it."""
+    if device != "cpu":
+        return "fused"
+    return "plain" if tokens <= PLAIN_TOKENS_ON_CPU else "recompute"
 
 
 def attend(
-    q: Float[Tensor, "batch heads tokens dim"],
-    k: Float[Tensor, "batch heads tokens dim"],
-    v: Float[Tensor, "batch heads tokens dim"],
+    qkv: Float[Tensor, "3 batch heads tokens dim"], path: Path | None = None
 ) -> Float[Tensor, "batch heads tokens dim"]:
-    """attention_weights(q, k) v, by the path that is faster for the device and length."""
-    if uses_plain(q.device.type, q.shape[-2]):
-        return attention_weights(q, k) @ v
-    return F.scaled_dot_product_attention(q, k, v)
+    """attention_weights(q, k) v, by `path` or the best one."""
+    chosen = path or best_path(qkv.device.type, qkv.shape[3])
+    if chosen == "fused":
+        q, k, v = qkv.unbind(0)
+        return F.scaled_dot_product_attention(q, k, v)
+    result: Tensor = _Products.apply(qkv, chosen == "plain")
+    return result
+
+
+class _Products(torch.autograd.Function):
+    """Attention as batched matrix products, its backward pass written out.
+
+    Left to autograd, the same products cost a sixth more: q, k and v are copied one by one, and their gradients
+    gathered again. The copy of q, k and v as one tensor is what the backward pass keeps, with the weights
+    where `keep` is set.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, keep: bool) -> Tensor:
+        qkv = qkv.contiguous()
+        result = torch.empty_like(qkv[0])
+        keep = keep and ctx.needs_input_grad[0]
+        ctx.parts = [slice(None)] if keep else _parts(qkv)
+        kept = []
+        for part in ctx.parts:
+            q, k, v = qkv[:, part].flatten(1, 2)
+            weights = _weights(q, k)
+            torch.bmm(weights, v, out=result[part].flatten(0, 1))
+            if keep:
+                kept.append(weights)
+        ctx.save_for_backward(qkv, *kept)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        qkv, *kept = ctx.saved_tensors
+        scale = qkv.shape[-1] ** -0.5
+        gradient = gradient.contiguous()
+        gradients = torch.zeros_like(qkv) if not qkv.numel() else torch.empty_like(qkv)
+        for index, part in enumerate(ctx.parts):
+            q, k, v = qkv[:, part].flatten(1, 2)
+            dq, dk, dv = gradients[:, part].flatten(1, 2)
+            g = gradient[part].flatten(0, 1)
+            weights = kept[index] if kept else _weights(q, k)
+            torch.bmm(weights.transpose(1, 2), g, out=dv)
+            d = torch._softmax_backward_data(torch.bmm(g, v.transpose(1, 2)), weights, -1, weights.dtype)
+            dq.baddbmm_(d, k, beta=0, alpha=scale)
+            dk.baddbmm_(d.transpose(1, 2), q, beta=0, alpha=scale)
+        return gradients, None
+
+
+def _weights(q: Float[Tensor, "rows tokens dim"], k: Float[Tensor, "rows tokens dim"]) -> Tensor:
+    """attention_weights without autograd, the scale taken into the product and the softmax in place."""
+    logits = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5)
+    return torch.softmax(logits, -1, out=logits)
+
+
+def _parts(qkv: Float[Tensor, "3 batch heads tokens dim"]) -> list[slice]:
+    """Groups of images whose weights take about `_CHUNK_BYTES`."""
+    _, batch, heads, tokens, _ = qkv.shape
+    images = max(1, _CHUNK_BYTES // (heads * tokens * tokens * qkv.element_size()))
+    return [slice(i, i + images) for i in range(0, batch, images)]
 
 
 class Attention(nn.Module):
@@ -44,14 +114,28 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.path: Path | None = None  # None: the best one for device and length
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
 
     def project(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "3 batch heads tokens dim"]:
         """q, k and v, stacked in this order."""
-        batch, tokens, width = x.shape
-        return self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        return self._heads(self.qkv(x))
 
-    def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
-        q, k, v = self.project(x).unbind(0)
-        return self.proj(attend(q, k, v).transpose(1, 2).reshape(x.shape))
+    def _heads(self, x: Float[Tensor, "batch tokens rows"]) -> Float[Tensor, "parts batch heads tokens dim"]:
+        width = self.proj.in_features
+        return x.view(*x.shape[:2], x.shape[2] // width, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+
+    def forward(
+        self, x: Float[Tensor, "batch tokens width"], outputs: int | None = None
+    ) -> Float[Tensor, "batch outputs width"]:
+        """The first `outputs` tokens of the result, or all: keys and values are always all tokens'."""
+        if outputs is None:
+            mixed = attend(self.project(x), self.path)
+        else:
+            width = self.proj.in_features
+            weight, bias = self.qkv.weight, self.qkv.bias
+            (q,) = self._heads(linear(x[:, :outputs], weight[:width], bias[:width]))
+            k, v = self._heads(linear(x, weight[width:], bias[width:]))
+            mixed = attention_weights(q, k) @ v
+        return self.proj(mixed.transpose(1, 2).flatten(2))

@@ -7,14 +7,18 @@ images → patches · E + b → [class token; patches] + positions → depth × 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vitcli.config import ModelConfig, Size, check_model
 from vitcli.model.attention import Attention
+from vitcli.model.linear import Linear, linear
+
+Branch = Callable[[Tensor], Tensor]
 
 
 class PatchEmbed(nn.Module):
@@ -29,7 +33,7 @@ class PatchEmbed(nn.Module):
         (rows, columns), (batch, channels, height, width) = self.patch, images.shape
         patches = images.view(batch, channels, height // rows, rows, width // columns, columns)
         patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * rows * columns)
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+        return linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class Mlp(nn.Module):
@@ -37,10 +41,10 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, hidden: int, gelu: str, dropout: float) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
+        self.fc1 = Linear(width, hidden)
         self.act = nn.GELU(approximate="tanh" if gelu == "tanh" else "none")
         self.drop = nn.Dropout(dropout)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
         return self.fc2(self.drop(self.act(self.fc1(x))))
@@ -58,24 +62,34 @@ class Block(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.drop_path = drop_path
 
-    def attention_branch(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
-        return self.drop(self.attn(self.norm1(x)))
+    def attention_branch(
+        self, x: Float[Tensor, "batch tokens width"], outputs: int | None = None
+    ) -> Float[Tensor, "batch outputs width"]:
+        return self.drop(self.attn(self.norm1(x), outputs))
 
     def mlp_branch(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
         return self.drop(self.mlp(self.norm2(x)))
 
     def forward(
-        self, x: Float[Tensor, "batch tokens width"], keep: Bool[Tensor, "2 batch"] | None = None
-    ) -> Float[Tensor, "batch tokens width"]:
-        for index, branch in enumerate((self.attention_branch, self.mlp_branch)):
-            if keep is None or self.drop_path == 0:
-                x = x + branch(x)
-            else:
-                rows = keep[index].nonzero().squeeze(1)
-                if len(rows):
-                    kept = branch(x.index_select(0, rows))
-                    x = x.index_add(0, rows, kept.to(x.dtype), alpha=1 / (1 - self.drop_path))
-        return x
+        self,
+        x: Float[Tensor, "batch tokens width"],
+        keep: Bool[Tensor, "2 batch"] | None = None,
+        outputs: int | None = None,
+    ) -> Float[Tensor, "batch outputs width"]:
+        """The first `outputs` tokens of the block's result, or all of them."""
+        mixed, transformed = (None, None) if keep is None else keep
+        x = self._add(x[:, :outputs], x, partial(self.attention_branch, outputs=outputs), mixed)
+        return self._add(x, x, self.mlp_branch, transformed)
+
+    def _add(self, x: Tensor, source: Tensor, branch: Branch, keep: Bool[Tensor, " batch"] | None) -> Tensor:
+        """x + branch(source), the branch computed for the images in `keep` alone."""
+        if keep is None or self.drop_path == 0:
+            return x + branch(source)
+        rows = keep.nonzero().squeeze(1)
+        if not len(rows):
+            return x
+        kept = branch(source.index_select(0, rows))
+        return x.index_add(0, rows, kept.to(x.dtype), alpha=1 / (1 - self.drop_path))
 
 
 class PreLogits(nn.Module):
@@ -120,20 +134,25 @@ class ViT(nn.Module):
         return self.pos_drop(x + self.pos_embed)
 
     def encode(
-        self, images: Float[Tensor, "batch 3 height width"], keep: Bool[Tensor, "depth 2 batch"] | None = None
-    ) -> Float[Tensor, "batch tokens dim"]:
-        """All tokens after the last LayerNorm. `keep` are DropPath's rows, known before any branch runs."""
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        keep: Bool[Tensor, "depth 2 batch"] | None = None,
+        outputs: int | None = None,
+    ) -> Float[Tensor, "batch outputs dim"]:
+        """The first `outputs` tokens, or all, after the last LayerNorm. `keep` are DropPath's rows, known before any branch runs."""
         x = self.embed(images)
+        last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
-            x = block(x, None if keep is None else keep[index])
+            x = block(x, None if keep is None else keep[index], outputs if index == last else None)
         return self.norm(x)
 
     def features(
         self, images: Float[Tensor, "batch 3 height width"], keep: Bool[Tensor, "depth 2 batch"] | None = None
     ) -> Float[Tensor, "batch dim"]:
-        """What the head reads."""
-        tokens = self.encode(images, keep)
-        return self.pre_logits(tokens[:, 0] if self.config.pool == "cls" else tokens.mean(dim=1))
+        """What the head reads. Of the last block, only the tokens that it reads are computed."""
+        if self.config.pool == "cls":
+            return self.pre_logits(self.encode(images, keep, outputs=1)[:, 0])
+        return self.pre_logits(self.encode(images, keep).mean(dim=1))
 
     def forward(
         self, images: Float[Tensor, "batch 3 height width"], keep: Bool[Tensor, "depth 2 batch"] | None = None

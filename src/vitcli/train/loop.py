@@ -109,7 +109,7 @@ class _Run:
         assert plan.train is not None and plan.train.labels is not None
         outputs = plan.outputs[plan.train.labels]
         self.loader = TrainLoader(self.images, outputs, self.config, self.runtime.device)
-        self.model = self._model(saved is not None).to(self.runtime.device)
+        self.model = self.runtime.place(self._model(saved is not None))
         self.objective = Classify(self.config.train).to(self.runtime.device)
         named = (item for part in (self.model, self.objective) for item in part.named_parameters())
         self.optimizer = Optimizer(named, self.config.optim, self.config.model.depth, self.runtime.device.type != "mps")
@@ -134,7 +134,7 @@ class _Run:
             torch.set_num_threads(then["threads"])
             machine = replace(machine, bf16=then["precision"] == "bf16", threads=then["threads"])
         now = machine.as_json(self.config.model.tokens)
-        changed = [f"{k} {then[k]} → {now[k]}" for k in now if then.get(k) != now[k]]
+        changed = [f"{k} {then[k]} → {now[k]}" for k in now if then.get(k, now[k]) != now[k]]
         if changed:
             self.log(
                 "warning", text=f"resumed on another machine ({', '.join(changed)}): the result will not be bit-equal"

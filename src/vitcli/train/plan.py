@@ -137,9 +137,7 @@ def make_plan(request: Request) -> Plan:
         notes.append(f"data: {data.source}, the checkpoint's own")
     elif "data.source" not in overrides:
         notes.append(f"data: {data.source}, as --data was not given")
-    machine = runtime.start(
-        overrides.get("run.device", "auto"), overrides.get("run.precision", "auto"), overrides.get("run.threads", 0)
-    )
+    machine = runtime.start(apply(Config(), {k: v for k, v in overrides.items() if k.startswith("run.")}).run)
 
     source, train, held_out = None, None, None
     if data.source == "none":
@@ -295,5 +293,4 @@ def _said(plan: Plan) -> list[str]:
 
 def replan(plan: Plan, config: Config) -> Plan:
     """The same plan with another configuration, as a resumed run's file has it."""
-    machine = runtime.start(config.run.device, config.run.precision, config.run.threads)
-    return replace(plan, config=config, runtime=machine)
+    return replace(plan, config=config, runtime=runtime.start(config.run))

@@ -1,0 +1,82 @@
+"""`vit bench`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from vitcli import config
+from vitcli.cli import console, options
+
+Models = Annotated[
+    list[str], typer.Argument(metavar="MODEL…", show_default=False, help="Models such as ViT-S/16 or ti/4.")
+]
+Batch = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size", metavar="N", show_default=False, help="Images at a time. \\[default: what suits the device]"
+    ),
+]
+
+
+def bench(
+    models: Models,
+    img_size: options.ImgSize = "",
+    batch_size: Batch = None,
+    set_: options.Set = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Images a second in training and inference, beside the peak of this machine's matrix products.
+
+    Training is the whole step: forward, backward and AdamW on a batch that lies ready. Modes, seconds and all that
+    changes speed can be set: bench.modes=infer, model.drop_path=0.4, run.attention=recompute, run.compile=on.
+    """
+    overrides = options.overrides(
+        None,
+        set_,
+        run__device=options.given(device, "auto"),
+        run__precision=options.given(precision, "auto"),
+        train__batch_size=batch_size,
+    )
+    size = options.size(img_size) or (224, 224)
+    named = [config.model_config(name, size, overrides.get("data.classes", 1000)) for name in models]
+    from vitcli import api
+
+    reporter = console.Reporter(quiet)
+    try:
+        tree = api.bench(named, overrides, reporter.progress)
+    finally:
+        reporter.close()
+    if json:
+        console.print_json(tree)
+    else:
+        console.print_text(_text(tree))
+
+
+def _text(tree: dict[str, Any]) -> str:
+    ((precision, peak),) = tree["peak_tflops"].items()
+    rows = [("model", "mode", "batch", "images/s", "TFLOP/s", "of peak")]
+    rows += [
+        (
+            result["model"],
+            result["mode"] + (" (compiled)" if result["compile"] else ""),
+            str(result["batch_size"]),
+            f"{result['images_per_second']:,.1f}",
+            f"{result['tflops']:.3g}",
+            f"{100 * result['share_of_peak']:.0f} %",
+        )
+        for result in tree["results"]
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join([*lines, f"peak of a matrix product in {precision}: {peak:.3g} TFLOP/s"])

@@ -1,0 +1,149 @@
+"""How fast a model trains and infers on this machine, beside what the machine's matrix products reach."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from vitcli import flops
+from vitcli.config import BenchConfig, Config, ModelConfig
+from vitcli.data.augment import Batch
+from vitcli.data.cache import Progress, silent
+from vitcli.evaluate.evaluator import batch_size, logits_of
+from vitcli.model.linear import packed
+from vitcli.model.vit import ViT, init_weights
+from vitcli.train.objectives import Classify
+from vitcli.train.optim import Optimizer
+from vitcli.train.runtime import Runtime
+from vitcli.train.step import train_step
+
+TRAIN_BATCH = {"cpu": 32, "mps": 64, "cuda": 256}
+_WARM_UP, _FEWEST = 2, 3
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Medians over the repetitions; FLOPs are counted by flops.py, whatever the code really does."""
+
+    model: str
+    mode: str
+    precision: str
+    compile: bool
+    batch_size: int
+    images_per_second: float
+    tflops: float  # counted FLOPs a second / 1e12
+    share_of_peak: float  # of the peak of the same precision
+    compile_seconds: float | None  # what the first step cost more than a later one, with run.compile
+
+
+def bench(
+    models: list[ModelConfig],
+    config: Config,
+    bench: BenchConfig,
+    runtime: Runtime,
+    size: int = 0,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """The fields of `vit bench --json`. `size` images at a time, or what suits device and model.
+
+    The peak is the median of what is measured before, between and after, since the speed of a shared machine drifts.
+    """
+    precision = "bf16" if runtime.bf16 else "fp32"
+    total = len(models) * len(bench.modes)
+    peaks = [peak_flops(runtime)]
+    measured: list[tuple[ModelConfig, str, int, float, float]] = []
+    for model in models:
+        for mode in bench.modes:
+            progress("measuring", len(measured), total)
+            batch = size or (
+                TRAIN_BATCH[runtime.device.type] if mode == "train" else batch_size(runtime.device.type, model.tokens)
+            )
+            work = _training if mode == "train" else _inference
+            first, seconds = _median_seconds(work(replace(config, model=model), runtime, batch), bench.seconds, runtime)
+            measured.append((model, mode, batch, first, seconds))
+            peaks.append(peak_flops(runtime))
+    results, peak = [], statistics.median(peaks)
+    for model, done, batch, first, seconds in measured:
+        rate = batch / seconds * (flops.training_flops(model, 1) if done == "train" else 2 * flops.macs(model))
+        compiled = runtime.compile and done == "train"
+        results.append(
+            Speed(
+                model.name, done, precision, compiled, batch, batch / seconds, rate / 1e12, rate / peak,
+                max(0.0, first - seconds) if compiled else None,
+            )
+        )  # fmt: skip
+    return {"results": [vars(r) for r in results], "peak_tflops": {precision: peak / 1e12}}
+
+
+def _training(config: Config, runtime: Runtime, batch: int) -> Iterator[None]:
+    """Training steps on one batch, one a turn."""
+    config = replace(config, train=replace(config.train, batch_size=batch))
+    model = ViT(config.model)
+    init_weights(model, config.run.seed)
+    model = runtime.place(model)
+    objective = Classify(config.train)
+    optimizer = Optimizer(model.named_parameters(), config.optim, config.model.depth, runtime.device.type != "mps")
+    optimizer.set_factor(0.1)
+    images, labels = _images(config.model, batch, runtime)
+    data = Batch((images,), labels, torch.arange(batch))
+    for step in range(10**9):
+        train_step(model, objective, optimizer, data, config, step, runtime)
+        yield
+
+
+def _inference(config: Config, runtime: Runtime, batch: int) -> Iterator[None]:
+    model = ViT(config.model)
+    init_weights(model, config.run.seed)
+    model = replace(runtime, compile=False).place(model).eval()
+    images, _ = _images(config.model, batch, runtime)
+    with torch.inference_mode(), packed(model, runtime.bf16):
+        while True:
+            logits_of(model, images, runtime.bf16, 1)
+            yield
+
+
+def _images(model: ModelConfig, batch: int, runtime: Runtime) -> tuple[torch.Tensor, torch.Tensor]:
+    draw = np.random.default_rng(0)
+    images = torch.from_numpy(draw.standard_normal((batch, 3, *model.img_size), dtype=np.float32))
+    labels = torch.from_numpy(draw.integers(max(1, model.classes), size=batch))
+    return images.to(runtime.device), labels.to(runtime.device)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _timed(work: Callable[[], Any], device: torch.device) -> float:
+    started = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - started
+
+
+def _median_seconds(turns: Iterator[None], seconds: float, runtime: Runtime) -> tuple[float, float]:
+    """(the first turn, the median of those after the warm-up), each in seconds."""
+    first = _timed(lambda: next(turns), runtime.device)
+    for _ in range(_WARM_UP):
+        _timed(lambda: next(turns), runtime.device)
+    times: list[float] = []
+    while len(times) < _FEWEST or sum(times) < seconds:
+        times.append(_timed(lambda: next(turns), runtime.device))
+    return first, statistics.median(times)
+
+
+def peak_flops(runtime: Runtime) -> float:
+    """FLOPs a second of a square matrix product in the run's precision: the best of five of 4096³, 8192³ on a GPU."""
+    side = 8192 if runtime.device.type == "cuda" else 4096
+    dtype = torch.bfloat16 if runtime.bf16 else torch.float32
+    a, b = (torch.randn(side, side).to(dtype).to(runtime.device) for _ in range(2))
+    _timed(lambda: a @ b, runtime.device)
+    return float(2 * side**3 / min(_timed(lambda: a @ b, runtime.device) for _ in range(5)))
