@@ -39,7 +39,7 @@ def comments(cls: type) -> dict[str, str]:
 def default(field: dataclasses.Field) -> str:  # type: ignore[type-arg]
     value = field.default
     if isinstance(value, tuple):
-        return ", ".join(f"{v:.4g}" for v in value)
+        return ", ".join(v if isinstance(v, str) else f"{v:.4g}" for v in value)
     return "" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}"
 
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from vitcli.config import (
     ARCHITECTURE,
-    LENGTHS,
     COMMAND_SECTIONS,
+    LENGTHS,
     SECTIONS,
     VARIANTS,
     Config,

@@ -522,7 +522,6 @@ def test_a_branch_that_is_dropped_for_all_images_gets_no_gradient():
     assert model.blocks[0].attn.qkv.weight.grad.any()
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("drop_path", [0.0, 0.4])
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_features_leave_out_only_what_the_head_does_not_read(pool, drop_path):
@@ -544,6 +543,7 @@ def test_features_leave_out_only_what_the_head_does_not_read(pool, drop_path):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
 def test_each_block_reads_its_own_part_of_the_mask():
     model = vit(dataclasses.replace(SMALL, drop_path=0.5, drop_path_rule="constant"))
     images, keep = pixels(SMALL), torch.zeros(3, 2, 2, dtype=torch.bool)
