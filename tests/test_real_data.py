@@ -89,6 +89,6 @@ def test_cifar10_parquet_is_read_as_the_hub_has_it(shared_data: Path) -> None:
     assert [c.name for c in source.classes][:3] == ["airplane", "automobile", "bird"]
     test = source.held_out()
     assert test.labels is not None and np.bincount(test.labels).tolist() == [1000] * 10
-    pixels = np.stack([np.asarray(open_rgb(blob or b"", 89)) for blob, _ in test.blobs(np.arange(500))])
+    pixels = np.stack([np.asarray(open_rgb(blob or b"", 89)[0]) for blob, _ in test.blobs(np.arange(500))])
     assert pixels.shape == (500, 32, 32, 3)
     assert abs(pixels.mean() / 255 - 0.4734) < 0.02

@@ -21,9 +21,10 @@ from vitcli.data.augment import (
     OPERATIONS,
     Augmenter,
     Batch,
-    erase,
+    erase_,
     geometry,
     mix,
+    noise_of,
     randaugment_layer,
     resized_crop_parts,
 )
@@ -44,8 +45,13 @@ def picture(seed: int, height: int = 40, width: int = 56) -> np.ndarray:
     return np.clip(smooth, 20, 230).astype(np.uint8)
 
 
+def planes(*images: np.ndarray) -> np.ndarray:
+    """`[batch, 3, height, width]`, as the cache has them."""
+    return np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))
+
+
 def tensor(*images: np.ndarray) -> Tensor:
-    return augment.to_float(torch.from_numpy(np.stack(images))).contiguous()
+    return augment.to_float(torch.from_numpy(planes(*images)))
 
 
 def array(image: Tensor) -> np.ndarray:
@@ -232,7 +238,7 @@ def test_values_stay_whole_and_within_range(magnitude: float, seed: int, size: t
 
 EVERYTHING = AugmentConfig(crop="resized", randaugment_layers=2, randaugment_magnitude=10, erase=0.5)
 SIZE = (24, 32)
-PIXELS = torch.from_numpy(np.stack([picture(i, 30, 36) for i in range(8)]))
+PIXELS = torch.from_numpy(planes(*(picture(i, 30, 36) for i in range(8))))
 SIZES = np.array([[300, 400], [400, 300], [100, 100], [50, 900], [900, 50], [333, 500], [10, 10], [30, 36]], np.int32)
 EPOCHS, IDS = np.array([0, 0, 1, 1, 2, 2, 3, 3]), np.array([5, 900, 5, 17, 5, 2**40, 0, 1])
 
@@ -256,7 +262,7 @@ def test_a_sample_is_augmented_alike_in_any_batch(crop: Any) -> None:
 def test_images_of_the_size_without_a_crop_are_augmented_too() -> None:
     """No resampling then lays the batch out anew before the operations see it."""
     config = AugmentConfig(crop="none", randaugment_layers=2, randaugment_magnitude=10)
-    size = (PIXELS.shape[1], PIXELS.shape[2])
+    size = (PIXELS.shape[2], PIXELS.shape[3])
     for seed in range(6):
         result = Augmenter(config, EvalConfig(), size, seed)(PIXELS, SIZES, EPOCHS, IDS)
         assert result.shape == (8, 3, *size)
@@ -287,7 +293,7 @@ def test_normalisation_is_that_of_evaluation() -> None:
     config = EvalConfig(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     quiet = AugmentConfig(crop="none", flip=0)
     result = Augmenter(quiet, config, (30, 36), 0)(PIXELS, SIZES, EPOCHS, IDS)
-    expected = (PIXELS.numpy() / 255 - np.array(config.mean)) / np.array(config.std)
+    expected = (PIXELS.permute(0, 2, 3, 1).numpy() / 255 - np.array(config.mean)) / np.array(config.std)
     np.testing.assert_allclose(result.permute(0, 2, 3, 1).numpy(), expected, atol=2e-6)
 
 
@@ -424,17 +430,17 @@ def test_no_crop_resizes_the_whole_image() -> None:
 
 def test_erased_boxes_have_the_stated_areas_and_shapes() -> None:
     height, width, n = 96, 64, 300
-    u = numbers(n, "erase", 40)
+    images = torch.full((n, 3, height, width), 9.0)
+    erase_(images, np.ones(n, bool), numbers(n, "erase", 41), noise_of(0))
     parts, shapes, noise = [], [], []
-    for row in range(n):
-        image = torch.full((3, height, width), 9.0)
-        erase(image, u[row], np.random.default_rng(row))
+    for image in images:
         changed = (image != 9).all(0)
         assert torch.equal(changed, (image != 9).any(0))
         ys, xs = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
         rows, columns = len(ys), len(xs)
         assert rows * columns == changed.sum()
         assert rows == ys[-1] - ys[0] + 1
+        assert columns == xs[-1] - xs[0] + 1
         parts.append(rows * columns / (height * width))
         shapes.append(rows / columns)
         noise.append(image[:, changed].flatten())
@@ -450,7 +456,7 @@ def test_erased_boxes_have_the_stated_areas_and_shapes() -> None:
 @pytest.mark.parametrize("probability", [0.25, 1.0])
 def test_images_are_erased_with_the_probability(probability: float) -> None:
     n = 600
-    pixels = torch.zeros(n, 16, 16, 3, dtype=torch.uint8)
+    pixels = torch.zeros(n, 3, 16, 16, dtype=torch.uint8)
     config = AugmentConfig(crop="none", flip=0, erase=probability)
     result = Augmenter(config, EvalConfig(), (16, 16), 0)(
         pixels, np.full((n, 2), 16, np.int32), np.zeros(n, np.int64), np.arange(n)

@@ -105,7 +105,7 @@ def test_the_cache_is_memory_mapped(tmp_path: Path) -> None:
         images = open_images(part, VIEW, config(), where="memory-mapped")
         assert isinstance(images.pixels, np.memmap)
         assert not images.pixels.flags.writeable
-        assert images.pixels.shape == (5, 10, 8, 3)
+        assert images.pixels.shape == (5, 3, 10, 8)
     assert open_images(part, VIEW, config(), where="decode").pixels is None
 
 
@@ -140,7 +140,7 @@ def test_a_changed_file_is_decoded_again(tmp_path: Path) -> None:
     time.sleep(0.02)
     Image.new("RGB", (9, 9), (1, 2, 3)).save(root / "a" / "002.jpg", quality=95)
     after = everything(open_images(split(root), VIEW, config()))[0]
-    assert np.abs(after[2].astype(int) - [1, 2, 3]).max() <= 3
+    assert np.abs(after[2].astype(int) - np.array([1, 2, 3])[:, None, None]).max() <= 3
     keep = [0, 1, 3, 4]
     np.testing.assert_array_equal(after[keep], before[keep])
 
@@ -167,9 +167,10 @@ def test_another_view_rows_or_limit_has_another_cache(tmp_path: Path, home: Path
         View((10, 8), "short"),
         View((10, 8), "short", 0.9),
         replace(VIEW, interpolation="bilinear"),
+        replace(VIEW, draft=True),
     ]
     for view in views:
-        assert everything(open_images(part, view, config()))[0].shape[1:3] == view.size
+        assert everything(open_images(part, view, config()))[0].shape[1:] == (3, *view.size)
     assert len(list(home.iterdir())) == len(views)
     open_images(part.subset(np.array([1, 2])), VIEW, config())
     open_images(part.subset(np.array([2, 1])), VIEW, config())
@@ -250,7 +251,7 @@ def test_a_cache_that_cannot_be_written_lies_elsewhere(tmp_path: Path, monkeypat
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     part = split(write(tmp_path / "data", 6))
     images = open_images(part, VIEW, config())
-    assert everything(images)[0].shape == (6, 10, 8, 3)
+    assert everything(images)[0].shape == (6, 3, 10, 8)
 
 
 def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +305,7 @@ def test_a_disk_without_room_is_not_written_to(
     monkeypatch.setenv("VIT_CACHE", str(tiny_disk))
     images = open_images(split(write(tmp_path / "data", 8)), View((300, 300)), config())
     assert images.pixels is None
-    assert everything(images)[0].shape == (8, 300, 300, 3)
+    assert everything(images)[0].shape == (8, 3, 300, 300)
     assert list(tiny_disk.iterdir()) == []
 
 
@@ -399,3 +400,21 @@ def test_small_images_of_one_size_are_not_enlarged() -> None:
     assert working_view((32, 32), True, (224, 224), AugmentConfig()).size == (32, 32)
     assert working_view((32, 400), True, (224, 224), AugmentConfig()).size == (32, 256)
     assert working_view((32, 32), False, (224, 224), AugmentConfig()).size == (256, 256)
+
+
+@pytest.mark.parametrize("where", ["memory-mapped", "decode"])
+def test_the_working_copy_of_large_photographs_has_their_full_sizes(tmp_path: Path, where: Any) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "data").mkdir()
+    noisy = draw_image(0, 0, 40).resize((2000, 1600), Image.Resampling.BICUBIC)
+    noisy.save(tmp_path / "data" / "0.jpg", quality=90)
+    noisy.save(tmp_path / "data" / "1.jpg", quality=90, exif=exif)
+    view = working_view((1600, 2000), False, (64, 48), AugmentConfig())
+    assert view.draft
+    part = split(tmp_path / "data")
+    pixels, sizes = everything(open_images(part, view, config(), where=where))
+    whole, whole_sizes = everything(open_images(part, replace(view, draft=False), config(), where=where))
+    assert sizes.tolist() == whole_sizes.tolist() == [[1600, 2000], [2000, 1600]]
+    for quick, slow in zip(pixels, whole, strict=True):
+        assert 10 * np.log10(255**2 / np.mean((quick.astype(float) - slow) ** 2)) >= 40

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 import torchvision_shim  # noqa: F401
 from conftest import draw_image
@@ -31,14 +32,26 @@ def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+def laid_out(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """`[height, width, 3]`, as Pillow has it, of planes in their own memory."""
+    assert planes.flags.c_contiguous
+    assert len(planes) == 3
+    return planes.transpose(1, 2, 0)
+
+
+def shown(image: Image.Image, view: View) -> NDArray[np.uint8]:
+    return laid_out(render(image, view))
+
+
 def pixels(blob: bytes) -> NDArray[np.uint8]:
     """Decoded at the image's own size."""
-    image = open_rgb(blob, LIMIT)
+    image, upright = open_rgb(blob, LIMIT)
     assert image.mode == "RGB"
-    result, size = decode.decode(blob, View((image.height, image.width)), LIMIT)
-    assert size == (image.height, image.width)
-    np.testing.assert_array_equal(result, np.asarray(image))
-    return result
+    assert upright == (image.height, image.width)
+    result, size = decode.decode(blob, View(upright), LIMIT)
+    assert size == upright
+    np.testing.assert_array_equal(laid_out(result), np.asarray(image))
+    return laid_out(result)
 
 
 def gray(values: NDArray[Any]) -> NDArray[Any]:
@@ -179,6 +192,12 @@ def test_an_animation_gives_its_first_frame() -> None:
     np.testing.assert_array_equal(pixels(blob), np.broadcast_to([255, 0, 0], (4, 6, 3)))
 
 
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
 UPRIGHT = np.asarray(Image.frombytes("RGB", (3, 2), bytes(range(0, 180, 10))))
 STORED = {  # how the upright picture lies in the file, by EXIF orientation
     1: UPRIGHT,
@@ -192,29 +211,43 @@ STORED = {  # how the upright picture lies in the file, by EXIF orientation
 }
 
 
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_turned_image_is_set_upright(orientation: int) -> None:
+def test_a_turned_image_is_set_upright(orientation: int, form: str) -> None:
     image = Image.fromarray(np.ascontiguousarray(STORED[orientation]))
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    blob = encoded(image, exif=exif)
+    options = {"lossless": True} if form == "WEBP" else {}
+    blob = encoded(image, form, exif=turned(orientation), **options)
     assert decode.decode(blob, View((2, 3)), LIMIT)[1] == (2, 3)
     np.testing.assert_array_equal(pixels(blob), UPRIGHT)
 
 
 def test_a_turned_image_keeps_its_conversion() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
     wide = np.rot90(RAMP.astype(np.uint16) * 257, 1)
-    blob = encoded(Image.fromarray(np.ascontiguousarray(wide)), exif=exif)
+    blob = encoded(Image.fromarray(np.ascontiguousarray(wide)), exif=turned(6))
     np.testing.assert_array_equal(pixels(blob), gray(RAMP))
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 60000])
 def test_an_unknown_orientation_is_ignored(orientation: int) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
+    np.testing.assert_array_equal(pixels(encoded(Image.fromarray(UPRIGHT), exif=turned(orientation))), UPRIGHT)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "value"),
+    [(1, 1, b"\6\0\0\0"), (2, 2, b"6\0\0\0"), (5, 1, b"\x08\0\0\0"), (7, 1, b"\6\0\0\0"), (3, 0, bytes(4))],
+    ids=["byte", "text", "fraction", "undefined", "empty"],
+)
+def test_an_orientation_that_is_no_number_is_ignored(kind: int, count: int, value: bytes) -> None:
+    """The tag is of two-byte integers; a reader need not guess what another type means."""
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + struct.pack("<HHI4s", 0x0112, kind, count, value) + bytes(4)
     np.testing.assert_array_equal(pixels(encoded(Image.fromarray(UPRIGHT), exif=exif)), UPRIGHT)
+
+
+def test_a_file_of_several_photographs_gives_the_first() -> None:
+    """Phones write them; they begin as a JPEG does."""
+    blob = encoded(draw_image(0, 0, 32), "MPO", save_all=True, append_images=[draw_image(1, 0, 32)])
+    assert Image.open(io.BytesIO(blob)).format == "MPO"
+    np.testing.assert_array_equal(pixels(blob), np.asarray(Image.open(io.BytesIO(blob))))
 
 
 def test_broken_exif_does_not_make_an_image_unreadable() -> None:
@@ -250,6 +283,49 @@ def test_other_truncated_files_are_errors(form: str) -> None:
         open_rgb(blob[: len(blob) // 2], LIMIT)
 
 
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_the_start_of_a_file_is_an_error_or_has_all_its_pixels(form: str) -> None:
+    """All but the last bytes may do, such as a JPEG's without the mark of its end."""
+    blob = encoded(draw_image(0, 0, 12), form)
+    whole = pixels(blob)
+    failed = 0
+    for kept in range(len(blob)):
+        try:
+            image, _ = open_rgb(blob[:kept], LIMIT)
+        except BadImage as error:
+            assert str(error)
+            failed += 1
+        else:
+            np.testing.assert_array_equal(np.asarray(image), whole)
+    assert failed >= 0.85 * len(blob)
+
+
+STARTS = [b"\xff\xd8\xff", b"\x89PNG", b"\x89PNG\r\n\x1a\n", b"RIFF", b"RIFF\0\0\0\0WEBP", b"GIF8", b"GIF89a", b"BM"]
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "", "zeros", "noise"])
+def test_first_bytes_that_lie_about_the_format_are_an_error(start: bytes, form: str) -> None:
+    """The start of one format and the rest of another, of nothing or of no image."""
+    rests = {"": b"", "zeros": bytes(3000), "noise": np.random.default_rng(0).bytes(3000)}
+    rest = rests[form] if form in rests else encoded(draw_image(0, 0, 24), form)
+    bodies = [start + rest, start + rest[len(start) :]]
+    for blob in bodies:
+        if form in rests or not rest.startswith(start):
+            with pytest.raises(BadImage) as caught:
+                decode.decode(blob, View((8, 8), draft=True), LIMIT)
+            assert str(caught.value)
+            assert "BytesIO" not in str(caught.value)
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "TGA", "JPEG2000"])
+def test_a_format_is_read_whether_its_first_bytes_are_known_or_not(form: str) -> None:
+    image = draw_image(0, 0, 24)
+    blob = encoded(image, form)
+    np.testing.assert_array_equal(pixels(blob), np.asarray(Image.open(io.BytesIO(blob)).convert("RGB")))
+
+
 @pytest.mark.parametrize(
     "blob",
     [b"", b"\0", b"<html><body>404</body></html>", b"version https://git-lfs.github.com/spec/v1\n", bytes(5000)],
@@ -274,7 +350,7 @@ def test_a_small_file_of_many_pixels_is_refused_with_the_limit(width: int, heigh
 
 def test_the_limit_is_the_configured_one() -> None:
     blob = encoded(draw_image(0, 0, 50))
-    assert open_rgb(blob, 0.0025).size == (50, 50)
+    assert open_rgb(blob, 0.0025)[0].size == (50, 50)
     with pytest.raises(BadImage, match=r"0\.0024"):
         open_rgb(blob, 0.0024)
 
@@ -302,18 +378,142 @@ MUTATED = [
 @given(
     which=st.integers(0, len(MUTATED) - 1),
     changes=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=6),
+    draft=st.booleans(),
 )
 @settings(max_examples=400, deadline=None)
-def test_changed_bytes_give_pixels_or_a_reason(which: int, changes: list[tuple[float, int]]) -> None:
+def test_changed_bytes_give_pixels_or_a_reason(which: int, changes: list[tuple[float, int]], draft: bool) -> None:
     blob = bytearray(MUTATED[which])
     for place, value in changes:
         blob[min(int(place * len(blob)), len(blob) - 1)] = value
     try:
-        result, _ = decode.decode(bytes(blob), View((8, 8)), 1.0)
+        result, _ = decode.decode(bytes(blob), View((8, 8), draft=draft), 1.0)
     except BadImage as error:
         assert str(error)
     else:
-        assert result.shape == (8, 8, 3)
+        assert result.shape == (3, 8, 8)
+
+
+# --- large JPEGs ---------------------------------------------------------------------------------------------
+
+
+def scene(height: int, width: int) -> Image.Image:
+    """Smooth shapes, edges and some noise, as a camera has them."""
+    random = np.random.default_rng(height * width)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    layers = [110 + 60 * np.sin(x / (37 + 20 * i) + i) * np.cos(y / (53 - 9 * i)) for i in range(3)]
+    values = np.stack(layers, -1)
+    values[(x // 211 + y // 173) % 3 == 0] += 40
+    values += random.normal(0, 4, (height, width, 1))
+    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def large() -> Image.Image:
+    return scene(1500, 2000)
+
+
+def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    return float(10 * np.log10(255**2 / max(np.mean((a.astype(float) - b) ** 2), 1e-9)))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 5, 6, 7, 8])
+@pytest.mark.parametrize("size", [(256, 256), (438, 128), (128, 438)])
+def test_a_working_copy_of_a_large_jpeg_is_close_to_that_of_the_whole(
+    large: Image.Image, orientation: int, size: tuple[int, int]
+) -> None:
+    blob = encoded(large, "JPEG", quality=90, exif=turned(orientation))
+    upright = (2000, 1500) if orientation >= 5 else (1500, 2000)
+    quick, quick_size = decode.decode(blob, View(size, draft=True), LIMIT)
+    whole, whole_size = decode.decode(blob, View(size), LIMIT)
+    assert quick_size == whole_size == upright
+    assert psnr(quick, whole) >= 40
+    assert not np.array_equal(quick, whole)
+
+
+def test_the_smallest_scale_that_is_not_too_small_is_decoded(large: Image.Image) -> None:
+    blob = encoded(large, "JPEG", exif=turned(6))  # 1500 wide and 2000 high
+    for draft, expected in {
+        (320, 320): (375, 500),
+        (500, 125): (375, 500),
+        (125, 375): (375, 500),
+        (501, 125): (750, 1000),
+        (125, 376): (750, 1000),
+        (250, 187): (188, 250),
+        (1, 1): (188, 250),
+        (1001, 1): (1500, 2000),
+    }.items():
+        image, size = open_rgb(blob, LIMIT, draft)
+        assert image.size == expected
+        assert size == (2000, 1500)
+
+
+@given(
+    height=st.integers(1, 300),
+    width=st.integers(1, 300),
+    draft=st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    orientation=st.integers(1, 8),
+    mode=st.sampled_from(["RGB", "L", "CMYK"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_smaller_scale_is_never_below_what_is_asked_for(
+    height: int, width: int, draft: tuple[int, int], orientation: int, mode: str
+) -> None:
+    blob = encoded(Image.new(mode, (width, height)), "JPEG", exif=turned(orientation))
+    image, size = open_rgb(blob, LIMIT, draft)
+    assert image.mode == "RGB"
+    assert size == ((width, height) if orientation >= 5 else (height, width))
+    for side, original, wanted in zip((image.height, image.width), size, draft, strict=True):
+        assert min(original, wanted) <= side <= original
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_other_formats_are_decoded_whole(form: str) -> None:
+    blob = encoded(scene(700, 900), form)
+    quick, quick_size = decode.decode(blob, View((64, 64), draft=True), LIMIT)
+    whole, whole_size = decode.decode(blob, View((64, 64)), LIMIT)
+    np.testing.assert_array_equal(quick, whole)
+    assert quick_size == whole_size == (700, 900)
+
+
+@pytest.mark.parametrize("size", [(100, 100), (511, 511), (511, 2000), (2000, 511), (639, 900), (900, 639)])
+def test_a_jpeg_not_much_larger_than_the_working_size_is_decoded_whole(size: tuple[int, int]) -> None:
+    blob = encoded(scene(*size), "JPEG")
+    quick, quick_size = decode.decode(blob, View((256, 256), draft=True), LIMIT)
+    np.testing.assert_array_equal(quick, decode.decode(blob, View((256, 256)), LIMIT)[0])
+    assert quick_size == size
+
+
+def test_evaluation_decodes_large_jpegs_whole(large: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    blob = encoded(large, "JPEG")
+    whole = Image.open(io.BytesIO(blob)).convert("RGB")
+
+    def never(*arguments: object) -> None:
+        raise AssertionError("a smaller scale was asked for")
+
+    monkeypatch.setattr(JpegImageFile, "draft", never)
+    for resize in ("short", "square"):
+        for interpolation in ("bicubic", "bilinear"):
+            view = eval_view((128, 96), EvalConfig(resize=resize, interpolation=interpolation))  # type: ignore[arg-type]
+            assert not view.draft
+            result, size = decode.decode(blob, view, LIMIT)
+            np.testing.assert_array_equal(result, render(whole, view))
+            assert size == (1500, 2000)
+    with pytest.raises(BadImage, match="smaller scale"):
+        decode.decode(blob, View((128, 96), draft=True), LIMIT)
+
+
+@pytest.mark.parametrize("kept", [0.01, 0.3, 0.9, 0.999])
+def test_a_truncated_large_jpeg_is_an_error_at_a_smaller_scale_too(large: Image.Image, kept: float) -> None:
+    blob = encoded(large, "JPEG", quality=90)
+    with pytest.raises(BadImage):
+        decode.decode(blob[: int(kept * len(blob))], View((128, 128), draft=True), LIMIT)
+
+
+def test_the_limit_is_that_of_the_whole_image(large: Image.Image) -> None:
+    blob = encoded(large, "JPEG")
+    with pytest.raises(BadImage, match=r"limit of 2\.9"):
+        decode.decode(blob, View((64, 64), draft=True), 2.9)
+    assert decode.decode(blob, View((64, 64), draft=True), 3)[1] == (1500, 2000)
 
 
 # --- resizing ------------------------------------------------------------------------------------------------
@@ -337,7 +537,7 @@ def test_a_square_is_torchvisions_resize_and_centre_crop(height: int, width: int
             transforms.CenterCrop(size),
         ]
     )
-    np.testing.assert_array_equal(render(image, View((size, size), "short", crop)), np.asarray(oracle(image)))
+    np.testing.assert_array_equal(shown(image, View((size, size), "short", crop)), np.asarray(oracle(image)))
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
@@ -352,7 +552,7 @@ def test_evaluation_is_timms(size: int, crop: float, interpolation: str) -> None
         expected = image
         for transform in oracle.transforms[:2]:  # resize and crop; what follows makes a tensor
             expected = transform(expected)
-        np.testing.assert_array_equal(render(image, eval_view((size, size), config)), np.asarray(expected))
+        np.testing.assert_array_equal(shown(image, eval_view((size, size), config)), np.asarray(expected))
 
 
 def test_real_photographs_are_timms(shared_data: Path) -> None:
@@ -365,7 +565,7 @@ def test_real_photographs_are_timms(shared_data: Path) -> None:
         assert size == (image.height, image.width)
         for transform in oracle.transforms[:2]:
             image = transform(image)
-        np.testing.assert_array_equal(result, np.asarray(image))
+        np.testing.assert_array_equal(laid_out(result), np.asarray(image))
 
 
 @given(
@@ -378,7 +578,7 @@ def test_real_photographs_are_timms(shared_data: Path) -> None:
 @settings(max_examples=150, deadline=None)
 def test_every_size_is_exact(height: int, width: int, size: tuple[int, int], crop: float, mode: Any) -> None:
     result = render(picture(height, width), View(size, mode, crop))
-    assert result.shape == (*size, 3)
+    assert result.shape == (3, *size)
     assert result.dtype == np.uint8
 
 
@@ -391,7 +591,7 @@ def test_short_keeps_shapes_and_fills_the_frame(height: int, width: int, size: t
     visible = min(1.0, size[1] / (width * scale))  # part of the width within the frame
     across = np.linspace(0, 255, width).round().astype(np.uint8)
     ramp = Image.fromarray(np.repeat(np.repeat(across[None, :, None], height, 0), 3, 2))
-    row = render(ramp, View(size, "short", 1.0, "bilinear"))[size[0] // 2, :, 0].astype(float)
+    row = shown(ramp, View(size, "short", 1.0, "bilinear"))[size[0] // 2, :, 0].astype(float)
     if width * scale >= 8 and width >= 8:
         assert abs((row.max() - row.min()) - 255 * visible) < 255 * (2.5 / (width * scale) + 2.5 / width)
 
@@ -399,13 +599,13 @@ def test_short_keeps_shapes_and_fills_the_frame(height: int, width: int, size: t
 def test_square_squashes_the_whole_image() -> None:
     image = picture(30, 50)
     expected = np.asarray(image.resize((20, 10), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(render(image, View((10, 20), "square")), expected)
+    np.testing.assert_array_equal(shown(image, View((10, 20), "square")), expected)
 
 
 def test_an_image_of_the_size_is_untouched() -> None:
     image = picture(24, 16)
     for mode in ("short", "square"):
-        np.testing.assert_array_equal(render(image, View((24, 16), mode)), np.asarray(image))  # type: ignore[arg-type]
+        np.testing.assert_array_equal(shown(image, View((24, 16), mode)), np.asarray(image))  # type: ignore[arg-type]
 
 
 def test_long_thin_images_take_memory_of_the_frame_not_of_their_length() -> None:
@@ -413,7 +613,7 @@ def test_long_thin_images_take_memory_of_the_frame_not_of_their_length() -> None
     import resource
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    result = render(Image.new("RGB", (3000, 1), (10, 20, 30)), View((256, 256), "short"))
+    result = shown(Image.new("RGB", (3000, 1), (10, 20, 30)), View((256, 256), "short"))
     grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert (result == [10, 20, 30]).all()
     assert grown_kib < 300_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from conftest import draw_image
 from vitcli.config import AugmentConfig, Config, DataConfig, EvalConfig, RunConfig, TrainConfig, model_config
+from vitcli.data import loader as loader_module
 from vitcli.data.augment import Batch
 from vitcli.data.cache import open_images, working_view
 from vitcli.data.loader import Order, TrainLoader, ahead
@@ -182,6 +184,95 @@ def test_workers_and_the_cache_do_not_change_a_batch(make: Make, workers: int, w
     reference = make()
     for step, taken in enumerate(some(make(workers=workers, where=where), 2, 4), 2):
         assert_equal(taken, reference.batch(step))
+
+
+@pytest.mark.parametrize("crop", ["pad", "resized", "random", "none"])
+@pytest.mark.parametrize("together", [1, 64, 1024])
+def test_batches_augmented_together_are_those_of_each_step(
+    make: Make, monkeypatch: pytest.MonkeyPatch, together: int, crop: Any
+) -> None:
+    """Wherever a run starts, and so wherever the groups of batches begin."""
+    monkeypatch.setattr(loader_module, "_IMAGES_TOGETHER", together)
+    augment = AugmentConfig(
+        crop=crop, randaugment_layers=2, randaugment_magnitude=10, erase=0.5, mixup=0.2, cutmix=1.0, views=2
+    )
+    loader = make(augment=augment, size=6)
+    assert loader._together() == {1: 1, 64: 10, 1024: 170}[together]
+    steps = 14
+    reference = [loader.batch(step) for step in range(steps)]
+    assert all(len(batch.views) == 2 for batch in reference)
+    assert len({batch.weight for batch in reference}) > 5
+    for start in range(steps):
+        taken = some(loader, start, steps - start)
+        assert len(taken) == steps - start
+        for batch, alone in zip(taken, reference[start:], strict=True):
+            assert_equal(batch, alone)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("balanced", [False, True])
+def test_groups_of_batches_run_across_the_end_of_an_epoch(
+    make: Make, monkeypatch: pytest.MonkeyPatch, workers: int, balanced: bool
+) -> None:
+    """19 images, batches of 5, and 3 batches together, so that nothing divides anything."""
+    monkeypatch.setattr(loader_module, "_IMAGES_TOGETHER", 17)
+    loader = make(size=5, workers=workers, balanced=balanced)
+    assert loader._together() == 3
+    for start in (0, 1, 2, 10):
+        for step, batch in enumerate(some(loader, start, 11), start):
+            assert_equal(batch, loader.batch(step))
+
+
+def test_unlabelled_batches_can_be_augmented_together(make: Make) -> None:
+    loader = make(size=4)
+    unlabelled = TrainLoader(loader.images, None, loader.config, torch.device("cpu"))
+    for step, batch in enumerate(some(unlabelled, 1, 5), 1):
+        assert batch.labels is None
+        assert_equal(batch, unlabelled.batch(step))
+
+
+def test_a_batch_that_is_written_to_does_not_change_the_next(make: Make) -> None:
+    for augment in (AugmentConfig(), AUGMENT):
+        loader = make(augment=augment, size=4)
+        for step, batch in enumerate(some_one_by_one(loader, 5)):
+            assert_equal(batch, loader.batch(step))
+            for view in batch.views:
+                view.zero_()
+            assert batch.labels is not None
+            batch.labels.zero_()
+
+
+def some_one_by_one(loader: TrainLoader, count: int) -> Iterator[Batch]:
+    """Each only once the one before has been used."""
+    with contextlib.closing(loader.batches(0)) as batches:
+        yield from itertools.islice(batches, count)
+
+
+@pytest.mark.parametrize("size", [1, 8, 100, 300, 1000, 3000])
+@pytest.mark.parametrize("together", [1024, 10**9])
+def test_what_waits_is_bounded_in_memory(
+    make: Make, monkeypatch: pytest.MonkeyPatch, size: int, together: int
+) -> None:
+    """A batch at least is read ahead, whatever its size."""
+    seen: list[tuple[list[int], int]] = []
+
+    def record(read: Any, numbers: Any, depth: int) -> Iterator[Any]:
+        seen.append((list(itertools.islice(numbers, 3)), depth))
+        yield from ()
+
+    monkeypatch.setattr(loader_module, "_IMAGES_TOGETHER", together)
+    monkeypatch.setattr(loader_module, "_BYTES_TOGETHER", 10**12)
+    monkeypatch.setattr(loader_module, "ahead", record)
+    loader = make(workers=2, memory_mb=1, size=size)
+    assert list(loader.batches(7)) == []
+    ((numbers, depth),) = seen
+    count = numbers[1] - numbers[0]
+    assert numbers == [7, 7 + count, 7 + 2 * count]
+    assert count == loader._together()
+    assert depth in (1, 2)
+    waiting = depth * count * size * loader.images.view.size[0] * loader.images.view.size[1] * 3
+    assert waiting <= 1e6 or (depth, count) == (1, 1)
+    assert count * size <= together or count == 1
 
 
 def test_a_small_bound_on_memory_does_not_change_a_batch(make: Make) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from vitcli.config import OptimConfig, model_config
 from vitcli.model.vit import ViT, init_weights
+from vitcli.train.muon import Muon
 from vitcli.train.optim import Average, Optimizer, is_decayed, layer_of, lr_factor
 
 
@@ -83,7 +84,7 @@ def test_layer_decay_scales_each_rate() -> None:
 def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else() -> None:
     model = small_vit()
     optimizer = Optimizer(model.named_parameters(), OptimConfig(name="muon"), 2)
-    muon = next(part for part in optimizer.parts if isinstance(part, torch.optim.Muon))
+    muon = next(part for part in optimizer.parts if isinstance(part, Muon))
     names = {name for group in muon.param_groups for name in group["names"]}
     assert names == {n for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim == 2}
     everything = [name for part in optimizer.parts for group in part.param_groups for name in group["names"]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -57,15 +58,16 @@ class Batch:
         )
 
 
-def to_float(pixels: Int[Tensor, "batch height width 3"]) -> Images:
-    return pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+def to_float(pixels: Int[Tensor, "batch 3 height width"]) -> Images:
+    """A copy as float32, values unchanged."""
+    return pixels.to(torch.float32)
 
 
-def normalise(images: Images, config: EvalConfig) -> Images:
-    """(x / 255 - mean) / std for each channel."""
+def normalise_(images: Images, config: EvalConfig) -> Images:
+    """(x / 255 - mean) / std for each channel, in place."""
     mean = torch.tensor(config.mean, device=images.device).view(1, 3, 1, 1)
     std = torch.tensor(config.std, device=images.device).view(1, 3, 1, 1)
-    return (images - 255 * mean) / (255 * std)
+    return images.sub_(255 * mean).div_(255 * std)
 
 
 class Augmenter:
@@ -76,7 +78,7 @@ class Augmenter:
 
     def __call__(
         self,
-        pixels: Int[Tensor, "batch height width 3"],
+        pixels: Int[Tensor, "batch 3 height width"],
         sizes: NDArray[np.int32],
         epochs: NDArray[np.int64],
         ids: NDArray[np.int64],
@@ -88,33 +90,33 @@ class Augmenter:
         def draw(purpose: str, count: int) -> Uniforms:
             return uniforms(self.seed, f"{purpose}-{view}", epochs, ids, count)
 
-        images = geometry(to_float(pixels), sizes, config, self.size, draw("geometry", 2 * TRIES + 3))
+        images = geometry(pixels, sizes, config, self.size, draw("geometry", 2 * TRIES + 3))
         for layer in range(config.randaugment_layers):
             images = randaugment_layer(
                 images.round_().clamp_(0, 255), config.randaugment_magnitude, draw(f"randaugment-{layer}", 4)
             )
-        images = normalise(images, self.evaluation)
+        images = normalise_(images, self.evaluation)
         if config.erase > 0:
-            numbers = draw("erase", 1 + 4 * TRIES)
-            for row in np.flatnonzero(numbers[:, 0] < config.erase):
-                noise = generator(self.seed, "erase-noise", int(epochs[row]), int(ids[row]), view)
-                erase(images[row], numbers[row, 1:], noise)
+            numbers = draw("erase", 2 + 4 * TRIES)
+            erase_(images, numbers[:, 0] < config.erase, numbers[:, 1:], noise_of(self.seed))
         return images
 
 
 # --- crop and flip -----------------------------------------------------------------------------------------
 
 
-def geometry(images: Images, sizes: NDArray[np.int32], config: AugmentConfig, size: Size, u: Uniforms) -> Images:
-    """Crop, resize to `size` and flip in one bilinear sampling of the batch.
+def geometry(pixels: Tensor, sizes: NDArray[np.int32], config: AugmentConfig, size: Size, u: Uniforms) -> Images:
+    """Flip, then crop and resize to `size` in one bilinear sampling of the batch, `[batch, 3, height, width]`.
 
     A crop is a box in parts of the sides, so its shape is right on a squashed copy too. `u` is
     `[batch, 2 * TRIES + 3]`: areas, shapes, two positions, the flip.
     """
-    n = len(images)
+    n = len(pixels)
     position = u[:, 2 * TRIES : 2 * TRIES + 2]
     flips = u[:, 2 * TRIES + 2] < config.flip
-    same_size = tuple(images.shape[2:]) == size
+    images = to_float(_mirrored(pixels, flips))
+    if config.crop == "none" and tuple(images.shape[2:]) == size:
+        return images
     if config.crop == "resized":
         part = resized_crop_parts(sizes, config.scale, config.ratio, u[:, :TRIES], u[:, TRIES : 2 * TRIES])
     elif config.crop == "random":
@@ -126,19 +128,39 @@ def geometry(images: Images, sizes: NDArray[np.int32], config: AugmentConfig, si
         steps = np.array([round(config.pad * s) for s in size])
         shift = np.minimum(np.floor(position * (2 * steps + 1)), 2 * steps) - steps
         centre = 2 * shift / np.array(size)
-    elif config.crop == "none" and same_size:
-        flip = torch.from_numpy(flips).to(images.device).view(-1, 1, 1, 1)
-        return torch.where(flip, images.flip(3), images)
-    matrix = np.zeros((n, 2, 3), np.float32)
-    matrix[:, 0, 0] = part[:, 1] * np.where(flips, -1, 1)
-    matrix[:, 1, 1] = part[:, 0]
-    matrix[:, 0, 2], matrix[:, 1, 2] = centre[:, 1], centre[:, 0]
-    return _sample(images, torch.from_numpy(matrix), size, "bilinear", "reflection")
+    centre[:, 1] *= np.where(flips, -1, 1)  # the box lies where it lay in the image as it was
+    return _stretched(images, part, centre, size, "reflection" if config.crop == "pad" else "border")
 
 
-def _sample(images: Images, matrix: Float[Tensor, "batch 2 3"], size: Size, mode: str, padding: str) -> Images:
-    grid = F.affine_grid(matrix.to(images.device), [len(images), 3, *size], align_corners=False)
-    return F.grid_sample(images, grid, mode=mode, padding_mode=padding, align_corners=False)
+def _mirrored(images: Tensor, flips: NDArray[np.bool_]) -> Tensor:
+    """A copy with these images mirrored. Sampling from right to left instead would take twice as long."""
+    order = np.argsort(flips, kind="stable")
+    kept = len(flips) - int(flips.sum())
+    gathered = _rows(images, order)
+    return _rows(torch.cat([gathered[:kept], gathered[kept:].flip(3)]), np.argsort(order))
+
+
+def _rows(images: Tensor, order: NDArray[np.int64]) -> Tensor:
+    """images[order], which torch does ten times slower than index_select, and setting them slower still."""
+    return images.index_select(0, torch.from_numpy(order).to(images.device))
+
+
+def _stretched(
+    images: Images, scale: NDArray[np.float64], centre: NDArray[np.float64], size: Size, outside: str
+) -> Images:
+    """Bilinear sampling of boxes parallel to the sides: `scale` and `centre` are `[batch, 2]`, rows then columns,
+    in half sides; `outside` is grid_sample's padding.
+
+    The same as torch's affine_grid would give, whose general product takes longer than the sampling itself.
+    """
+    axes = []
+    for axis in (0, 1):
+        step = (2 * torch.arange(size[axis], device=images.device) + 1) / size[axis] - 1
+        a, b = (torch.from_numpy(values[:, axis : axis + 1].astype(np.float32)) for values in (scale, centre))
+        axes.append(a.to(images.device) * step + b.to(images.device))
+    grid = torch.empty(len(images), *size, 2, device=images.device)
+    grid[..., 0], grid[..., 1] = axes[1][:, None, :], axes[0][:, :, None]
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode=outside, align_corners=False)
 
 
 def resized_crop_parts(
@@ -174,14 +196,14 @@ def randaugment_layer(images: Images, magnitude: float, u: Uniforms) -> Images:
     the cut-out's size are in pixels of a 224-pixel image and scale with the side.
     """
     choice = np.minimum((u[:, 0] * len(OPERATIONS)).astype(int), len(OPERATIONS) - 1)
-    result = images.clone()
-    for index, operation in enumerate(OPERATIONS):
-        rows = np.flatnonzero(choice == index)
-        if len(rows):
-            where = torch.from_numpy(rows).to(images.device)
-            numbers = torch.from_numpy(u[rows, 1:].astype(np.float32)).to(images.device)
-            result[where] = operation(images[where], magnitude, numbers)
-    return result
+    order = np.argsort(choice, kind="stable")  # an operation's images lie together, so that it works in place
+    numbers = torch.from_numpy(u[order, 1:].astype(np.float32)).to(images.device)
+    sorted_ = _rows(images, order)
+    ends = np.searchsorted(choice[order], np.arange(len(OPERATIONS)), side="right")
+    for operation, start, end in zip(OPERATIONS, (0, *ends[:-1]), ends, strict=True):
+        if end > start:
+            sorted_[start:end] = operation(sorted_[start:end], magnitude, numbers[start:end])
+    return _rows(sorted_, np.argsort(order))
 
 
 def _signs(u: Tensor) -> Tensor:
@@ -198,8 +220,9 @@ def _enhancement(magnitude: float) -> float:
 
 def _gray(images: Tensor) -> Tensor:
     """Luma as Pillow rounds it, `[batch, 1, height, width]`."""
-    weights = torch.tensor([19595.0, 38470.0, 7471.0], dtype=torch.float64, device=images.device).view(1, 3, 1, 1)
-    return ((images.double() * weights).sum(1, keepdim=True).add_(32768) / 65536).floor_().float()
+    # whole numbers below 2**24 are exact in float32, in whatever order they are added
+    red, green, blue = images.unbind(1)
+    return (red * 19595).add_(green, alpha=38470).add_(blue, alpha=7471).add_(32768).div_(65536).floor_().unsqueeze(1)
 
 
 def autocontrast(images: Tensor, magnitude: float, u: Tensor) -> Tensor:
@@ -262,9 +285,14 @@ def sharpness(images: Tensor, magnitude: float, u: Tensor) -> Tensor:
     return _blend(smooth, images, _enhancement(magnitude))
 
 
-def _affine(images: Tensor, rows: Tensor) -> Tensor:
+def _affine(images: Tensor, matrix: Float[Tensor, "batch 2 3"]) -> Tensor:
     """Nearest-neighbour sampling of an affine map in units of half sides; what comes from outside is gray."""
-    return _sample(images - GRAY, rows, (images.shape[2], images.shape[3]), "nearest", "zeros") + GRAY
+    height, width = images.shape[2:]
+    x, y = ((2 * torch.arange(n, device=images.device) + 1) / n - 1 for n in (width, height))
+    m = matrix[..., None, None]
+    grid = m[:, :, 0] * x + m[:, :, 1] * y[:, None] + m[:, :, 2]
+    grid = grid.permute(0, 2, 3, 1)
+    return F.grid_sample(images - GRAY, grid, mode="nearest", padding_mode="zeros", align_corners=False) + GRAY
 
 
 def _matrices(images: Tensor) -> Tensor:
@@ -342,21 +370,36 @@ OPERATIONS = (
 # --- erasing and mixing ------------------------------------------------------------------------------------
 
 
-def erase(image: Float[Tensor, "3 height width"], u: NDArray[np.float64], noise: np.random.Generator) -> None:
-    """Fill a box of a normalised image with N(0, 1), in place (Zhong et al., 2020; timm's `pixel` mode).
-
-    The box has 2 to 33 % of the area and sides in the ratio 0.3 to 3.3; `u` has four numbers for each of ten tries.
+@lru_cache(maxsize=1)
+def noise_of(seed: int) -> Float[Tensor, " n"]:
+    """A million normal numbers. A box takes a stretch of them from a place of its own: to draw each box anew takes
+    longer than all other augmentation of small images.
     """
-    height, width = image.shape[1:]
-    for area, shape, top, left in u.reshape(TRIES, 4):
-        pixels = height * width * (0.02 + (0.33 - 0.02) * area)
-        aspect = math.exp(math.log(0.3) + math.log(3.3 / 0.3) * shape)
-        rows, columns = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
-        if 0 < rows < height and 0 < columns < width:
-            y, x = int(top * (height - rows + 1)), int(left * (width - columns + 1))
-            box = noise.standard_normal((3, rows, columns), dtype=np.float32)
-            image[:, y : y + rows, x : x + columns] = torch.from_numpy(box).to(image.device)
-            return
+    return torch.from_numpy(generator(seed, "erase-noise").standard_normal(2**20, dtype=np.float32))
+
+
+def erase_(images: Images, chosen: NDArray[np.bool_], u: Uniforms, noise: Float[Tensor, " n"]) -> None:
+    """Fill a box of each chosen normalised image with N(0, 1), in place (Zhong et al., 2020; timm's `pixel` mode).
+
+    The box has 2 to 33 % of the area and sides in the ratio 0.3 to 3.3; the first of ten tries that fits is taken.
+    `u` is `[batch, 1 + 4 * TRIES]`: where the noise begins, then four numbers a try.
+    """
+    height, width = images.shape[2:]
+    tries = u[:, 1:].reshape(-1, TRIES, 4)
+    pixels = height * width * (0.02 + (0.33 - 0.02) * tries[..., 0])
+    aspect = np.exp(math.log(0.3) + math.log(3.3 / 0.3) * tries[..., 1])
+    rows, columns = np.rint(np.sqrt(pixels * aspect)).astype(int), np.rint(np.sqrt(pixels / aspect)).astype(int)
+    fits = (rows > 0) & (rows < height) & (columns > 0) & (columns < width)
+    first = fits.argmax(1)
+    for row in np.flatnonzero(chosen & fits.any(1)):
+        _, _, top, left = tries[row, first[row]]
+        r, c = int(rows[row, first[row]]), int(columns[row, first[row]])
+        y, x = int(top * (height - r + 1)), int(left * (width - c + 1))
+        start, count = int(u[row, 0] * len(noise)), 3 * r * c
+        box = noise[start : start + count]
+        if len(box) < count:  # over the end, and as often as a large box needs
+            box = torch.cat([box, noise.repeat(math.ceil(count / len(noise)))])[:count]
+        images[row, :, y : y + r, x : x + c] = box.view(3, r, c).to(images.device)
 
 
 def mix(batch: Batch, config: AugmentConfig, seed: int, step: int) -> Batch:

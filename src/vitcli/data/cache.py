@@ -54,7 +54,7 @@ def working_view(native: Size, uniform: bool, img_size: Size, augment: AugmentCo
     wanted = (round(img_size[0] * margin), round(img_size[1] * margin))
     if uniform:
         wanted = (min(wanted[0], native[0]), min(wanted[1], native[1]))
-    return View(wanted, "square")
+    return View(wanted, "square", draft=True)
 
 
 @dataclass(eq=False)
@@ -73,10 +73,10 @@ class Images:
         return len(self.valid)
 
     def read(self, positions: Rows) -> tuple[Pixels, NDArray[np.int32]]:
-        """Pixels `[n, height, width, 3]` and original sizes `[n, 2]` at positions of the split. Raises DataError."""
+        """Pixels `[n, 3, height, width]` and original sizes `[n, 2]` at positions of the split. Raises DataError."""
         if self.pixels is not None and self.sizes is not None:
             return self.pixels[positions], self.sizes[positions]
-        pixels = np.empty((len(positions), *self.view.size, 3), np.uint8)
+        pixels = np.empty((len(positions), 3, *self.view.size), np.uint8)
         sizes = np.empty((len(positions), 2), np.int32)
         chunks = [slice(i, i + CHUNK) for i in range(0, len(positions), CHUNK)]
         faults = _map(
@@ -154,7 +154,7 @@ def open_images(
     Raises DataError at the first image that cannot be read, or with data.on_bad_image=skip where more than
     one in a hundred (and more than ten) cannot.
     """
-    shape = (len(split), *view.size, 3)
+    shape = (len(split), 3, *view.size)
     size = int(np.prod(shape))
     home = cache_home() / "images"
     folder = home / _key(split, view, config)
@@ -287,7 +287,7 @@ def _scan(split: Split, view: View, config: DataConfig, progress: Progress) -> l
     bad = []
     for start in range(0, len(split), CHUNK):
         positions = np.arange(start, min(start + CHUNK, len(split)))
-        pixels = np.empty((len(positions), *view.size, 3), np.uint8)
+        pixels = np.empty((len(positions), 3, *view.size), np.uint8)
         bad += _decode_into(split, positions, view, config, pixels, np.empty((len(positions), 2), np.int32))
         progress("checking", int(positions[-1]) + 1, len(split))
     _check_bad(split, bad, config)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -19,6 +20,8 @@ from vitcli.config import Config
 from vitcli.data.augment import Augmenter, Batch, mix
 from vitcli.data.cache import Images
 from vitcli.randomness import permutation
+
+_IMAGES_TOGETHER, _BYTES_TOGETHER = 1024, 16_000_000
 
 
 class Order:
@@ -80,23 +83,43 @@ class TrainLoader:
 
     def batch(self, step: int) -> Batch:
         """The global batch of `step`, augmented and mixed, on the device. Raises DataError."""
-        return self._augmented(self._read(step))
+        return self._augmented(self._read(step, 1))[0]
 
-    def _read(self, step: int) -> _Read:
+    def _read(self, step: int, count: int) -> _Read:
         size = self.config.train.batch_size
-        samples, epochs = self.order.take(step * size, size)
+        samples, epochs = self.order.take(step * size, count * size)
         pixels, sizes = self.images.read(self.images.valid[samples])
         return _Read(step, samples, epochs, np.ascontiguousarray(pixels), sizes)
 
-    def _augmented(self, read: _Read) -> Batch:
+    def _augmented(self, read: _Read) -> list[Batch]:
+        """The batches of consecutive steps, augmented together and mixed one by one."""
         positions = self.images.valid[read.samples]
-        pixels = torch.from_numpy(read.pixels).to(self.device)
-        views = tuple(
+        pixels = torch.from_numpy(read.pixels)
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory().to(self.device, non_blocking=True)
+        pixels = pixels.to(self.device)
+        views = [
             self.augment(pixels, read.sizes, read.epochs, positions, view) for view in range(self.config.augment.views)
-        )
+        ]
         labels = None if self.labels is None else torch.from_numpy(self.labels[read.samples]).to(self.device)
         ids = torch.from_numpy(self.images.split.rows[positions])
-        return mix(Batch(views, labels, ids), self.config.augment, self.config.run.seed, read.step)
+        whole, size = Batch(tuple(views), labels, ids), self.config.train.batch_size
+        return [
+            mix(whole.rows(slice(i * size, (i + 1) * size)), self.config.augment, self.config.run.seed, read.step + i)
+            for i in range(len(positions) // size)
+        ]
+
+    def _together(self) -> int:
+        """How many batches are augmented at once: small ones cost as many calls as large ones."""
+        size = self.config.train.batch_size
+        views = self.config.augment.views * 12 * math.prod(self.config.model.img_size)  # bytes of an image
+        fitting = min(_IMAGES_TOGETHER // size, _BYTES_TOGETHER // (size * views))
+        return max(1, min(fitting, self._memory() // 2))
+
+    def _memory(self) -> int:
+        """How many batches of decoded images data.memory_mb has room for."""
+        pixels = 3 * math.prod(self.images.view.size)
+        return int(self.config.data.memory_mb * 1e6 // (self.config.train.batch_size * pixels))
 
     def batches(self, start: int) -> Generator[Batch, None, None]:
         """Batches from `start` on, without end. With workers, the images of the next ones are read meanwhile.
@@ -104,17 +127,17 @@ class TrainLoader:
         Only reading and decoding are done ahead: augmentation is torch's work, and on a CPU a second thread of
         it would halve the speed of both, since each brings its own team of threads.
         """
-        height, width = self.images.view.size
-        fitting = int(self.config.data.memory_mb * 1e6 // (self.config.train.batch_size * 3 * height * width))
-        depth = min(2, max(1, fitting)) if self.config.data.workers else 0
-        with contextlib.closing(ahead(self._read, itertools.count(start), depth)) as reads:
-            for read in reads:
-                yield self._augmented(read)
+        count = self._together()
+        depth = min(2, max(1, self._memory() // count)) if self.config.data.workers else 0
+        read = partial(self._read, count=count)
+        with contextlib.closing(ahead(read, itertools.count(start, count), depth)) as reads:
+            for group in reads:
+                yield from self._augmented(group)
 
 
 @dataclass(frozen=True, eq=False)
 class _Read:
-    """A batch as it lies in the cache, with its addresses."""
+    """The images of one or more consecutive steps as they lie in the cache, with their addresses."""
 
     step: int
     samples: NDArray[np.int64]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitcli.config import DataConfig, EvalConfig
-from vitcli.data.augment import normalise, to_float
+from vitcli.data.augment import normalise_, to_float
 from vitcli.data.cache import Images, Progress, open_images, silent
 from vitcli.data.decode import eval_view
 from vitcli.data.loader import ahead
@@ -85,7 +85,7 @@ def evaluate(
     model.eval()
     with torch.inference_mode(), packed(model, bf16):
         for start, pixels in zip(range(0, len(positions), size), _pixels(images, positions, size, device), strict=True):
-            logits = logits_of(model, normalise(to_float(pixels), config), bf16, config.views)
+            logits = logits_of(model, normalise_(to_float(pixels), config), bf16, config.views)
             here = positions[start : start + size]
             tally.add(logits, torch.from_numpy(outputs[split.labels[here]]))
             best = logits.cpu().double().softmax(1).topk(k, 1)

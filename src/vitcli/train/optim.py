@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcli.config import OptimConfig
+from vitcli.train.muon import Muon
 
 _UNDECAYED = ("pos_embed", "cls_token")
 
@@ -79,7 +80,7 @@ class Optimizer:
             (matrices if muon else others).append(group)
         self.parts: list[torch.optim.Optimizer] = []
         if matrices:
-            self.parts.append(torch.optim.Muon(matrices, lr=config.muon_lr, momentum=config.muon_momentum))
+            self.parts.append(Muon(matrices, config.muon_lr, config.muon_momentum))
         if others and config.name == "sgd":
             self.parts.append(torch.optim.SGD(others, lr=config.lr, momentum=config.momentum, fused=fused))
         elif others:

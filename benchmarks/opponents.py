@@ -1,0 +1,59 @@
+"""What the benchmarks share: timm beside a CPU torch, alternating runs, peak memory, rows of JSON."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+
+def import_timm() -> Any:
+    """timm, which imports torchvision, which needs a shim beside a CPU build of torch."""
+    importlib.import_module("torchvision_shim")
+    return importlib.import_module("timm")
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def alternate(works: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 1) -> dict[str, float]:
+    """Median seconds of each, all of them run in turn in every round, so that a slow minute slows all."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for index in range(rounds + warm_up):
+        for name, work in works.items():
+            taken = seconds(work)
+            if index >= warm_up:
+                times[name].append(taken)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak_flops(dtype: Any) -> float:
+    """FLOPs a second of the best of five 4096³ products."""
+    import torch
+
+    a, b = (torch.randn(4096, 4096).to(dtype) for _ in range(2))
+    seconds(lambda: a @ b)
+    return 2 * 4096**3 / min(seconds(lambda: a @ b) for _ in range(5))
+
+
+def show(**row: Any) -> None:
+    """A row on stdout, numbers rounded to four digits."""
+
+    def rounded(value: Any) -> Any:
+        if isinstance(value, float):
+            return float(f"{value:.4g}")
+        if isinstance(value, dict):
+            return {key: rounded(item) for key, item in value.items()}
+        return value
+
+    print(json.dumps(rounded(row)), flush=True)

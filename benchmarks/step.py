@@ -1,0 +1,176 @@
+"""A training step and inference against timm (and transformers), alternating in one process; medians and ratios as JSON.
+
+    python benchmarks/step.py [--model s/16] [--img-size 224] [--batch 32] [--rounds 9]
+
+Rows: `train` and `infer`, all in the precision of the machine (bf16 under autocast, inference also with the opponents'
+weights in bf16); `defaults`, each as it comes (timm trains and infers in fp32 unless told otherwise); `drop path`, and
+`peak`, the best of five 4096³ products. The opponents run in the same process with vit's allocator
+settings, which if anything favours them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from opponents import alternate, import_timm, peak_flops, show
+
+from vitcli import flops
+from vitcli.config import Config, ModelConfig, RunConfig, apply, model_config, parse_size
+from vitcli.data.augment import Batch
+from vitcli.evaluate.evaluator import logits_of
+from vitcli.model.linear import packed
+from vitcli.model.vit import ViT, init_weights
+from vitcli.train import runtime
+from vitcli.train.objectives import Classify
+from vitcli.train.optim import Optimizer
+from vitcli.train.step import train_step
+
+
+def vit_model(model: ModelConfig, machine: runtime.Runtime) -> ViT:
+    made = ViT(model)
+    init_weights(made, 0)
+    torch.nn.init.normal_(made.head.weight, std=0.05)  # logits with a spread, for the comparison of precisions
+    return machine.place(made)
+
+
+def vit_step(model: ModelConfig, batch: int, machine: runtime.Runtime) -> Callable[[], Any]:
+    config = apply(Config(model=model), {"train.batch_size": batch, "optim.lr": 1e-4})
+    made, objective = vit_model(model, machine), Classify(config.train)
+    optimizer = Optimizer(made.named_parameters(), config.optim, model.depth)
+    images, labels = torch.randn(batch, 3, *model.img_size), torch.randint(model.classes, (batch,))
+    data, steps = Batch((images,), labels, torch.arange(batch)), iter(range(10**9))
+    return lambda: train_step(made, objective, optimizer, data, config, next(steps), machine)
+
+
+def timm_model(timm: Any, model: ModelConfig) -> torch.nn.Module:
+    made: torch.nn.Module = timm.models.vision_transformer.VisionTransformer(
+        img_size=model.img_size,
+        patch_size=model.patch,
+        embed_dim=model.width,
+        depth=model.depth,
+        num_heads=model.heads,
+        num_classes=model.classes,
+    )
+    return made
+
+
+def timm_step(timm: Any, model: ModelConfig, batch: int, bf16: bool) -> Callable[[], Any]:
+    made = timm_model(timm, model)
+    optimizer = torch.optim.AdamW(made.parameters(), lr=1e-4, fused=bf16)  # fused is not its default
+    images, labels = torch.randn(batch, 3, *model.img_size), torch.randint(model.classes, (batch,))
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(made(images).float(), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def inference(timm: Any, model: ModelConfig, batch: int, machine: runtime.Runtime) -> dict[str, Callable[[], Any]]:
+    import transformers
+
+    ours = vit_model(model, machine).eval()
+    theirs = timm_model(timm, model).eval()
+    theirs.load_state_dict(ours.state_dict())
+    settings = transformers.ViTConfig(
+        hidden_size=model.width,
+        num_hidden_layers=model.depth,
+        num_attention_heads=model.heads,
+        intermediate_size=model.mlp,
+        image_size=model.img_size,
+        patch_size=model.patch,
+        num_labels=model.classes,
+    )
+    others = transformers.ViTForImageClassification(settings).eval()
+    images = torch.randn(batch, 3, *model.img_size)
+
+    def of(call: Callable[[], Any], bf16: bool = False) -> Callable[[], Any]:
+        def run() -> Any:
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                return call()
+
+        return run
+
+    def vit() -> Any:
+        with torch.inference_mode(), packed(ours, machine.bf16):
+            return logits_of(ours, images, machine.bf16, 1)
+
+    half, theirs_bf16, others_bf16 = (
+        images.bfloat16(),
+        copy.deepcopy(theirs).bfloat16(),
+        copy.deepcopy(others).bfloat16(),
+    )
+    return {
+        "vit": vit,
+        "timm": of(lambda: theirs_bf16(half)),
+        "timm, autocast": of(lambda: theirs(images), True),
+        "transformers": of(lambda: others_bf16(half).logits),
+        "transformers, autocast": of(lambda: others(images).logits, True),
+        "timm, fp32": of(lambda: theirs(images)),
+        "transformers, fp32": of(lambda: others(images).logits),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="s/16")
+    parser.add_argument("--img-size", default="224")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", nargs="*", default=["train", "defaults", "infer", "drop"])
+    asked = parser.parse_args()
+    machine = runtime.start(RunConfig())
+    timm = import_timm()
+    model = model_config(asked.model, parse_size(asked.img_size), 1000)
+    named = {"model": model.name, "img_size": asked.img_size, "batch": asked.batch}
+    peak = peak_flops(torch.bfloat16 if machine.bf16 else torch.float32)
+    if "train" in asked.only:
+        taken = alternate(
+            {"vit": vit_step(model, asked.batch, machine), "timm": timm_step(timm, model, asked.batch, machine.bf16)},
+            asked.rounds,
+            warm_up=2,
+        )
+        achieved = flops.training_flops(model, asked.batch) / taken["vit"]
+        peak = max(peak, peak_flops(torch.bfloat16 if machine.bf16 else torch.float32))
+        speed = {name: asked.batch / seconds for name, seconds in taken.items()}
+        show(
+            what="train", **named, images_per_second=speed, ratio=taken["timm"] / taken["vit"], of_peak=achieved / peak
+        )
+    if "defaults" in asked.only:
+        taken = alternate(
+            {"vit": vit_step(model, asked.batch, machine), "timm": timm_step(timm, model, asked.batch, False)},
+            max(3, asked.rounds // 3),
+        )
+        show(what="train, defaults", **named, ratio=taken["timm"] / taken["vit"])
+    if "infer" in asked.only:
+        calls = inference(timm, model, asked.batch, machine)
+        exact = calls["timm, fp32"]()
+        difference = {name: float((calls[name]().float() - exact).abs().max()) for name in list(calls)[:3]}
+        taken = alternate(calls, asked.rounds)
+        speed = {name: asked.batch / seconds for name, seconds in taken.items()}
+        ratio = {name: seconds / taken["vit"] for name, seconds in taken.items() if name != "vit"}
+        show(what="infer", **named, images_per_second=speed, ratio=ratio, largest_difference_to_fp32=difference)
+    if "drop" in asked.only:
+        variants = {
+            "none": model,
+            "constant 0.4": replace(model, drop_path=0.4, drop_path_rule="constant"),
+            "linear 0.4": replace(model, drop_path=0.4),
+        }
+        taken = alternate({k: vit_step(m, asked.batch, machine) for k, m in variants.items()}, asked.rounds, warm_up=3)
+        show(what="drop path", **named, faster={k: taken["none"] / v for k, v in taken.items() if k != "none"})
+    show(what="peak", tflops=peak / 1e12)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        main()
