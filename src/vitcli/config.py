@@ -87,7 +87,7 @@ class DataConfig:
     label_column: str = ""  # empty: the one column of class labels
     fraction: float = 1.0  # part of the training images that is used; smaller parts lie within larger ones
     balanced: bool = False  # draw every class equally often
-    workers: int = 2  # threads that decode images
+    workers: int | None = None  # threads that decode images; empty: as many as prove fastest; 0: nothing is read ahead
     memory_mb: int = 512  # bound on the memory of batches that wait
     on_bad_image: Literal["error", "skip"] = "error"
     max_megapixels: float = 89.0
@@ -519,7 +519,7 @@ def check(config: Config) -> Config:
         "eval.batch_size": config.eval.batch_size,
         "train.save_every_seconds": train.save_every_seconds,
     }.items():
-        if value < 0:
+        if value is not None and value < 0:
             raise UsageError(f"{key} = {value}: must not be negative")
     for key, value in {
         "augment.flip": augment.flip,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
@@ -219,6 +220,50 @@ def test_the_first_and_last_number_draw_an_operation() -> None:
     np.testing.assert_array_equal(array(result[1:]), apply("solarize_add", picture(0), 5))
 
 
+def test_images_keep_their_places_and_their_own_numbers() -> None:
+    """Images are worked on in the order of their operations."""
+    random = np.random.default_rng(0)
+    n = 48
+    u = random.random((n, 4))
+    u[:, 0] = (random.permutation(np.arange(n) % 16) + 0.5) / 16
+    images = tensor(*(picture(seed) for seed in range(n)))
+    result = randaugment_layer(images, 7, u)
+    for row in range(n):
+        alone = apply(NAMES[int(u[row, 0] * 16)], picture(row), 7, tuple(u[row, 1:]))
+        np.testing.assert_array_equal(array(result[row : row + 1]), alone)
+        assert [i for i in range(n) if torch.equal(result[i], result[row])] == [row]
+
+
+@given(
+    height=st.integers(1, 30),
+    width=st.integers(1, 30),
+    matrix=st.lists(st.floats(-1.5, 1.5), min_size=12, max_size=12),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=80, deadline=None)
+def test_affine_maps_are_torchs(height: int, width: int, matrix: list[float], seed: int) -> None:
+    """Nearest-neighbour sampling may take another pixel only where the place lies half way between two."""
+    random = np.random.default_rng(seed)
+    images = torch.from_numpy(random.integers(0, 256, (2, 3, height, width)).astype(np.float32))
+    wanted = torch.tensor(matrix).view(2, 2, 3)
+    result = augment._affine(images, wanted)
+    grid = F.affine_grid(wanted, [2, 3, height, width], align_corners=False)
+    expected = F.grid_sample(images - 128, grid, mode="nearest", padding_mode="zeros", align_corners=False) + 128
+    places = ((grid.double() + 1) * torch.tensor([width, height]) - 1) / 2
+    between = ((places - places.floor() - 0.5).abs() < 1e-4).any(-1)
+    clear = ~between[:, None].expand_as(expected)
+    assert torch.equal(result[clear], expected[clear])
+
+
+def test_affine_maps_are_torchs_nearly_everywhere() -> None:
+    images = tensor(picture(0), picture(1))
+    wanted = torch.tensor([[[0.93, 0.31, 0.077], [-0.29, 0.88, -0.13]], [[1.0, 0.0, 0.333], [0.211, 1.0, 0.0]]])
+    grid = F.affine_grid(wanted, list(images.shape), align_corners=False)
+    expected = F.grid_sample(images - 128, grid, mode="nearest", padding_mode="zeros", align_corners=False) + 128
+    assert (augment._affine(images, wanted) == expected).float().mean() > 0.995
+    assert (expected == 128).float().mean() > 0.02  # some comes from outside
+
+
 @given(magnitude=st.floats(0, 40), seed=st.integers(0, 1000), size=st.tuples(st.integers(1, 20), st.integers(1, 20)))
 @settings(max_examples=60, deadline=None)
 def test_values_stay_whole_and_within_range(magnitude: float, seed: int, size: tuple[int, int]) -> None:
@@ -387,6 +432,67 @@ def test_flips_come_with_their_probability_and_are_exact(flip: float) -> None:
     assert flipped.float().mean().item() == pytest.approx(flip, abs=0.035)
 
 
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("chosen", [[], [0], [7], [1, 2, 5], list(range(8))])
+def test_the_chosen_images_are_mirrored_in_a_copy(kind: torch.dtype, chosen: list[int]) -> None:
+    images = PIXELS.to(kind)
+    before = images.clone()
+    flips = np.isin(np.arange(8), chosen)
+    result = augment._mirrored(images, flips)
+    assert result.dtype == kind
+    assert result.is_contiguous()
+    for row in range(8):
+        assert torch.equal(result[row], images[row].flip(2) if row in chosen else images[row])
+    result.zero_()
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("crop", ["none", "pad", "random", "resized"])
+def test_integers_and_floats_are_cropped_alike_and_left_as_they_are(crop: Any) -> None:
+    config = AugmentConfig(crop=crop)
+    for size in ((30, 36), (24, 32)):
+        floats, before = PIXELS.float(), PIXELS.clone()
+        u = numbers(8, "geometry", 23)
+        result = geometry(PIXELS, SIZES, config, size, u)
+        assert result.dtype == torch.float32
+        assert torch.equal(geometry(floats, SIZES, config, size, u), result)
+        result.zero_()
+        assert torch.equal(PIXELS, before)
+        assert torch.equal(floats, before.float())
+
+
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    outside=st.sampled_from(["border", "reflection"]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=100, deadline=None)
+def test_boxes_are_sampled_as_torch_does(
+    height: int, width: int, size: tuple[int, int], outside: str, seed: int
+) -> None:
+    """Boxes of all sizes, also ones that reach over the border."""
+    random = np.random.default_rng(seed)
+    images = torch.from_numpy(random.random((5, 3, height, width), np.float32))
+    scale, centre = random.uniform(0.05, 1.5, (5, 2)), random.uniform(-0.8, 0.8, (5, 2))
+    matrix = np.zeros((5, 2, 3), np.float32)
+    matrix[:, 0, 0], matrix[:, 1, 1] = scale[:, 1], scale[:, 0]
+    matrix[:, 0, 2], matrix[:, 1, 2] = centre[:, 1], centre[:, 0]
+    grid = F.affine_grid(torch.from_numpy(matrix), [5, 3, *size], align_corners=False)
+    expected = F.grid_sample(images, grid, mode="bilinear", padding_mode=outside, align_corners=False)
+    result = augment._stretched(images, scale, centre, size, outside)
+    torch.testing.assert_close(result, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("crop", ["pad", "random", "resized", "none"])
+def test_a_flipped_crop_is_the_crop_from_right_to_left(crop: Any) -> None:
+    """The box lies where it would lie without the flip."""
+    u, sizes = numbers(8, "geometry", 23), np.full((8, 2), 40, np.int32)
+    results = [geometry(PIXELS, sizes, AugmentConfig(crop=crop, flip=flip), (24, 32), u) for flip in (0.0, 1.0)]
+    torch.testing.assert_close(results[1], results[0].flip(3), atol=0.01, rtol=0)
+
+
 def test_a_padded_crop_is_a_shift_with_mirrored_borders() -> None:
     n, side, most = 60, 16, 2
     random = np.random.default_rng(0)
@@ -421,7 +527,7 @@ def test_a_random_crop_shows_seven_eighths_at_their_own_scale() -> None:
 def test_no_crop_resizes_the_whole_image() -> None:
     config = AugmentConfig(crop="none", flip=0)
     result = geometry(ramps(20, 30, 2), np.full((2, 2), 9, np.int32), config, (40, 60), numbers(2, "geometry", 23))
-    expected = torch.nn.functional.interpolate(ramps(20, 30, 2), (40, 60), mode="bilinear", align_corners=False)
+    expected = F.interpolate(ramps(20, 30, 2), (40, 60), mode="bilinear", align_corners=False)
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
 
 
@@ -451,6 +557,105 @@ def test_erased_boxes_have_the_stated_areas_and_shapes() -> None:
     values = torch.cat(noise)
     assert abs(values.mean().item()) < 0.02
     assert abs(values.std().item() - 1) < 0.02
+
+
+def box_of(u: np.ndarray, height: int, width: int) -> tuple[int, int, int, int] | None:
+    """Top, left, rows and columns of the first try that fits, one try after the other."""
+    for area, shape, top, left in u[1:].reshape(10, 4):
+        pixels = height * width * (0.02 + 0.31 * area)
+        aspect = math.exp(math.log(0.3) + math.log(11) * shape)
+        rows, columns = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
+        if 0 < rows < height and 0 < columns < width:
+            return int(top * (height - rows + 1)), int(left * (width - columns + 1)), rows, columns
+    return None
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 64), (8, 64), (64, 6), (3, 3), (2, 2), (1, 40), (40, 1), (1, 1)])
+def test_the_first_box_of_ten_that_fits_is_filled_with_a_stretch_of_the_noise(height: int, width: int) -> None:
+    n, noise = 80, torch.arange(1.0, 1_000_001)  # a value is its place
+    u = numbers(n, "erase", 41)
+    chosen = np.arange(n) % 3 > 0
+    images = torch.zeros(n, 3, height, width)
+    erase_(images, chosen, u, noise)
+    erased = 0
+    for row, image in enumerate(images):
+        box = box_of(u[row], height, width) if chosen[row] else None
+        expected = torch.zeros(3, height, width)
+        if box is not None:
+            top, left, rows, columns = box
+            places = int(u[row, 0] * 1_000_000) + torch.arange(3 * rows * columns)
+            expected[:, top : top + rows, left : left + columns] = noise[places % len(noise)].view(3, rows, columns)
+            erased += 1
+        assert torch.equal(image, expected)
+    if min(height, width) == 1:
+        assert erased == 0
+    elif height > 90:
+        assert erased == chosen.sum()
+    else:
+        assert erased > 0
+
+
+def test_erased_boxes_reach_all_borders() -> None:
+    n = 400
+    images = torch.zeros(n, 3, 30, 20)
+    erase_(images, np.ones(n, bool), numbers(n, "erase", 41), noise_of(0))
+    seen = (images != 0).any(0).all(0)
+    assert seen.all()
+
+
+@pytest.mark.parametrize("begin", [0.0, 0.4, 1 - 2**-53])
+@pytest.mark.parametrize("length", [1, 7, 700, 2000])
+def test_a_box_larger_than_the_noise_takes_it_again(begin: float, length: int) -> None:
+    u = np.full((1, 41), 0.5)
+    u[0, 0], u[0, 1] = begin, 1  # a third of the area
+    images = torch.zeros(1, 3, 60, 60)
+    erase_(images, np.ones(1, bool), u, torch.arange(1.0, length + 1))
+    changed = (images[0, 0] != 0).flatten().nonzero()[:, 0]
+    values = images[0].flatten(1)[:, changed].flatten()
+    assert len(values) > 3 * 1100
+    assert torch.equal(values, (torch.arange(len(values)) + int(begin * length)).remainder(length) + 1.0)
+
+
+def test_a_box_of_more_than_a_million_numbers() -> None:
+    u = np.full((1, 41), 0.5)
+    u[0, 1] = 1
+    images = torch.full((1, 3, 1200, 1200), 9.0)
+    erase_(images, np.ones(1, bool), u, noise_of(0))
+    values = images[images != 9]
+    assert len(values) > 2**20
+    assert abs(values.mean().item()) < 0.01
+    assert abs(values.std().item() - 1) < 0.01
+
+
+def test_the_noise_is_normal_and_belongs_to_the_seed() -> None:
+    noise = noise_of(0).double()
+    assert abs(noise.mean().item()) < 0.005
+    assert abs(noise.std().item() - 1) < 0.005
+    for q, z in ((0.025, -1.95996), (0.1587, -1), (0.5, 0), (0.8413, 1), (0.975, 1.95996)):
+        assert np.quantile(noise.numpy(), q) == pytest.approx(z, abs=0.01)
+    lags = [float((noise[:-lag] * noise[lag:]).mean()) for lag in (1, 2, 7, 224)]
+    assert max(abs(lag) for lag in lags) < 0.005
+    first = noise_of(0).clone()
+    assert not torch.equal(noise_of(1), first)
+    assert torch.equal(noise_of(0), first)
+
+
+def test_erased_images_have_noise_of_their_own() -> None:
+    """Equal boxes of different samples, epochs, views and seeds differ; those of one address are equal."""
+    config = AugmentConfig(crop="none", flip=0, erase=1.0)
+    n = 40
+    pixels = torch.zeros(n, 3, 16, 16, dtype=torch.uint8)
+
+    def draw(epoch: int, seed: int = 0, view: int = 0) -> Tensor:
+        augmenter = Augmenter(config, EvalConfig(), (16, 16), seed)
+        return augmenter(pixels, np.full((n, 2), 16, np.int32), np.full(n, epoch), np.arange(n), view)
+
+    first = draw(0)
+    assert torch.equal(draw(0), first)
+    starts = [image[:, (image != -1).any(0)][0, :3] for x in (first, draw(1), draw(0, 1), draw(0, 0, 1)) for image in x]
+    starts = [tuple(values.tolist()) for values in starts]
+    assert len(set(starts)) == len(starts) == 4 * n
+    assert torch.equal(draw(0), first)  # the noise itself is not written to
 
 
 @pytest.mark.parametrize("probability", [0.25, 1.0])

@@ -323,6 +323,17 @@ def test_a_bad_image_is_an_error_that_names_its_path(tmp_path: Path, where: Any,
     assert caught.value.code == 3
 
 
+@pytest.mark.parametrize("where", ["memory-mapped", "decode"])
+def test_a_bad_image_leaves_no_thread(tmp_path: Path, where: Any) -> None:
+    """Also while the error, and so what was at work, is still held."""
+    part = split(write(tmp_path / "data", 200, bad=(3,)))
+    before = set(threading.enumerate())
+    with pytest.raises(DataError) as caught:
+        everything(open_images(part, VIEW, config(workers=2), where=where))
+    assert set(threading.enumerate()) <= before
+    assert caught.value.code == 3
+
+
 def test_a_bad_image_of_a_parquet_file_is_named_by_its_row(tmp_path: Path) -> None:
     root = write(tmp_path / "data", 6, bad=(4,)) / "a"
     pq.write_table(pa.table({"image": [p.read_bytes() for p in sorted(root.iterdir())]}), tmp_path / "train.parquet")

@@ -300,23 +300,33 @@ def test_the_start_of_a_file_is_an_error_or_has_all_its_pixels(form: str) -> Non
     assert failed >= 0.85 * len(blob)
 
 
-STARTS = [b"\xff\xd8\xff", b"\x89PNG", b"\x89PNG\r\n\x1a\n", b"RIFF", b"RIFF\0\0\0\0WEBP", b"GIF8", b"GIF89a", b"BM"]
+STARTS = [
+    ("JPEG", b"\xff\xd8\xff"),
+    ("JPEG", b"\xff\xd8\xff\xe0\0\x10JFIF\0"),
+    ("PNG", b"\x89PNG"),
+    ("PNG", b"\x89PNG\r\n\x1a\n"),
+    ("WEBP", b"RIFF"),
+    ("WEBP", b"RIFF\0\0\0\0WEBP"),
+    ("GIF", b"GIF8"),
+    ("GIF", b"GIF89a"),
+    ("BMP", b"BM"),
+]
 
 
-@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize(("claimed", "start"), STARTS)
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "", "zeros", "noise"])
-def test_first_bytes_that_lie_about_the_format_are_an_error(start: bytes, form: str) -> None:
+def test_first_bytes_that_lie_about_the_format_are_an_error(claimed: str, start: bytes, form: str) -> None:
     """The start of one format and the rest of another, of nothing or of no image."""
+    if claimed == form:
+        return
     rests = {"": b"", "zeros": bytes(3000), "noise": np.random.default_rng(0).bytes(3000)}
     rest = rests[form] if form in rests else encoded(draw_image(0, 0, 24), form)
-    bodies = [start + rest, start + rest[len(start) :]]
-    for blob in bodies:
-        if form in rests or not rest.startswith(start):
-            with pytest.raises(BadImage) as caught:
-                decode.decode(blob, View((8, 8), draft=True), LIMIT)
-            assert str(caught.value)
-            assert "BytesIO" not in str(caught.value)
-            assert "\n" not in str(caught.value)
+    for blob in (start + rest, start + rest[len(start) :]):
+        with pytest.raises(BadImage) as caught:
+            decode.decode(blob, View((8, 8), draft=True), LIMIT)
+        assert str(caught.value)
+        assert "BytesIO" not in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "TGA", "JPEG2000"])

@@ -250,9 +250,7 @@ def some_one_by_one(loader: TrainLoader, count: int) -> Iterator[Batch]:
 
 @pytest.mark.parametrize("size", [1, 8, 100, 300, 1000, 3000])
 @pytest.mark.parametrize("together", [1024, 10**9])
-def test_what_waits_is_bounded_in_memory(
-    make: Make, monkeypatch: pytest.MonkeyPatch, size: int, together: int
-) -> None:
+def test_what_waits_is_bounded_in_memory(make: Make, monkeypatch: pytest.MonkeyPatch, size: int, together: int) -> None:
     """A batch at least is read ahead, whatever its size."""
     seen: list[tuple[list[int], int]] = []
 

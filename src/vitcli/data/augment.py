@@ -59,7 +59,7 @@ class Batch:
 
 
 def to_float(pixels: Int[Tensor, "batch 3 height width"]) -> Images:
-    """A copy as float32, values unchanged."""
+    """As float32, values unchanged."""
     return pixels.to(torch.float32)
 
 
@@ -114,9 +114,8 @@ def geometry(pixels: Tensor, sizes: NDArray[np.int32], config: AugmentConfig, si
     n = len(pixels)
     position = u[:, 2 * TRIES : 2 * TRIES + 2]
     flips = u[:, 2 * TRIES + 2] < config.flip
-    images = to_float(_mirrored(pixels, flips))
-    if config.crop == "none" and tuple(images.shape[2:]) == size:
-        return images
+    if config.crop == "none" and tuple(pixels.shape[2:]) == size:
+        return to_float(_mirrored(pixels, flips))
     if config.crop == "resized":
         part = resized_crop_parts(sizes, config.scale, config.ratio, u[:, :TRIES], u[:, TRIES : 2 * TRIES])
     elif config.crop == "random":
@@ -128,8 +127,30 @@ def geometry(pixels: Tensor, sizes: NDArray[np.int32], config: AugmentConfig, si
         steps = np.array([round(config.pad * s) for s in size])
         shift = np.minimum(np.floor(position * (2 * steps + 1)), 2 * steps) - steps
         centre = 2 * shift / np.array(size)
+    if pixels.device.type == "cpu" and config.crop != "pad" and min(size) >= _ONE_BY_ONE:
+        return _resized(pixels, part, centre, flips, size)
+    images = to_float(_mirrored(pixels, flips))
     centre[:, 1] *= np.where(flips, -1, 1)  # the box lies where it lay in the image as it was
     return _stretched(images, part, centre, size, "reflection" if config.crop == "pad" else "border")
+
+
+_ONE_BY_ONE = 128
+"""Pixels from which a CPU resizes boxes of whole pixels one by one: at 224 px 276 against 411 µs an image, at 96 px 106 against 87."""
+
+
+def _resized(
+    pixels: Tensor, part: NDArray[np.float64], centre: NDArray[np.float64], flips: NDArray[np.bool_], size: Size
+) -> Images:
+    """The boxes as `_stretched` takes them, rounded to whole pixels as torchvision's RandomResizedCrop rounds them."""
+    sides = np.array(pixels.shape[2:])
+    extent = np.clip(np.rint(part * sides), 1, sides).astype(int)
+    start = np.clip(np.rint((centre + 1) / 2 * sides - extent / 2), 0, sides - extent).astype(int)
+    result = torch.empty(len(pixels), 3, *size)
+    for index, ((top, left), (rows, columns)) in enumerate(zip(start.tolist(), extent.tolist(), strict=True)):
+        box = pixels[index : index + 1, :, top : top + rows, left : left + columns]
+        box = to_float(box.flip(3) if flips[index] else box)
+        result[index] = F.interpolate(box, size, mode="bilinear", align_corners=False)[0]
+    return result
 
 
 def _mirrored(images: Tensor, flips: NDArray[np.bool_]) -> Tensor:

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,8 @@ Progress = Callable[[str, int, int], None]
 
 CROP_MARGIN = 8 / 7
 """Side of the working copy over the training size, where crops are taken from it: 256 for 224."""
-CHUNK = 64
+CHUNK = 16
+_TRIAL = 8  # parts a core on which a number of threads is tried
 _BAD_FLOOR, _BAD_PART = 10, 0.01
 
 
@@ -84,9 +85,10 @@ class Images:
             chunks,
             self.config.workers,
         )
-        for fault in faults:
-            for position, reason in fault:
-                raise bad_image(self.split, position, reason)
+        with contextlib.closing(faults):
+            for fault in faults:
+                for position, reason in fault:
+                    raise bad_image(self.split, position, reason)
         return pixels, sizes
 
 
@@ -97,10 +99,31 @@ def bad_image(split: Split, position: int, reason: str) -> DataError:
     )
 
 
-def _map(
-    work: Callable[[slice], list[tuple[int, str]]], parts: list[slice], workers: int
-) -> Iterator[list[tuple[int, str]]]:
-    """`work` on each part in order, by threads: Pillow decodes without the interpreter's lock."""
+Faults = list[tuple[int, str]]
+Work = Callable[[slice], Faults]
+
+
+def _map(work: Work, parts: list[slice], workers: int | None) -> Generator[Faults, None, None]:
+    """`work` on each part in order, by threads: Pillow decodes without the interpreter's lock.
+
+    None takes as many as are fastest on the first parts. Small images hold the lock for most of their time, and one
+    thread may then be best; large ones gain from one a core.
+    """
+    if workers is None:
+        cores = os.cpu_count() or 1
+        share = _TRIAL * cores
+        workers, best = cores, 0.0
+        for count in sorted({cores, 1, 2 * cores}, key=lambda n: n != cores) if len(parts) >= 6 * share else ():
+            trial, parts = parts[:share], parts[share:]
+            started = time.perf_counter()
+            done = list(_by_threads(work, trial, count))
+            rate = share / (time.perf_counter() - started)
+            workers, best = (count, rate) if rate > best else (workers, best)
+            yield from done
+    yield from _by_threads(work, parts, workers)
+
+
+def _by_threads(work: Work, parts: list[slice], workers: int) -> Generator[Faults, None, None]:
     if workers <= 1 or len(parts) <= 1:
         yield from map(work, parts)
         return

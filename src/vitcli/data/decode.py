@@ -78,8 +78,15 @@ def eval_view(size: Size, config: EvalConfig) -> View:
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) to 8; from 5 on, height and width change places."""
-    return image.getexif().get(0x0112, 1)
+    """The EXIF orientation, 1 (upright) to 8; 1 where the tag says anything else."""
+    value = image.getexif().get(0x0112, 1)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def upright_size(image: Image.Image) -> Size:
+    """(height, width) once turned upright, of an image that is open but not loaded; from orientation 5 on they change places."""
+    turned = orientation(image) >= 5 and image.format != "TIFF"  # Pillow has turned a TIFF's size already
+    return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -115,9 +122,9 @@ def open_rgb(blob: bytes, max_megapixels: float, draft: Size | None = None) -> t
                     f"{image.width} x {image.height} pixels are {megapixels:.0f} megapixels, "
                     f"over the limit of {max_megapixels:g} (data.max_megapixels)"
                 )
-            turned = orientation(image) >= 5
-            size = (image.width, image.height) if turned else (image.height, image.width)
+            size = upright_size(image)
             if draft is not None and image.format == "JPEG":
+                turned = size != (image.height, image.width)
                 image.draft(None, (draft[0], draft[1]) if turned else (draft[1], draft[0]))
             image.load()
             return to_rgb(image), size

@@ -128,7 +128,7 @@ class TrainLoader:
         it would halve the speed of both, since each brings its own team of threads.
         """
         count = self._together()
-        depth = min(2, max(1, self._memory() // count)) if self.config.data.workers else 0
+        depth = min(2, max(1, self._memory() // count)) if self.config.data.workers != 0 else 0
         read = partial(self._read, count=count)
         with contextlib.closing(ahead(read, itertools.count(start, count), depth)) as reads:
             for group in reads:

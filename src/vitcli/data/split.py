@@ -148,15 +148,14 @@ def typical_size(part: Split, max_megapixels: float) -> tuple[Size, bool]:
 
     from PIL import Image
 
-    from vitcli.data.decode import orientation
+    from vitcli.data.decode import upright_size
 
     sizes: list[Size] = []
     for blob, _ in part.blobs(np.unique(np.linspace(0, len(part) - 1, 64).astype(np.int64))):
         with contextlib.suppress(Exception):
             image = Image.open(io.BytesIO(blob or b""))
             if image.width * image.height <= max_megapixels * 1e6:
-                turned = orientation(image) >= 5
-                sizes.append((image.width, image.height) if turned else (image.height, image.width))
+                sizes.append(upright_size(image))
     if not sizes:
         raise DataError(
             f"none of the images looked at in split {part.name!r} can be read", "is this a data set of images?"

@@ -116,5 +116,5 @@ def _pixels(images: Images, positions: NDArray[np.int64], size: int, device: tor
     def read(start: int) -> Tensor:
         return torch.from_numpy(images.read(positions[start : start + size])[0])
 
-    for pixels in ahead(read, range(0, len(positions), size), 2 if images.config.workers else 0):
+    for pixels in ahead(read, range(0, len(positions), size), 2 if images.config.workers != 0 else 0):
         yield pixels.to(device)
