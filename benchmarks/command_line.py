@@ -43,7 +43,7 @@ def timm_rate(script: str, asked: argparse.Namespace, folder: str, *more: str) -
     ]
     command += ["--workers", "2", "--num-classes", str(asked.classes), "--log-interval", "1", "--no-prefetcher", *more]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    rates = re.findall(r"Train:.*?\(\s*([\d.]+)/s\)", done.stdout + done.stderr)
+    rates = re.findall(r"Train:.*?\(\s*[\d.]+s,\s*([\d.]+)/s\)", done.stdout + done.stderr)
     if not rates:
         raise SystemExit(f"no rate in what {script} printed:\n{(done.stdout + done.stderr)[-2000:]}")
     return float(rates[-1])

@@ -76,7 +76,9 @@ def timm_step(timm: Any, model: ModelConfig, batch: int, bf16: bool) -> Callable
     return step
 
 
-def inference(timm: Any, model: ModelConfig, batch: int, machine: runtime.Runtime) -> dict[str, Callable[[], Any]]:
+def inference(
+    timm: Any, model: ModelConfig, batch: int, machine: runtime.Runtime, stack: contextlib.ExitStack
+) -> dict[str, Callable[[], Any]]:
     import transformers
 
     ours = vit_model(model, machine).eval()
@@ -101,8 +103,10 @@ def inference(timm: Any, model: ModelConfig, batch: int, machine: runtime.Runtim
 
         return run
 
+    stack.enter_context(packed(ours, machine.bf16))  # once for an evaluation, not for a batch
+
     def vit() -> Any:
-        with torch.inference_mode(), packed(ours, machine.bf16):
+        with torch.inference_mode():
             return logits_of(ours, images, machine.bf16, 1)
 
     half, theirs_bf16, others_bf16 = (
@@ -153,10 +157,11 @@ def main() -> None:
         )
         show(what="train, defaults", **named, ratio=taken["timm"] / taken["vit"])
     if "infer" in asked.only:
-        calls = inference(timm, model, asked.batch, machine)
-        exact = calls["timm, fp32"]()
-        difference = {name: float((calls[name]().float() - exact).abs().max()) for name in list(calls)[:3]}
-        taken = alternate(calls, asked.rounds)
+        with contextlib.ExitStack() as stack:
+            calls = inference(timm, model, asked.batch, machine, stack)
+            exact = calls["timm, fp32"]()
+            difference = {name: float((calls[name]().float() - exact).abs().max()) for name in list(calls)[:3]}
+            taken = alternate(calls, asked.rounds)
         speed = {name: asked.batch / seconds for name, seconds in taken.items()}
         ratio = {name: seconds / taken["vit"] for name, seconds in taken.items() if name != "vit"}
         show(what="infer", **named, images_per_second=speed, ratio=ratio, largest_difference_to_fp32=difference)
@@ -172,5 +177,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        main()
+    main()
