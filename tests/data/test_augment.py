@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -418,6 +419,27 @@ def test_a_resized_crop_shows_a_box_of_the_stated_area() -> None:
     assert left.min() > 0
     assert left.min() < 0.05
     assert right.max() > 0.95
+
+
+@pytest.mark.parametrize("crop", ["resized", "random", "none"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_large_images_are_cut_out_one_by_one_to_the_nearest_pixel(
+    crop: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same boxes as the batch's sampling, rounded to whole pixels; flips are exact."""
+    n, size = 24, (128, 160)
+    pixels = (250 * ramps(200, 240, n)).to(dtype)
+    config = AugmentConfig(crop=crop, scale=(0.2, 1.0), flip=0.5)
+    sizes, u = np.full((n, 2), 100, np.int32), numbers(n, "geometry", 23)
+    one_by_one = geometry(pixels, sizes, config, size, u)
+    monkeypatch.setattr(augment, "_ONE_BY_ONE", 10**9)
+    together = geometry(pixels, sizes, config, size, u)
+    assert one_by_one.shape == together.shape == (n, 3, *size)
+    assert float((one_by_one - together).abs().max()) <= 250 * 1.1 / 200 + 1.0 * (dtype == torch.uint8)
+    monkeypatch.undo()
+    plain = geometry(pixels, sizes, replace(config, flip=0.0), size, u)
+    mirrored = geometry(pixels, sizes, replace(config, flip=1.0), size, u)
+    torch.testing.assert_close(mirrored, plain.flip(3), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("flip", [0.0, 0.3, 1.0])

@@ -244,6 +244,72 @@ def test_two_writers_at_once(tmp_path: Path, home: Path, monkeypatch: pytest.Mon
     assert [p for p in home.iterdir() if p.name.startswith(".")] == []
 
 
+WRITER = """
+import sys
+from pathlib import Path
+from vitcli.config import DataConfig
+from vitcli.data import cache, decode
+from vitcli.data.sources import open_source
+import time
+slowly = decode.decode
+def wait(*arguments):
+    time.sleep(0.002)
+    return slowly(*arguments)
+decode.decode = wait
+part = open_source(DataConfig(source=sys.argv[1])).split("all")
+print("ready", flush=True)
+images = cache.open_images(part, decode.View((10, 8)), DataConfig())
+print(int(images.read(images.valid)[0].astype(int).sum()), flush=True)
+"""
+
+
+def test_processes_that_write_at_once_and_are_killed(tmp_path: Path, home: Path) -> None:
+    root = write(tmp_path / "data", 400)
+    part = split(root)
+    expected = everything(open_images(part, VIEW, config(), where="decode"))[0]
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(root)], stdout=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    for writer in writers:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+    for writer, delay in zip(writers[:2], (0.05, 0.15), strict=True):
+        time.sleep(delay)
+        writer.kill()
+    for writer in writers[2:]:
+        out, _ = writer.communicate(timeout=120)
+        assert writer.returncode == 0
+        assert int(out) == expected.astype(int).sum()
+    for writer in writers[:2]:
+        writer.communicate()
+        assert writer.returncode == -9
+    np.testing.assert_array_equal(everything(open_images(part, VIEW, config()))[0], expected)
+
+
+@pytest.mark.parametrize("count", [3, 400])
+def test_threads_are_chosen_by_measurement_and_change_no_pixel(
+    tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = split(write(tmp_path / "data", count))
+    expected = everything(open_images(part, VIEW, config(workers=0), where="decode"))[0]
+    tried: list[int] = []
+    by_threads = cache._by_threads
+
+    def note(work: Any, parts: Any, workers: int) -> Any:
+        tried.append(workers)
+        return by_threads(work, parts, workers)
+
+    monkeypatch.setattr(cache, "_by_threads", note)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(cache, "_TRIAL", 2)
+    np.testing.assert_array_equal(everything(open_images(part, VIEW, config()))[0], expected)
+    if count == 3:
+        assert tried == [2]
+    else:
+        assert tried[:3] == [2, 1, 4]
+        assert tried[3] in (1, 2, 4)
+
+
 def test_a_cache_that_cannot_be_written_lies_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "temporary").mkdir()
