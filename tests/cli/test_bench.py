@@ -69,3 +69,9 @@ def test_a_run_takes_no_setting_of_bench(vit: Vit) -> None:
     done = vit("pretrain", "--set", "bench.seconds=3", "--dry-run")
     assert done.code == 2
     assert "bench.seconds does not concern a run" in done.err
+
+
+def test_what_does_not_fit_into_memory_is_a_lack_of_resources(vit: Vit) -> None:
+    done = vit("bench", "mu/4", "--img-size", "4096", "--batch-size", "2000000", "--set", "bench.modes=infer")
+    assert done.code == 6
+    assert "out of memory" in done.err

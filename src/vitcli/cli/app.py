@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from typing import Annotated
 
@@ -50,6 +51,9 @@ app.command("info")(info)
 app.command("bench")(bench)
 
 
+_OUT_OF_MEMORY = ResourceError("out of memory", "a smaller --batch-size, or --set train.accumulate=2, needs less")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code (errors.py)."""
     # OpenMP's threads wait by spinning, by default for a millisecond, which other work on the same cores pays for
@@ -75,10 +79,7 @@ def run(arguments: list[str]) -> int:
         except KeyboardInterrupt:
             return 130
         except MemoryError:
-            return _fail(
-                ResourceError("out of memory", "a smaller --batch-size, or --set train.accumulate=2, needs less"),
-                as_json,
-            )
+            return _fail(_OUT_OF_MEMORY, as_json)
         except Exception as error:
             if isinstance(error, BrokenPipeError) or (isinstance(error, OSError) and error.errno == errno.EPIPE):
                 raise
@@ -101,6 +102,8 @@ def _understood(error: Exception) -> VitError:
     """A usage error of the parser, a full disk, a bug in vit."""
     if hasattr(error, "format_message"):
         return _usage(error)
+    if isinstance(error, RuntimeError) and re.search(r"can't allocate memory|out of memory", str(error)):
+        return _OUT_OF_MEMORY
     if isinstance(error, typer.Abort):
         return UsageError("aborted")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):

@@ -32,8 +32,9 @@ def bench(
 ) -> None:
     """Images a second in training and inference, beside the peak of this machine's matrix products.
 
-    Training is the whole step: forward, backward and AdamW on a batch that lies ready. Modes, seconds and all that
-    changes speed can be set: bench.modes=infer, model.drop_path=0.4, run.attention=recompute, run.compile=on.
+    Training is the whole step, forward, backward and AdamW, on a batch that lies ready.
+
+    What changes speed can be set: bench.modes=infer, run.attention=recompute, run.compile=on, model.drop_path=0.4.
     """
     overrides = options.overrides(
         None,
