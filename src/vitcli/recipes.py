@@ -78,7 +78,7 @@ def _small_model(facts: Facts) -> ModelConfig:
         patch = min(divisors, key=lambda p: (abs(p - patch), p))
     else:
         img_size = (max(patch, round(img_size[0] / patch) * patch), max(patch, round(img_size[1] / patch) * patch))
-    width, depth, heads = (128, 6, 2) if slow or _is_tiny(facts) else (384, 12, 6)
+    width, depth, heads = (128, 6, 4) if slow or _is_tiny(facts) else (384, 12, 6)
     if facts.images < 5000 and side <= 16:
         width, depth, heads = 64, 6, 2
     model = ModelConfig(
@@ -102,7 +102,7 @@ def small(facts: Facts) -> Config:
     the 50,000 of CIFAR-10.
 
     Run on two AVX512-BF16 cores: `vit pretrain`, seeds 0, 1, 2, 46 s: top-1 0.984 ± 0.007 on the 359
-    held-out digits. `vit pretrain --data CIFAR10 --time-budget 5m`: 0.587, one seed.
+    held-out digits. `vit pretrain --data CIFAR10 --time-budget 5m`: 0.702 after 839 steps, one seed.
     """
     if facts.model:
         size = facts.img_size or (facts.size if _is_tiny(facts) else (224, 224))
@@ -129,7 +129,7 @@ def small(facts: Facts) -> Config:
             name="muon",
             lr=2e-3,
             muon_lr=0.02,
-            weight_decay=0.5 if mildly else 0.01,
+            weight_decay=0.5,
             schedule="linear",
             warmup=0.05,
             clip=1.0,

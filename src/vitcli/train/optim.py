@@ -61,21 +61,23 @@ class Optimizer:
         self, named: Iterator[tuple[str, nn.Parameter]], config: OptimConfig, depth: int, fused: bool = True
     ) -> None:
         self.config = config
-        groups: dict[tuple[bool, bool, int], list[tuple[str, nn.Parameter]]] = {}
+        groups: dict[tuple[bool, bool, int, int], list[tuple[str, nn.Parameter]]] = {}
         for name, parameter in named:
             if parameter.requires_grad:
                 muon = config.name == "muon" and parameter.ndim == 2 and name.startswith("blocks.")
-                key = (muon, is_decayed(name, parameter), layer_of(name, depth))
+                parts = 3 if muon and name.endswith("attn.qkv.weight") else 1  # q, k and v are matrices of their own
+                key = (muon, is_decayed(name, parameter), layer_of(name, depth), parts)
                 groups.setdefault(key, []).append((name, parameter))
         matrices: list[dict[str, Any]] = []
         others: list[dict[str, Any]] = []
-        for (muon, decayed, layer), members in sorted(groups.items(), key=lambda item: item[0]):
+        for (muon, decayed, layer, parts), members in sorted(groups.items(), key=lambda item: item[0]):
             rate = config.layer_decay ** (depth + 1 - layer)
             group = {
                 "params": [p for _, p in members],
                 "names": [n for n, _ in members],
                 "base_lr": rate * (config.muon_lr if muon else config.lr),
                 "weight_decay": config.weight_decay if decayed else 0.0,
+                "parts": parts,
             }
             (matrices if muon else others).append(group)
         self.parts: list[torch.optim.Optimizer] = []
