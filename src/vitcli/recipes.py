@@ -101,7 +101,7 @@ def small(facts: Facts) -> Config:
     that keeps the class. Epochs shrink as the data grows: 40 for the 1,438 training images of `digits`, 14 for
     the 50,000 of CIFAR-10.
 
-    Run on two AVX512-BF16 cores: `vit pretrain`, seeds 0, 1, 2, 46 s: top-1 0.984 ± 0.007 on the 359
+    Run on two AVX512-BF16 cores: `vit pretrain`, seeds 0, 1, 2, 45 s: top-1 0.984 ± 0.006 on the 359
     held-out digits. `vit pretrain --data CIFAR10 --time-budget 5m`: 0.702 after 839 steps, one seed.
     """
     if facts.model:
