@@ -1,4 +1,4 @@
-"""Plain against fused attention on this machine: forward and backward, milliseconds, medians of alternating runs.
+"""The paths of attention on this machine: forward and backward, milliseconds, medians of alternating runs.
 
 python benchmarks/attention.py [--batch 32] [--heads 6] [--tokens 65 197 577]
 """
@@ -10,23 +10,21 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 
-from vitcli.model.attention import attention_weights
+from vitcli.config import RunConfig
+from vitcli.model.attention import PATHS, attend
+from vitcli.train import runtime
 
 ROUNDS = 9
 
 
-def plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    return attention_weights(q, k) @ v
-
-
-def milliseconds(attend: Callable[..., torch.Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> float:
-    q, k, v = (torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3))
+def milliseconds(attend: Callable[[torch.Tensor], torch.Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> float:
+    qkv = torch.randn((3, *shape), dtype=dtype, requires_grad=True)
     started = time.perf_counter()
-    attend(q, k, v).sum().backward()
+    attend(qkv).sum().backward()
     return 1e3 * (time.perf_counter() - started)
 
 
@@ -36,7 +34,8 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=6)
     parser.add_argument("--tokens", type=int, nargs="*", default=[65, 197, 577])
     asked = parser.parse_args()
-    paths = {"plain": plain, "fused": F.scaled_dot_product_attention}
+    runtime.start(RunConfig())
+    paths: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {path: partial(attend, path=path) for path in PATHS}
     for dtype in (torch.float32, torch.bfloat16):
         for tokens in asked.tokens:
             shape = (asked.batch, asked.heads, tokens, 64)

@@ -1,6 +1,6 @@
 """`vit pretrain` against timm's train.py from the command line: images a second of a whole epoch, each as it comes.
 
-    TIMM_TRAIN=path/to/train.py python benchmarks/command_line.py FOLDER [--model s/16] [--img-size 224] [--steps 20]
+    TIMM_TRAIN=path/to/train.py python benchmarks/command_line.py FOLDER [--model s/16] [--img-size 224] [--batch 32]
 
 FOLDER holds a folder a class under train and validation. timm's script is not in its wheel; without TIMM_TRAIN this
 says so and ends. Both get the model, the image size, the batch and the workers, and nothing else; timm once more with
