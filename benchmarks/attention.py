@@ -35,14 +35,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="*", default=[65, 197, 577])
     asked = parser.parse_args()
     runtime.start(RunConfig())
-    paths: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {path: partial(attend, path=path) for path in PATHS}
+    paths: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {name: partial(attend, path=name) for name in PATHS}
     for dtype in (torch.float32, torch.bfloat16):
         for tokens in asked.tokens:
             shape = (asked.batch, asked.heads, tokens, 64)
             times: dict[str, list[float]] = {name: [] for name in paths}
             for _ in range(ROUNDS):
-                for name, attend in paths.items():
-                    times[name].append(milliseconds(attend, shape, dtype))
+                for name, path in paths.items():
+                    times[name].append(milliseconds(path, shape, dtype))
             medians = {name: round(statistics.median(values[1:]), 2) for name, values in times.items()}
             ratio = round(medians["fused"] / medians["plain"], 2)
             print(json.dumps({"tokens": tokens, "dtype": str(dtype), **medians, "fused_over_plain": ratio}), flush=True)
