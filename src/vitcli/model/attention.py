@@ -20,7 +20,7 @@ PLAIN_TOKENS_ON_CPU = 640
 """Longest sequence for which a CPU keeps the weights for the backward pass.
 
 On two AVX512-BF16 cores in bf16, heads of 64, forward and backward (benchmarks/attention.py): at 197 tokens,
-batch 32 and 6 heads plain 38 ms, recompute 50 ms, fused 106 ms; at 577 tokens, batch 16, 142, 183 and 319 ms.
+batch 32 and 6 heads plain 44 ms, recompute 56 ms, fused 110 ms; at 577 tokens, batch 16, 115, 145 and 230 ms.
 Beyond this length the kept weights, which grow with the square, are the larger cost.
 """
 _CHUNK_BYTES = 8_000_000
