@@ -16,11 +16,8 @@ from vitcli.data.cache import open_images, working_view
 from vitcli.data.loader import TrainLoader
 from vitcli.data.sources import open_source
 from vitcli.data.split import typical_size
-from vitcli.model.vit import ViT, init_weights
 from vitcli.train import runtime
-from vitcli.train.objectives import Classify
-from vitcli.train.optim import Optimizer
-from vitcli.train.step import train_step
+from vitcli.train.bench import trainer
 
 
 def main() -> None:
@@ -44,17 +41,12 @@ def main() -> None:
     native, uniform = typical_size(split, 89)
     images = open_images(split, working_view(native, uniform, size, augment), DataConfig())
     loader = TrainLoader(images, split.labels, config, machine.device)
-    model = ViT(config.model)
-    init_weights(model, 0)
-    model, objective = machine.place(model), Classify(config.train)
-    optimizer = Optimizer(model.named_parameters(), config.optim, config.model.depth)
+    train = trainer(config, machine)
     fixed, batches, together = loader.batch(0), loader.batches(0), loader._together()
-    numbers = iter(range(10**9))
 
     def steps(fed: bool) -> None:
         for _ in range(together):
-            batch = next(batches) if fed else fixed
-            train_step(model, objective, optimizer, batch, config, next(numbers), machine)
+            train(next(batches) if fed else fixed)
 
     taken = alternate({"fed": lambda: steps(True), "fixed": lambda: steps(False)}, asked.rounds)
     batches.close()

@@ -1,4 +1,4 @@
-"""What the benchmarks share: timm beside a CPU torch, alternating runs, peak memory, rows of JSON."""
+"""What the benchmarks share: timm beside a CPU torch, alternating runs, rows of JSON."""
 
 from __future__ import annotations
 
@@ -35,15 +35,6 @@ def alternate(works: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int 
             if index >= warm_up:
                 times[name].append(taken)
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def peak_flops(dtype: Any) -> float:
-    """FLOPs a second of the best of five 4096³ products."""
-    import torch
-
-    a, b = (torch.randn(4096, 4096).to(dtype) for _ in range(2))
-    seconds(lambda: a @ b)
-    return 2 * 4096**3 / min(seconds(lambda: a @ b) for _ in range(5))
 
 
 def show(**row: Any) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from opponents import alternate, import_timm, peak_flops, show
+from opponents import alternate, import_timm, show
 
 from vitcli import flops
 from vitcli.config import Config, ModelConfig, RunConfig, apply, model_config, parse_size
@@ -28,9 +28,7 @@ from vitcli.evaluate.evaluator import logits_of
 from vitcli.model.linear import packed
 from vitcli.model.vit import ViT, init_weights
 from vitcli.train import runtime
-from vitcli.train.objectives import Classify
-from vitcli.train.optim import Optimizer
-from vitcli.train.step import train_step
+from vitcli.train.bench import peak_flops, trainer
 
 
 def vit_model(model: ModelConfig, machine: runtime.Runtime) -> ViT:
@@ -42,11 +40,10 @@ def vit_model(model: ModelConfig, machine: runtime.Runtime) -> ViT:
 
 def vit_step(model: ModelConfig, batch: int, machine: runtime.Runtime) -> Callable[[], Any]:
     config = apply(Config(model=model), {"train.batch_size": batch, "optim.lr": 1e-4})
-    made, objective = vit_model(model, machine), Classify(config.train)
-    optimizer = Optimizer(made.named_parameters(), config.optim, model.depth)
+    step = trainer(config, machine)
     images, labels = torch.randn(batch, 3, *model.img_size), torch.randint(model.classes, (batch,))
-    data, steps = Batch((images,), labels, torch.arange(batch)), iter(range(10**9))
-    return lambda: train_step(made, objective, optimizer, data, config, next(steps), machine)
+    data = Batch((images,), labels, torch.arange(batch))
+    return lambda: step(data)
 
 
 def timm_model(timm: Any, model: ModelConfig) -> torch.nn.Module:
@@ -137,7 +134,7 @@ def main() -> None:
     timm = import_timm()
     model = model_config(asked.model, parse_size(asked.img_size), 1000)
     named = {"model": model.name, "img_size": asked.img_size, "batch": asked.batch}
-    peak = peak_flops(torch.bfloat16 if machine.bf16 else torch.float32)
+    peak = peak_flops(machine)
     if "train" in asked.only:
         taken = alternate(
             {"vit": vit_step(model, asked.batch, machine), "timm": timm_step(timm, model, asked.batch, machine.bf16)},
@@ -145,7 +142,7 @@ def main() -> None:
             warm_up=2,
         )
         achieved = flops.training_flops(model, asked.batch) / taken["vit"]
-        peak = max(peak, peak_flops(torch.bfloat16 if machine.bf16 else torch.float32))
+        peak = max(peak, peak_flops(machine))
         speed = {name: asked.batch / seconds for name, seconds in taken.items()}
         show(
             what="train", **named, images_per_second=speed, ratio=taken["timm"] / taken["vit"], of_peak=achieved / peak

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from vitcli.model.linear import Linear, linear
 
-Path = Literal["plain", "recompute", "fused"]
+AttentionPath = Literal["plain", "recompute", "fused"]
 """How attention is computed: with the matrix of weights kept for the backward pass, formed again in it, or by
 torch's fused kernel. All three give the same numbers up to rounding."""
-PATHS: tuple[Path, ...] = get_args(Path)
+PATHS: tuple[AttentionPath, ...] = get_args(AttentionPath)
 
 PLAIN_TOKENS_ON_CPU = 640
 """Longest sequence for which a CPU keeps the weights for the backward pass.
@@ -34,7 +34,7 @@ def attention_weights(
     return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1)
 
 
-def best_path(device: str, tokens: int) -> Path:
+def best_path(device: str, tokens: int) -> AttentionPath:
     """The fastest path for a device and length. It changes bits, so a run's state records it."""
     if device != "cpu":
         return "fused"
@@ -42,7 +42,7 @@ def best_path(device: str, tokens: int) -> Path:
 
 
 def attend(
-    qkv: Float[Tensor, "3 batch heads tokens dim"], path: Path | None = None
+    qkv: Float[Tensor, "3 batch heads tokens dim"], path: AttentionPath | None = None
 ) -> Float[Tensor, "batch heads tokens dim"]:
     """attention_weights(q, k) v, by `path` or the best one."""
     chosen = path or best_path(qkv.device.type, qkv.shape[3])
@@ -114,7 +114,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.path: Path | None = None  # None: the best one for device and length
+        self.path: AttentionPath | None = None  # None: the best one for device and length
         self.qkv = Linear(width, 3 * width)
         self.proj = Linear(width, width)
 

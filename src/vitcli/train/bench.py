@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from vitcli.model.vit import ViT, init_weights
 from vitcli.train.objectives import Classify
 from vitcli.train.optim import Optimizer
 from vitcli.train.runtime import Runtime
-from vitcli.train.step import train_step
+from vitcli.train.step import Update, train_step
 
 TRAIN_BATCH = {"cpu": 32, "mps": 64, "cuda": 256}
 _WARM_UP, _FEWEST = 2, 3
@@ -81,19 +82,25 @@ def bench(
     return {"results": [vars(r) for r in results], "peak_tflops": {precision: peak / 1e12}}
 
 
-def _training(config: Config, runtime: Runtime, batch: int) -> Iterator[None]:
-    """Training steps on one batch, one a turn."""
-    config = replace(config, train=replace(config.train, batch_size=batch))
+def trainer(config: Config, runtime: Runtime) -> Callable[[Batch], Update]:
+    """A model with random weights, its objective and optimizer, as a function that trains it by one step."""
     model = ViT(config.model)
     init_weights(model, config.run.seed)
     model = runtime.place(model)
     objective = Classify(config.train)
     optimizer = Optimizer(model.named_parameters(), config.optim, config.model.depth, runtime.device.type != "mps")
     optimizer.set_factor(0.1)
+    steps = itertools.count()
+    return lambda batch: train_step(model, objective, optimizer, batch, config, next(steps), runtime)
+
+
+def _training(config: Config, runtime: Runtime, batch: int) -> Iterator[None]:
+    """Training steps on one batch, one a turn."""
+    step = trainer(replace(config, train=replace(config.train, batch_size=batch)), runtime)
     images, labels = _images(config.model, batch, runtime)
     data = Batch((images,), labels, torch.arange(batch))
-    for step in range(10**9):
-        train_step(model, objective, optimizer, data, config, step, runtime)
+    while True:
+        step(data)
         yield
 
 

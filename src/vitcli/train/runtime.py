@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import pathlib
 import shutil
 import signal
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 
 from vitcli.config import RunConfig
 from vitcli.errors import ResourceError
-from vitcli.model.attention import Attention, Path, best_path
+from vitcli.model.attention import Attention, AttentionPath, best_path
 from vitcli.model.vit import ViT
 
 
@@ -29,7 +29,7 @@ class Runtime:
     device: torch.device
     bf16: bool
     threads: int
-    attention: Path | None = None  # None: the fastest for device and length
+    attention: AttentionPath | None = None  # None: the fastest for device and length
     compile: bool = False
 
     def as_json(self, tokens: int) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def start(run: RunConfig) -> Runtime:
         if run.compile and not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++", "cl")))):
             raise ResourceError("run.compile needs a C++ compiler, and there is none", "install g++, or leave it off")
     bf16 = run.precision == "bf16" or (run.precision == "auto" and bf16_is_faster(device))
-    attention: Path | None = None if run.attention == "auto" else run.attention
+    attention: AttentionPath | None = None if run.attention == "auto" else run.attention
     return Runtime(device, bf16, torch.get_num_threads(), attention, run.compile)
 
 
@@ -116,7 +116,7 @@ def bf16_is_faster(device: torch.device) -> bool:
 def _has_bf16_units() -> bool:
     """AVX512-BF16 or AMX on x86; on other processors what oneDNN says is enough."""
     try:
-        flags = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return True
     return "flags" not in flags or "avx512_bf16" in flags or "amx_bf16" in flags
@@ -125,8 +125,8 @@ def _has_bf16_units() -> bool:
 def process_seconds() -> float:
     """Seconds since this process began, its imports included."""
     try:
-        ticks = int(pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        uptime = float(pathlib.Path("/proc/uptime").read_text().split()[0])
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
         return max(0.0, uptime - ticks / os.sysconf("SC_CLK_TCK"))
     except (OSError, ValueError, IndexError):
         return time.monotonic() - _IMPORTED
