@@ -22,6 +22,7 @@ from vitcli.config import (
     EvalConfig,
     ModelConfig,
     Overrides,
+    ProbeConfig,
     Size,
     apply,
     check,
@@ -31,10 +32,11 @@ from vitcli.config import (
 from vitcli.config import Config as Config
 from vitcli.data.cache import Progress, silent
 from vitcli.data.sources import open_source
-from vitcli.data.split import Source, Split
-from vitcli.errors import CheckpointError, DataError, UsageError
+from vitcli.data.split import Source, Split, fraction_of
+from vitcli.errors import CheckpointError, DataError, UsageError, did_you_mean
 from vitcli.evaluate.evaluator import Evaluation
 from vitcli.evaluate.evaluator import evaluate as measure
+from vitcli.evaluate.probe import Features, features_of, linear_probe
 from vitcli.evaluate.report import summary
 from vitcli.model.vit import ViT
 from vitcli.train import loop, runfolder, runtime
@@ -155,19 +157,13 @@ def plan_evaluation(
 
     Raises CheckpointError, DataError or UsageError.
     """
-    path = locate(reference) if reference else runfolder.newest_finished()
-    notes = [] if reference else [f"checkpoint: {path}, the newest finished run"]
-    described = describe(path).labelled(labels)
-    described, data_config = _preprocessing(described, overrides or {})
-    if not data:
-        data = (described.provenance.get("data") or {}).get("id", "")
-        if not data:
-            raise UsageError(f"{path} does not say what data it was trained on", "name the data with --data")
-        notes.append(f"data: {data}, the checkpoint's own")
+    described, data_config, notes = _checkpoint(reference, overrides or {}, ("eval.", "data."))
+    described = described.labelled(labels)
+    source, found = _data(described, data, data_config)
+    notes += found
     _need_names(described)
     size = img_size or described.model.img_size
     check_model(replace(described.model, img_size=size))
-    source = open_source(replace(data_config, source=data))
     part, why = _chosen_split(source, split, described)
     if part.labels is None:
         raise DataError(f"split {part.name!r} of {source.id} has no labels", "evaluation compares with labels")
@@ -183,6 +179,101 @@ def evaluate(reference: str = "", data: str = "", split: str = "", **options: An
     """Measure a checkpoint: the fields of `vit eval --json`. `options` are those of `plan_evaluation`."""
     planned = plan_evaluation(reference, data, split, **options)
     return summary(planned.measure(), planned.classes)
+
+
+@dataclass(frozen=True, eq=False)
+class ProbePlan:
+    """A probe, resolved and checked."""
+
+    description: Description
+    img_size: Size
+    source: Source
+    train: Split
+    held_out: Split
+    data: DataConfig
+    settings: ProbeConfig
+    machine: runtime.Runtime
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields of `vit probe --dry-run`."""
+        return {
+            "checkpoint": str(self.description.path),
+            "model": self.description.model.name,
+            "img_size": list(self.img_size),
+            "data": self.source.id,
+            "train": min(len(self.train), self.settings.images),
+            "split": self.held_out.name,
+            "n": len(self.held_out),
+            "classes": len(self.source.classes),
+        }
+
+    def measure(self, progress: Progress = silent) -> dict[str, Any]:
+        """The fields of `vit probe --json`. Raises CheckpointError or DataError."""
+        _, model = load(str(self.description.path), self.img_size)
+        outputs = np.arange(len(self.source.classes), dtype=np.int64)
+
+        def features(part: Split, most: int) -> Features:
+            return features_of(
+                model.to(self.machine.device), part, outputs, self.description.eval, self.data,
+                device=self.machine.device, bf16=self.machine.bf16, most=most, progress=progress,
+            )  # fmt: skip
+
+        train = features(self.train, self.settings.images)
+        probe = linear_probe(train, len(outputs))
+        held_out = features(self.held_out, len(self.held_out))
+        return {
+            "method": "linear",
+            "results": [{"l2": probe.l2, "top1": probe.top1_on(held_out), "n": len(held_out)}],
+            "split": self.held_out.name,
+            "train_n": len(train),
+            "cross_validation": list(probe.tried),
+        }
+
+
+def plan_probe(
+    reference: str = "",
+    data: str = "",
+    split: str = "",
+    *,
+    method: str = "linear",
+    img_size: Size | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    overrides: Overrides | None = None,
+) -> ProbePlan:
+    """What a classifier of a checkpoint's frozen features is to be fitted and measured on.
+
+    Raises CheckpointError, DataError or UsageError.
+    """
+    if method not in PROBES:
+        raise UsageError(f"unknown method {method!r}", did_you_mean(method, PROBES))
+    asked = overrides or {}
+    described, data_config, notes = _checkpoint(reference, asked, ("eval.", "data.", "probe."))
+    source, found = _data(described, data, data_config)
+    settings = ProbeConfig(**{k.partition(".")[2]: v for k, v in asked.items() if k.startswith("probe.")})
+    if settings.images < 2:
+        raise UsageError(f"probe.images = {settings.images}: must be at least 2")
+    size = img_size or described.model.img_size
+    check_model(replace(described.model, img_size=size))
+    train = fraction_of(source.train(data_config.train_split), data_config.fraction, 0)
+    held_out = source.split(split) if split else source.held_out()
+    for part in (train, held_out):
+        if part.labels is None:
+            raise DataError(f"split {part.name!r} of {source.id} has no labels", "a probe learns from labels")
+    machine = runtime.start(apply(Config(), {"run.device": device, "run.precision": precision}).run)
+    return ProbePlan(
+        described, size, source, train, held_out, data_config, settings, machine, (*notes, *found, *described.notes)
+    )
+
+
+PROBES = ("linear",)
+"""Methods of `vit probe`."""
+
+
+def probe(reference: str = "", data: str = "", **options: Any) -> dict[str, Any]:
+    """Fit and measure a probe: the fields of `vit probe --json`. `options` are those of `plan_probe`."""
+    return plan_probe(reference, data, **options).measure()
 
 
 def bench(models: Sequence[ModelConfig], overrides: Overrides, progress: Progress = silent) -> dict[str, Any]:
@@ -213,16 +304,35 @@ def bench(models: Sequence[ModelConfig], overrides: Overrides, progress: Progres
     )
 
 
-def _preprocessing(described: Description, overrides: Overrides) -> tuple[Description, DataConfig]:
-    """The checkpoint's preprocessing with what was asked for in its place, and how to read the data."""
-    wrong = next((key for key in overrides if not key.startswith(("eval.", "data."))), None)
+def _checkpoint(
+    reference: str, overrides: Overrides, fitting: tuple[str, ...]
+) -> tuple[Description, DataConfig, list[str]]:
+    """The checkpoint with the preprocessing asked for in its place, how to read data, and what to say.
+
+    Raises UsageError for a configuration value that does not begin with one of `fitting`.
+    """
+    path = locate(reference) if reference else runfolder.newest_finished()
+    notes = [] if reference else [f"checkpoint: {path}, the newest finished run"]
+    wrong = next((key for key in overrides if not key.startswith(fitting)), None)
     if wrong is not None:
-        raise UsageError(f"{wrong} does not concern an evaluation", "eval takes --set eval.… and data.… only")
+        raise UsageError(
+            f"{wrong} does not concern a measurement", f"it takes --set {', '.join(f + '…' for f in fitting)} only"
+        )
+    described = describe(path)
     values = {k.partition(".")[2]: v for k, v in overrides.items() if k.startswith("eval.")}
     config: EvalConfig = replace(described.eval, **values)
-    return replace(described, eval=config), apply(
-        Config(), {k: v for k, v in overrides.items() if k.startswith("data.")}
-    ).data
+    data = apply(Config(), {k: v for k, v in overrides.items() if k.startswith("data.")}).data
+    return replace(described, eval=config), data, notes
+
+
+def _data(described: Description, asked: str, config: DataConfig) -> tuple[Source, list[str]]:
+    """The data asked for, else the checkpoint's own, and what to say. Raises UsageError or DataError."""
+    if asked:
+        return open_source(replace(config, source=asked)), []
+    own = (described.provenance.get("data") or {}).get("id", "")
+    if not own:
+        raise UsageError(f"{described.path} does not say what data it was trained on", "name the data with --data")
+    return open_source(replace(config, source=own)), [f"data: {own}, the checkpoint's own"]
 
 
 def _need_names(described: Description) -> None:

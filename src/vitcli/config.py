@@ -123,6 +123,9 @@ class TrainConfig:
     loss: Literal["softmax", "sigmoid"] = "softmax"
     label_smoothing: float = 0.0
     head_bias: float = 0.0  # the new head's bias; -10 and -6.9 are big_vision's for sigmoid losses
+    head: Literal["zero", "linear"] = "zero"  # a new head starts at zero, or as a linear probe of the frozen features
+    dev: float = 0.0  # part of the training images kept back to choose by, at most 2,000
+    report_on: Literal["held-out", "dev"] = "held-out"  # the images that the run's own scores are of
     freeze: Literal["", "backbone"] = ""
     ema: float = 0.0  # decay of the weights' moving average; 0 is off
     save_every_steps: int = 0
@@ -184,6 +187,13 @@ class BenchConfig:
 
 
 @dataclass(frozen=True)
+class ProbeConfig:
+    """How `vit probe` fits; no part of a run."""
+
+    images: int = 20_000  # most training images that it fits on; a larger set is thinned class by class
+
+
+@dataclass(frozen=True)
 class Config:
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -195,7 +205,7 @@ class Config:
 
 
 SECTIONS: dict[str, type] = {f.name: f.default_factory for f in dataclasses.fields(Config)}  # type: ignore[misc]
-COMMAND_SECTIONS: dict[str, type] = {"bench": BenchConfig}
+COMMAND_SECTIONS: dict[str, type] = {"bench": BenchConfig, "probe": ProbeConfig}
 """What single commands take with --set, beside the sections of a run."""
 _HINTS = {name: typing.get_type_hints(cls, include_extras=True) for name, cls in (SECTIONS | COMMAND_SECTIONS).items()}
 _FILE_ONLY = {"run.command", "run.init", "model.classes"}  # decided by the command, the checkpoint, the data
@@ -527,6 +537,7 @@ def check(config: Config) -> Config:
         "train.ema": train.ema,
         "train.label_smoothing": train.label_smoothing,
         "data.fraction": data.fraction,
+        "train.dev": train.dev,
         "augment.pad": augment.pad,
         "optim.layer_decay": optim.layer_decay,
         "eval.crop": config.eval.crop,
@@ -542,6 +553,10 @@ def check(config: Config) -> Config:
             f"train.batch_size = {train.batch_size} is not a multiple of train.accumulate = {train.accumulate}",
             "each micro-batch has batch_size / accumulate images",
         )
+    if train.dev == 1:
+        raise UsageError("train.dev = 1: no image is left to train on")
+    if train.report_on == "dev" and not train.dev:
+        raise UsageError("train.report_on = dev needs a dev part", "keep images back with --set train.dev=0.1")
     if not 0 < augment.scale[0] <= augment.scale[1] <= 1:
         raise UsageError(f"augment.scale = {augment.scale}: not a range within 0 and 1")
     if not 0 < augment.ratio[0] <= augment.ratio[1]:

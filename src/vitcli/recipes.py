@@ -41,6 +41,7 @@ class Facts:
     img_size: Size | None = None  # asked for
     parent: ModelConfig | None = None  # finetune: the checkpoint's model
     parent_eval: EvalConfig | None = None
+    new_head: bool = True  # finetune: the classes are not the checkpoint's
 
 
 def _model(facts: Facts, default: str, img_size: Size = (224, 224)) -> ModelConfig:
@@ -152,7 +153,13 @@ def finetune(facts: Facts) -> Config:
             scale=(0.8, 1.0) if mildly else (0.25, 1.0),
             flip=0.5 if facts.mirror else 0.0,
         ),
-        train=TrainConfig(batch_size=_batch_size(facts.images, 64), epochs=epochs, label_smoothing=0.1),
+        train=TrainConfig(
+            batch_size=_batch_size(facts.images, 64),
+            epochs=epochs,
+            label_smoothing=0.1,
+            head="linear" if facts.new_head else "zero",
+            dev=0.1 if facts.new_head else 0.0,
+        ),
         optim=OptimConfig(name="adamw", lr=1e-3, weight_decay=0.05, warmup=0.1, layer_decay=0.75, clip=1.0),
         eval=facts.parent_eval or EvalConfig(),
     )

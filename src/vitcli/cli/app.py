@@ -15,6 +15,7 @@ from vitcli.cli import console
 from vitcli.cli.bench import bench
 from vitcli.cli.evaluate import eval_
 from vitcli.cli.info import info
+from vitcli.cli.probe import probe
 from vitcli.cli.train import finetune, pretrain
 from vitcli.errors import ResourceError, UsageError, VitError, did_you_mean
 
@@ -47,6 +48,7 @@ def vit(
 app.command("pretrain")(pretrain)
 app.command("finetune")(finetune)
 app.command("eval")(eval_)
+app.command("probe")(probe)
 app.command("info")(info)
 app.command("bench")(bench)
 

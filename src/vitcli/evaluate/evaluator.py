@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,20 +80,16 @@ def evaluate(
     assert split.labels is not None
     images = open_images(split, eval_view(model.config.img_size, config), data, progress, where="decode")
     positions = images.valid[:limit] if limit else images.valid
-    size = config.batch_size or batch_size(device.type, model.config.tokens)
     tally, top, scores = Tally(model.config.classes), [], []
     k = min(config.top_k, model.config.classes)
     started = time.monotonic()
-    model.eval()
-    with torch.inference_mode(), packed(model, bf16):
-        for start, pixels in zip(range(0, len(positions), size), _pixels(images, positions, size, device), strict=True):
-            logits = logits_of(model, normalise_(to_float(pixels), config), bf16, config.views)
-            here = positions[start : start + size]
+    with torch.inference_mode(), packed(model.eval(), bf16):
+        for here, pixels in batches(model, images, positions, config, device, progress):
+            logits = logits_of(model, pixels, bf16, config.views)
             tally.add(logits, torch.from_numpy(outputs[split.labels[here]]))
             best = logits.cpu().double().softmax(1).topk(k, 1)
             top.append(best.indices.numpy())
             scores.append(best.values.numpy())
-            progress("evaluating", start + len(here), len(positions))
     seconds = time.monotonic() - started
     metrics = {
         "split": split.name,
@@ -110,11 +108,25 @@ def evaluate(
     )
 
 
-def _pixels(images: Images, positions: NDArray[np.int64], size: int, device: torch.device) -> Any:
-    """Batches of decoded images, the next decoded while this one is measured."""
+def batches(
+    model: ViT,
+    images: Images,
+    positions: NDArray[np.int64],
+    config: EvalConfig,
+    device: torch.device,
+    progress: Progress = silent,
+    what: str = "evaluating",
+) -> Iterator[tuple[NDArray[np.int64], Float[Tensor, "batch 3 height width"]]]:
+    """(positions, images ready for the model), the next ones decoded while these are worked on."""
+    size = config.batch_size or batch_size(device.type, model.config.tokens)
+    parts = [positions[start : start + size] for start in range(0, len(positions), size)]
 
-    def read(start: int) -> Tensor:
-        return torch.from_numpy(images.read(positions[start : start + size])[0])
+    def read(index: int) -> Tensor:
+        return torch.from_numpy(images.read(parts[index])[0])
 
-    for pixels in ahead(read, range(0, len(positions), size), 2 if images.config.workers != 0 else 0):
-        yield pixels.to(device)
+    done = 0
+    with contextlib.closing(ahead(read, range(len(parts)), 2 if images.config.workers != 0 else 0)) as decoded:
+        for here, pixels in zip(parts, decoded, strict=True):
+            yield here, normalise_(to_float(pixels.to(device)), config)
+            done += len(here)
+            progress(what, done, len(positions))

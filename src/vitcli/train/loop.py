@@ -18,11 +18,14 @@ import torch
 from vitcli import files
 from vitcli.data.cache import Images, open_images, silent, working_view
 from vitcli.data.loader import TrainLoader
+from vitcli.data.split import Split
 from vitcli.errors import CheckpointError, DivergedError, Interrupted, ResourceError, UsageError, VitError
-from vitcli.evaluate.evaluator import evaluate
+from vitcli.evaluate.evaluator import Evaluation, evaluate
+from vitcli.evaluate.probe import MOST_IMAGES
 from vitcli.model.vit import ViT, init_weights
 from vitcli.train import artifacts, runfolder, state
 from vitcli.train.clock import Anchor, Clock
+from vitcli.train.head import Start, fit_head
 from vitcli.train.objectives import Classify
 from vitcli.train.optim import Average, Optimizer, lr_factor
 from vitcli.train.plan import Plan, replan
@@ -37,7 +40,9 @@ Report = dict[str, Any]
 
 EXIT_SECONDS = 1.5
 """What pictures, the report and the interpreter's end take after the evaluation, kept back from a time budget."""
-_PROBE_IMAGES = 256
+_TIMED_IMAGES = 256
+_HEAD_PART = 0.15
+"""Part of a time budget that the fit of a new head may take."""
 
 
 def train(plan: Plan, place: Place, log: Log) -> tuple[Path, Report]:
@@ -116,6 +121,7 @@ class _Run:
         self.average = Average(self.model, self.config.train.ema) if self.config.train.ema else None
         self.clock = Clock(plan.steps, self.config.train.time_budget, self._anchors())
         self.at = _Progress()
+        self.start: Start | None = None
         if saved is not None:
             self._restore(saved)
         rewind(folder / "metrics.jsonl", self.at.step)
@@ -184,6 +190,8 @@ class _Run:
             raise CheckpointError(
                 f"the state of {self.folder} does not fit its configuration: {error}", "start anew with --resume never"
             ) from None
+        if "start" in saved.groups:
+            self.start = Start(saved.groups["start"], **saved.values["start"])
         used = max([saved.values["seconds"], *(a.seconds for a in self.clock.anchors)])
         self.at = _Progress(self.loader.restore(saved.values["loader"]), used, saved.step, saved_step=saved.step)
         self.log("note", text=f"resumed at step {saved.step}")
@@ -193,12 +201,15 @@ class _Run:
     def finish(self) -> Report:
         """Train to the end, evaluate, write what the run leaves."""
         with Signals() as self.signals:
-            self._measure_evaluation()
+            rate = self._measure_evaluation()
+            if self.plan.fits_head and self.at.resumed_from is None:
+                self._fit_head(rate)
             self._train()
             if self.at.saved_step != self.at.step:
                 self._save("running")
+            selection = self._select()
             scores = self._evaluate()
-            return self._write(scores)
+            return self._write(scores, selection)
 
     def _stop_if_signalled(self) -> None:
         """Raises Interrupted after a signal, at a step that is saved."""
@@ -215,7 +226,7 @@ class _Run:
         self.log.progress(what, done, total)
         self._stop_if_signalled()
 
-    def _write(self, scores: dict[str, Any] | None) -> Report:
+    def _write(self, scores: dict[str, Any] | None, selection: dict[str, Any] | None) -> Report:
         seconds = self._seconds()
         images_seen = self.at.step * self.config.train.batch_size
         lines = read_lines(self.folder / "metrics.jsonl")
@@ -231,6 +242,8 @@ class _Run:
             "resumed_from": self.at.resumed_from,
             "warnings": self.log.warnings,
         }
+        if selection is not None:
+            report["selection"] = selection
         artifacts.write(self.plan, self.folder, self._weights(), report, lines)
         runfolder.write_status(self.folder, "done", self.at.step, 0)
         return report
@@ -317,11 +330,14 @@ class _Run:
             groups["objective"] = dict(self.objective.state_dict())
         if self.average is not None:
             groups["average"] = self.average.weights
-        values = {
+        values: dict[str, Any] = {
             "loader": self.loader.state(self.at.step),
             "seconds": self._seconds(),
             "runtime": self.runtime.as_json(self.config.model.tokens),
         }
+        if self.start is not None:
+            groups["start"] = self.start.head
+            values["start"] = {"l2": self.start.l2, "dev_top1": self.start.dev_top1}
         if self.at.saved_step != self.at.step:
             state.save(self.folder / "state", state.Saved(self.at.step, groups, values))
         runfolder.write_status(self.folder, status, self.at.step, code)
@@ -346,14 +362,12 @@ class _Run:
         finally:
             self.model.load_state_dict(own)
 
-    def _evaluate(self, limit: int = 0) -> dict[str, Any] | None:
-        held_out = self.plan.held_out
-        if held_out is None or not len(held_out) or held_out.labels is None:
-            return None
+    def _score(self, split: Split, limit: int = 0) -> Evaluation:
+        """The weights that the run gives away on a split, or on its first `limit` images."""
         with self._averaged() as model:
-            result = evaluate(
+            return evaluate(
                 model,
-                held_out,
+                split,
                 self.plan.outputs,
                 self.config.eval,
                 self.config.data,
@@ -362,34 +376,73 @@ class _Run:
                 limit=limit,
                 progress=silent if limit else self._watch,
             )
-        fields = ("split", "top1", "top5", "loss", "ece", "n")
-        scores = {k: result.metrics[k] for k in fields}
-        if not limit:
-            if result.unreadable:
-                self.log("warning", text=f"{result.unreadable} unreadable images are left out of the evaluation")
-            self.log(
-                "eval",
-                step=self.at.step,
-                epoch=self.loader.epoch(self.at.step),
-                images_seen=self.at.step * self.config.train.batch_size,
-                seconds=self._seconds(),
-                eval=scores,
-            )
+
+    @property
+    def _held_out(self) -> Split | None:
+        """What the run reports on, if it is labelled."""
+        part = self.plan.held_out
+        return part if part is not None and len(part) and part.labels is not None else None
+
+    def _evaluate(self) -> dict[str, Any] | None:
+        if self._held_out is None:
+            return None
+        result = self._score(self._held_out)
+        scores = {k: result.metrics[k] for k in ("split", "top1", "top5", "loss", "ece", "n")}
+        if result.unreadable:
+            self.log("warning", text=f"{result.unreadable} unreadable images are left out of the evaluation")
+        self.log(
+            "eval",
+            step=self.at.step,
+            epoch=self.loader.epoch(self.at.step),
+            images_seen=self.at.step * self.config.train.batch_size,
+            seconds=self._seconds(),
+            eval=scores,
+        )
         return scores
 
-    def _measure_evaluation(self) -> None:
-        """With a time budget: how long the evaluation at the end will take, from some of its images."""
-        if self.config.train.time_budget is None or self.plan.held_out is None or self.clock.finished(self.at.step):
-            return
-        count = len(self.plan.held_out)
-        self._evaluate(limit=min(64, count))  # the first batches are slower than the rest
-        started = time.monotonic()
-        self._evaluate(limit=min(_PROBE_IMAGES, count))
-        self.reserve += (time.monotonic() - started) * count / min(_PROBE_IMAGES, count)
-        if self._seconds() + self.reserve > self.config.train.time_budget:
-            needed = self._seconds() + self.reserve
+    def _measure_evaluation(self) -> float:
+        """With a time budget: how many images a second the evaluation at the end will do, from some of them."""
+        budget, scored = self.config.train.time_budget, {self._held_out, self.plan.dev} - {None}
+        if budget is None or self.clock.finished(self.at.step) or not scored:
+            return 0.0
+        sample = self._held_out or self.plan.dev
+        assert sample is not None
+        self._score(sample, limit=min(64, len(sample)))  # the first batches are slower than the rest
+        started, count = time.monotonic(), min(_TIMED_IMAGES, len(sample))
+        self._score(sample, limit=count)
+        rate = count / (time.monotonic() - started)
+        self.reserve += sum(len(part) for part in scored if part is not None) / rate
+        if self._seconds() + self.reserve > budget:
             raise UsageError(
-                f"--time-budget {self.config.train.time_budget:g}s leaves no time to train: start and evaluation take "
-                f"{needed:.0f} s",
+                f"--time-budget {budget:g}s leaves no time to train: start and evaluation take "
+                f"{self._seconds() + self.reserve:.0f} s",
                 "give more time",
             )
+        return rate
+
+    # --- the linear probe that a new head starts from ---
+
+    def _fit_head(self, rate: float) -> None:
+        """`rate` is the measured images a second, 0 without a time budget."""
+        budget = self.config.train.time_budget
+        most = MOST_IMAGES if budget is None or not rate else min(MOST_IMAGES, int(_HEAD_PART * budget * rate))
+        self.start = fit_head(self.model, self.plan, self.runtime, self._watch, max(most, 10 * len(self.plan.classes)))
+        on = "" if self.start.dev_top1 is None else f", top-1 {self.start.dev_top1:.4f} on the dev part"
+        self.log("note", text=f"head: a linear probe with l2 {self.start.l2:g}{on}")
+
+    def _select(self) -> dict[str, Any] | None:
+        """Go back to the linear probe where the dev part says that fine-tuning made it worse."""
+        if self.start is None or self.plan.dev is None or self.start.dev_top1 is None:
+            return None
+        tuned = self._score(self.plan.dev).metrics["top1"]
+        kept = "probe" if tuned < self.start.dev_top1 else "finetuned"
+        if kept == "probe":
+            self.average = None
+            self.model = self.runtime.place(self._model(restored=False))
+            self.model.load_state_dict(self.start.head, strict=False)
+            self.log(
+                "warning",
+                text=f"the linear probe is kept: on the dev part its top-1 is {self.start.dev_top1:.4f}, that of the "
+                f"fine-tuned model {tuned:.4f}",
+            )
+        return {"kept": kept, "n": len(self.plan.dev), "probe_top1": self.start.dev_top1, "finetuned_top1": tuned}

@@ -24,7 +24,7 @@ from vitcli.config import (
     model_name,
 )
 from vitcli.data.sources import open_source
-from vitcli.data.split import Source, Split, fraction_of, typical_size
+from vitcli.data.split import Source, Split, dev_split, fraction_of, typical_size
 from vitcli.errors import DataError, UsageError
 from vitcli.recipes import Facts, configure, default_recipe
 from vitcli.train import runtime
@@ -66,7 +66,8 @@ class Plan:
     runtime: runtime.Runtime
     source: Source | None  # None: data `none`
     train: Split | None
-    held_out: Split | None
+    held_out: Split | None  # what the run reports on
+    dev: Split | None  # what it chooses by, kept back from training
     native: Size
     uniform: bool
     classes: tuple[Class, ...]
@@ -83,6 +84,16 @@ class Plan:
         if train.epochs is not None:
             return max(1, round(train.epochs * self.images / train.batch_size))
         return train.steps
+
+    @property
+    def splits(self) -> list[Split]:
+        """What the run reads: the training images, the dev part, the held-out images."""
+        return list(dict.fromkeys(part for part in (self.train, self.dev, self.held_out) if part is not None))
+
+    @property
+    def fits_head(self) -> bool:
+        """Whether a new head starts as a linear probe."""
+        return self.parent is not None and not self.keep_head and self.config.train.head == "linear"
 
     @property
     def frozen(self) -> bool:
@@ -106,7 +117,7 @@ class Plan:
         """The fields of --dry-run."""
         model, steps = self.config.model, self.steps
         seen = None if steps is None else steps * self.config.train.batch_size
-        splits = [{"name": part.name, "rows": len(part)} for part in (self.train, self.held_out) if part is not None]
+        splits = [{"name": part.name, "rows": len(part)} for part in self.splits]
         if self.source is None:
             splits = [{"name": "train", "rows": self.images}]
         return {
@@ -181,6 +192,7 @@ def make_plan(request: Request) -> Plan:
         overrides.get("model.img_size"),
         parent.model if parent else None,
         parent.eval if parent else None,
+        not keep_head,
     )
     recipe = overrides.get("run.recipe") or default_recipe(facts)
     config = _with_overrides(configure(recipe, facts), overrides, parent)
@@ -194,6 +206,11 @@ def make_plan(request: Request) -> Plan:
     )
     config = replace(config, model=replace(config.model, name=model_name(config.model)))
     check(config)
+    dev = None
+    if train is not None and config.train.dev:
+        train, dev = _kept_back(train, config.train.dev)
+        images = len(train)
+        held_out = dev if config.train.report_on == "dev" else held_out
     plan = Plan(
         config,
         request,
@@ -201,6 +218,7 @@ def make_plan(request: Request) -> Plan:
         source,
         train,
         held_out,
+        dev,
         native,
         uniform,
         classes,
@@ -211,6 +229,17 @@ def make_plan(request: Request) -> Plan:
         (),
     )
     return replace(plan, notes=(*notes, *_said(plan)))
+
+
+def _kept_back(train: Split, fraction: float) -> tuple[Split, Split]:
+    """(what is trained on, what is chosen by). Raises DataError where too little is left of either."""
+    rest, dev = dev_split(train, fraction)
+    if not len(dev) or not len(rest):
+        raise DataError(
+            f"{len(train)} training images cannot be parted: train.dev = {fraction:g} leaves {len(rest)} and {len(dev)}",
+            "add images, or choose another --set train.dev=…",
+        )
+    return rest, dev
 
 
 def _parent(request: Request) -> Description:
@@ -271,6 +300,7 @@ def _said(plan: Plan) -> list[str]:
     if plan.parent is not None:
         said += plan.parent.notes
         kept = "kept: the classes are the same" if plan.keep_head else f"new, for {len(plan.classes)} classes"
+        kept += ", a linear probe of the frozen features at first" if plan.fits_head else ""
         said.append(f"start: {plan.parent.path}; head {kept}")
         if plan.parent.model.img_size != config.model.img_size:
             said.append(

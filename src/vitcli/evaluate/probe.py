@@ -1,0 +1,163 @@
+"""Linear probes: a softmax classifier on frozen features (Alain and Bengio, 2017), its strength chosen within the training images."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from vitcli.config import DataConfig, EvalConfig
+from vitcli.data.cache import Progress, open_images, silent
+from vitcli.data.decode import eval_view
+from vitcli.data.split import Split, by_class, stratified
+from vitcli.errors import DataError
+from vitcli.evaluate.evaluator import batches
+from vitcli.model.linear import packed
+from vitcli.model.vit import ViT
+
+L2 = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 3e-4, 1e-4)
+"""Strengths of the penalty that are tried, from strong to weak."""
+MOST_IMAGES = 20_000
+"""Images that a probe is fitted on; a larger set is thinned, class by class."""
+_FOLDS, _ONE_FOLD_ABOVE = 5, 5_000
+_MORE_TRIES = 2  # weaker penalties that are tried after the best one
+_ONE_THREAD_BELOW = 1e8
+"""Multiplications of a pass below which one thread is used: 914 images, 192 features, 37 classes take 5 s with one, and 100 s
+with two beside another process, since BLAS threads wait by spinning."""
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """What the head reads of each image, beside the output that stands for its class."""
+
+    values: Float[np.ndarray[Any, Any], "images dim"]
+    targets: Int[np.ndarray[Any, Any], " images"]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def rows(self, chosen: NDArray[Any]) -> Features:
+        return Features(self.values[chosen], self.targets[chosen])
+
+    def and_(self, others: Features) -> Features:
+        return Features(np.concatenate([self.values, others.values]), np.concatenate([self.targets, others.targets]))
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A head, and how it was found: `top1` is its cross-validated accuracy with the penalty `l2`."""
+
+    weight: Float[Tensor, "classes dim"]
+    bias: Float[Tensor, " classes"]
+    l2: float
+    top1: float
+    tried: tuple[dict[str, float], ...]
+
+    def top1_on(self, features: Features) -> float:
+        """Part of these images that it classifies rightly."""
+        logits = features.values @ self.weight.double().numpy().T + self.bias.double().numpy()
+        return float((logits.argmax(1) == features.targets).mean())
+
+
+def features_of(
+    model: ViT,
+    split: Split,
+    outputs: NDArray[np.int64],
+    config: EvalConfig,
+    data: DataConfig,
+    *,
+    device: torch.device,
+    bf16: bool,
+    most: int = MOST_IMAGES,
+    progress: Progress = silent,
+) -> Features:
+    """The features of at most `most` images of a labelled split, as evaluation sees them. Raises DataError."""
+    assert split.labels is not None
+    if len(split) > most:
+        split = split.subset(stratified(split.labels, most, "probe"))
+    assert split.labels is not None
+    images = open_images(split, eval_view(model.config.img_size, config), data, progress, where="decode")
+    values = []
+    with torch.inference_mode(), packed(model.eval(), bf16):
+        for _, pixels in batches(model, images, images.valid, config, device, progress, "features"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                values.append(model.features(pixels).float().cpu())
+    return Features(torch.cat(values).double().numpy(), outputs[split.labels[images.valid]])
+
+
+def linear_probe(features: Features, classes: int) -> Probe:
+    """Softmax regression on standardised features: mean cross-entropy + l2/2 · ‖W‖², L-BFGS.
+
+    The penalty is the one with the best cross-validated top-1, of equals the strongest: five folds, or a fifth held out
+    where there are more than 5,000 images. The head is then fitted on all of them. Raises DataError for a single class.
+    """
+    if len(np.unique(features.targets)) < 2:
+        raise DataError("the images for the linear probe are all of one class", "a classifier needs two")
+    fold = np.empty(len(features), np.int64)
+    fold[by_class(features.targets, "folds")] = np.arange(len(features)) % _FOLDS
+    tested = range(1 if len(features) > _ONE_FOLD_ABOVE else _FOLDS)
+    tried: list[dict[str, float]] = []
+    fits = [_Fit(features.rows(fold != f), classes) for f in tested]
+    for l2 in L2:
+        right = [fit(l2).right(features.rows(fold == f)) for f, fit in zip(tested, fits, strict=True)]
+        tried.append({"l2": l2, "top1": float(np.concatenate(right).mean())})
+        best = max(tried, key=lambda row: row["top1"])
+        if len(tried) - tried.index(best) > _MORE_TRIES:
+            break
+    head = _Fit(features, classes)(best["l2"]).head()
+    return Probe(*head, best["l2"], best["top1"], tuple(tried))
+
+
+def refitted(probe: Probe, features: Features) -> Probe:
+    """The same penalty on other features."""
+    head = _Fit(features, len(probe.bias))(probe.l2).head()
+    return replace(probe, weight=head[0], bias=head[1])
+
+
+class _Fit:
+    """Fits of one set of features, each starting from the one before."""
+
+    def __init__(self, features: Features, classes: int) -> None:
+        from sklearn.linear_model import LogisticRegression
+
+        self.classes, self.features = classes, features
+        self.mean = features.values.mean(0)
+        self.scale = features.values.std(0) + 1e-5
+        self.standard = (features.values - self.mean) / self.scale
+        self.regression = LogisticRegression(max_iter=200, tol=1e-4, warm_start=True)
+
+    def __call__(self, l2: float) -> _Fit:
+        if len(np.unique(self.features.targets)) > 1:
+            self.regression.C = 1 / (l2 * len(self.features))
+            one = self.standard.size * self.classes < _ONE_THREAD_BELOW
+            with warnings.catch_warnings(), threadpool_limits(1 if one else None):
+                warnings.simplefilter("ignore")  # 200 iterations are near enough, whatever the gradient still is
+                self.regression.fit(self.standard, self.features.targets)
+        return self
+
+    def head(self) -> tuple[Tensor, Tensor]:
+        """Weights and biases for features as they are. A class without images is never predicted."""
+        coefficients, intercepts = self.regression.coef_, self.regression.intercept_
+        if len(coefficients) == 1:  # of two classes sklearn gives the difference
+            coefficients = np.concatenate([-coefficients, coefficients]) / 2
+            intercepts = np.concatenate([-intercepts, intercepts]) / 2
+        coefficients = coefficients / self.scale
+        intercepts = intercepts - coefficients @ self.mean
+        weight = np.zeros((self.classes, coefficients.shape[1]))
+        bias = np.full(self.classes, intercepts.min() - 10.0)
+        weight[self.regression.classes_], bias[self.regression.classes_] = coefficients, intercepts
+        return torch.from_numpy(weight).float(), torch.from_numpy(bias).float()
+
+    def right(self, features: Features) -> NDArray[np.bool_]:
+        """Whether each image is classified rightly."""
+        if len(np.unique(self.features.targets)) < 2:
+            return np.full(len(features), self.features.targets[0]) == features.targets
+        standard = (features.values - self.mean) / self.scale
+        return np.asarray(self.regression.predict(standard) == features.targets)

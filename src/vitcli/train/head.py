@@ -1,0 +1,52 @@
+"""A new head that starts as a linear probe of the frozen features.
+
+Fine-tuning a network whose head is still random spoils its features before the head is of use (Kumar et al., 2022,
+"Fine-Tuning can Distort Pretrained Features"), so the head is fitted first, and the whole is tuned from there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from vitcli.data.cache import Progress
+from vitcli.data.split import Split
+from vitcli.evaluate.probe import MOST_IMAGES, Features, features_of, linear_probe, refitted
+from vitcli.model.vit import ViT
+from vitcli.train.plan import Plan
+from vitcli.train.runtime import Runtime
+from vitcli.weights.checkpoint import Tensors
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """The probe: its head fitted on all images, dev part included, and the top-1 on the dev part of one fitted without."""
+
+    head: Tensors
+    l2: float
+    dev_top1: float | None
+
+
+def fit_head(model: ViT, plan: Plan, runtime: Runtime, progress: Progress, most: int = MOST_IMAGES) -> Start:
+    """Give `model` the head of a linear probe of at most `most` training images. Raises DataError."""
+    assert plan.train is not None and isinstance(model.head, nn.Linear)
+
+    def of(split: Split, limit: int) -> Features:
+        return features_of(
+            model, split, plan.outputs, plan.config.eval, plan.config.data,
+            device=runtime.device, bf16=runtime.bf16, most=limit, progress=progress,
+        )  # fmt: skip
+
+    features = of(plan.train, most)
+    probe = linear_probe(features, plan.config.model.classes)
+    with torch.no_grad():
+        model.head.weight.copy_(probe.weight)
+        model.head.bias.copy_(probe.bias)
+    dev_top1 = None
+    if plan.dev is not None:
+        dev = of(plan.dev, len(plan.dev))
+        dev_top1 = probe.top1_on(dev)
+        probe = refitted(probe, features.and_(dev))
+    return Start({"head.weight": probe.weight, "head.bias": probe.bias}, probe.l2, dev_top1)
