@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +43,9 @@ from vitcli.train import loop, runfolder, runtime
 from vitcli.train.bench import bench as measure_speed
 from vitcli.train.plan import Plan, Request, make_plan
 from vitcli.train.runlog import Log, Sink
+from vitcli.train.sweep import Sweep, make_sweep
+from vitcli.train.sweep import choose as choose_sweep
+from vitcli.train.sweep import run as run_sweep
 from vitcli.weights import checkpoint
 from vitcli.weights.describe import Description, describe, locate
 
@@ -68,6 +71,23 @@ def run(planned: Plan, out: str = "", resume: str = "auto", sinks: Sequence[Sink
     for note in planned.notes if place.how != "finished" else ():
         log("note", text=note)
     return loop.train(planned, place, log)
+
+
+def sweep(
+    planned: Sweep, out: str = "", sinks: Sequence[Sink] = (), say: Callable[[str], None] = lambda text: None
+) -> tuple[Path, dict[str, Any]]:
+    """Run a sweep of `plan_sweep`, or go on with it. Returns its folder and its report.
+
+    `say` is told of every run before it starts, the sinks hear each run's events.
+    """
+    folder = choose_sweep(planned, out)
+    say(f"sweep folder: {folder}")
+    return folder, run_sweep(planned, folder, lambda: Log(sinks), say)
+
+
+def plan_sweep(request: Request, grid: Sequence[str], seeds: int = 3) -> Sweep:
+    """A grid of `section.key=value,value` over a run, resolved and checked; nothing is written."""
+    return make_sweep(request, grid, seeds)
 
 
 def train(

@@ -16,6 +16,7 @@ from vitcli.cli.bench import bench
 from vitcli.cli.evaluate import eval_
 from vitcli.cli.info import info
 from vitcli.cli.probe import probe
+from vitcli.cli.sweep import sweep
 from vitcli.cli.train import finetune, pretrain
 from vitcli.errors import ResourceError, UsageError, VitError, did_you_mean
 
@@ -49,6 +50,7 @@ app.command("pretrain")(pretrain)
 app.command("finetune")(finetune)
 app.command("eval")(eval_)
 app.command("probe")(probe)
+app.command("sweep")(sweep)
 app.command("info")(info)
 app.command("bench")(bench)
 
