@@ -72,19 +72,23 @@ def curves(lines: Sequence[dict[str, Any]], title: str, path: Path) -> None:
 
 
 def grid_scores(points: Sequence[str], scores: Sequence[float], title: str, path: Path) -> None:
-    """Dev top-1 of every point of a sweep, as bars in the order of the grid, the best one marked."""
+    """Dev top-1 of every point of a sweep, as dots in the order of the grid, the best one marked."""
     figure = _figure(8, 1.2 + 0.34 * len(points))
     axes = figure.subplots()
     best = max(range(len(scores)), key=lambda i: (scores[i], -i))
     places = np.arange(len(points))
-    axes.barh(places, [100 * s for s in scores], color=[ORANGE if i == best else BLUE for i in places], height=0.7)
+    axes.hlines(places, 0, [100 * s for s in scores], color=GRAY, alpha=0.3, linewidth=1)
+    axes.scatter(
+        [100 * s for s in scores], places, color=[ORANGE if i == best else BLUE for i in places], s=50, zorder=2
+    )
     axes.set_yticks(places, points)
+    axes.set_ylim(-0.6, len(points) - 0.4)
     axes.invert_yaxis()
     low, high = 100 * min(scores), 100 * max(scores)
     axes.set_xlim(max(0.0, low - 0.25 * (high - low) - 1), high + 0.12 * (high - low) + 1)
     for place, score in zip(places, scores, strict=True):
         axes.annotate(
-            f"{100 * score:.1f} %", (100 * score, place), textcoords="offset points", xytext=(4, 0), va="center",
+            f"{100 * score:.1f} %", (100 * score, place), textcoords="offset points", xytext=(8, 0), va="center",
             weight="bold" if place == best else "normal",
         )  # fmt: skip
     axes.set_xlabel("top-1 on the dev part (%)")
