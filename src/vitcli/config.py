@@ -103,6 +103,7 @@ class AugmentConfig:
     scale: Range = (0.08, 1.0)  # area of a resized crop, part of the image
     ratio: Range = (3 / 4, 4 / 3)  # its width over its height
     pad: float = 0.125
+    ramp: float = 0.0  # epochs in which crop and shift grow from none to these values; 0: full from the start
     flip: float = 0.5  # probability
     randaugment_layers: int = 0
     randaugment_magnitude: float = 10.0
@@ -123,6 +124,7 @@ class TrainConfig:
     loss: Literal["softmax", "sigmoid"] = "softmax"
     label_smoothing: float = 0.0
     head_bias: float = 0.0  # the new head's bias; -10 and -6.9 are big_vision's for sigmoid losses
+    init: Literal["paper", "mimetic"] = "paper"  # of random weights: the paper's code's, or like trained attention
     head: Literal["zero", "linear"] = "zero"  # a new head starts at zero, or as a linear probe of the frozen features
     dev: float = 0.0  # part of the training images kept back to choose by, at most 2,000
     report_on: Literal["held-out", "dev"] = "held-out"  # the images that the run's own scores are of
@@ -517,6 +519,7 @@ def check(config: Config) -> Config:
         "augment.randaugment_layers": augment.randaugment_layers,
         "augment.randaugment_magnitude": augment.randaugment_magnitude,
         "augment.mixup": augment.mixup,
+        "augment.ramp": augment.ramp,
         "augment.cutmix": augment.cutmix,
         "optim.clip": optim.clip,
         "optim.weight_decay": optim.weight_decay,

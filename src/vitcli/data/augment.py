@@ -90,7 +90,8 @@ class Augmenter:
         def draw(purpose: str, count: int) -> Uniforms:
             return uniforms(self.seed, f"{purpose}-{view}", epochs, ids, count)
 
-        images = geometry(pixels, sizes, config, self.size, draw("geometry", 2 * TRIES + 3))
+        strength = np.minimum(1.0, epochs / config.ramp) if config.ramp else None
+        images = geometry(pixels, sizes, config, self.size, draw("geometry", 2 * TRIES + 3), strength)
         for layer in range(config.randaugment_layers):
             images = randaugment_layer(
                 images.round_().clamp_(0, 255), config.randaugment_magnitude, draw(f"randaugment-{layer}", 4)
@@ -105,11 +106,19 @@ class Augmenter:
 # --- crop and flip -----------------------------------------------------------------------------------------
 
 
-def geometry(pixels: Tensor, sizes: NDArray[np.int32], config: AugmentConfig, size: Size, u: Uniforms) -> Images:
+def geometry(
+    pixels: Tensor,
+    sizes: NDArray[np.int32],
+    config: AugmentConfig,
+    size: Size,
+    u: Uniforms,
+    strength: NDArray[np.float64] | None = None,
+) -> Images:
     """Flip, then crop and resize to `size` in one bilinear sampling of the batch, `[batch, 3, height, width]`.
 
     A crop is a box in parts of the sides, so its shape is right on a squashed copy too. `u` is
-    `[batch, 2 * TRIES + 3]`: areas, shapes, two positions, the flip.
+    `[batch, 2 * TRIES + 3]`: areas, shapes, two positions, the flip. `strength` is 0 for the whole image and 1, as
+    where it is None, for the crop or shift of the configuration.
     """
     n = len(pixels)
     position = u[:, 2 * TRIES : 2 * TRIES + 2]
@@ -122,10 +131,14 @@ def geometry(pixels: Tensor, sizes: NDArray[np.int32], config: AugmentConfig, si
         part = np.full((n, 2), 7 / 8)
     else:
         part = np.ones((n, 2))
+    if strength is not None:
+        part = 1 - (1 - part) * strength[:, None]
     centre = (2 * position - 1) * (1 - part)
     if config.crop == "pad":
         steps = np.array([round(config.pad * s) for s in size])
         shift = np.minimum(np.floor(position * (2 * steps + 1)), 2 * steps) - steps
+        if strength is not None:
+            shift = np.rint(shift * strength[:, None])
         centre = 2 * shift / np.array(size)
     if pixels.device.type == "cpu" and config.crop != "pad" and min(size) >= _ONE_BY_ONE:
         return _resized(pixels, part, centre, flips, size)

@@ -213,6 +213,43 @@ def init_weights(model: ViT, seed: int, head_bias: float = 0.0) -> None:
 
 
 @torch.no_grad()
+def init_mimetic(model: ViT, seed: int) -> None:
+    """Attention that starts out as it looks in trained networks, over the values of `init_weights`.
+
+    | parameter      | distribution                                                                            |
+    |----------------|-----------------------------------------------------------------------------------------|
+    | pos_embed      | 0.5 times sines and cosines of a patch's column and row (MAE, util/pos_embed.py)        |
+    | attn.qkv, q, k | both √1.5 Q, Q a random orthogonal matrix: a token attends to what is like it           |
+    | attn.qkv, v    | √0.4 P, P a random orthogonal matrix                                                    |
+    | attn.proj      | √0.4 (Z - I) Pᵀ, Z with elements N(0, 1/√width): v and proj together are 0.4 (Z - I)    |
+
+    Trockman and Kolter (2023, "Mimetic Initialization of Self-Attention Layers") found these products, a multiple of the
+    identity for q and k, its negative for v and proj, in pretrained networks; they make them by an SVD for each head.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    config, width = model.config, model.config.width
+
+    def gaussian() -> Tensor:
+        return torch.randn(width, width, generator=generator)
+
+    model.pos_embed[:, config.prefix_tokens :] = 0.5 * sines_and_cosines(config.grid, width)
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        like, value = (torch.linalg.qr(gaussian())[0] for _ in range(2))
+        block.attn.qkv.weight.copy_(torch.cat([math.sqrt(1.5) * like, math.sqrt(1.5) * like, math.sqrt(0.4) * value]))
+        block.attn.proj.weight.copy_(math.sqrt(0.4) * (gaussian() / math.sqrt(width) - torch.eye(width)) @ value.T)
+
+
+def sines_and_cosines(grid: Size, width: int) -> Float[Tensor, "patches width"]:
+    """A quarter of the width each: sine and cosine of the column, sine and cosine of the row, at wavelengths of 2π to 20,000π."""
+    quarter = -(-width // 4)
+    rates = 10_000.0 ** (-torch.arange(quarter) / quarter)
+    row, column = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    angles = [place.reshape(-1, 1) * rates for place in (column, row)]
+    return torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1)[:, :width]
+
+
+@torch.no_grad()
 def init_head(model: ViT, head_bias: float = 0.0) -> None:
     """A new head: weights zero (paper §3.2), bias `head_bias`."""
     if isinstance(model.head, nn.Linear):

@@ -22,7 +22,7 @@ from vitcli.data.split import Split
 from vitcli.errors import CheckpointError, DivergedError, Interrupted, ResourceError, UsageError, VitError
 from vitcli.evaluate.evaluator import Evaluation, evaluate
 from vitcli.evaluate.probe import MOST_IMAGES
-from vitcli.model.vit import ViT, init_weights
+from vitcli.model.vit import ViT, init_mimetic, init_weights
 from vitcli.train import artifacts, runfolder, state
 from vitcli.train.clock import Anchor, Clock
 from vitcli.train.head import Start, fit_head
@@ -166,6 +166,8 @@ class _Run:
         if plan.parent is None or restored:
             model = ViT(config.model)
             init_weights(model, config.run.seed, config.train.head_bias)
+            if config.train.init == "mimetic":
+                init_mimetic(model, config.run.seed)
         else:
             description, tensors = load(str(plan.parent.path))
             _, tensors = resized(description, tensors, config.model.img_size)
