@@ -1,0 +1,41 @@
+"""Parts of a split: every class has its share, and nothing is in two parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitcli.config import DataConfig
+from vitcli.data.sources import open_source
+from vitcli.data.split import by_class, dev_split, stratified
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=200), st.data())
+def test_every_class_has_its_share_to_within_one_image(labels: list[int], data: st.DataObject) -> None:
+    array = np.array(labels, np.int64)
+    count = data.draw(st.integers(0, len(array)))
+    chosen = stratified(array, count, "dev")
+    assert len(np.unique(chosen)) == len(chosen) == count
+    for value in np.unique(array):
+        share = count * (array == value).mean()
+        assert abs((array[chosen] == value).sum() - share) <= 1
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=200))
+def test_the_order_by_class_is_a_permutation_of_its_own_purpose(labels: list[int]) -> None:
+    array = np.array(labels, np.int64)
+    order = by_class(array, "folds")
+    assert sorted(order) == list(range(len(array)))
+    assert (np.diff(array[order]) >= 0).all()
+
+
+def test_the_dev_part_is_always_the_same_and_apart_from_the_rest(class_folders: Path) -> None:
+    train = open_source(DataConfig(source=str(class_folders))).train()
+    rest, dev = dev_split(train, 0.25)
+    assert (len(rest), len(dev), dev.name) == (54, 18, "dev")
+    assert set(rest.rows) | set(dev.rows) == set(train.rows) and not set(rest.rows) & set(dev.rows)
+    assert np.bincount(dev.labels).tolist() == [6, 6, 6]
+    assert np.array_equal(dev_split(train, 0.25)[1].rows, dev.rows)

@@ -1,0 +1,110 @@
+"""Linear probes: against scikit-learn, on features that are known, from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_iris
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from conftest import Vit, run_vit
+from vitcli import api
+from vitcli.errors import DataError, UsageError
+from vitcli.evaluate.probe import L2, Features, linear_probe, refitted
+
+
+def clouds(n: int, classes: int, dim: int, distance: float, seed: int = 0) -> Features:
+    """Gaussian clouds around random centres, shifted and stretched, so that standardising matters."""
+    random = np.random.default_rng(seed)
+    centres = distance * np.random.default_rng(99).normal(size=(classes, dim))
+    targets = random.integers(classes, size=n)
+    values = centres[targets] + random.normal(size=(n, dim))
+    return Features(values * np.geomspace(0.01, 100, dim) + 7, targets)
+
+
+def test_the_head_is_scikit_learns_on_standardised_features() -> None:
+    iris = load_iris()
+    features = Features(iris.data, iris.target)
+    probe = refitted(linear_probe(features, 3), features)
+    scaler = StandardScaler().fit(iris.data)
+    theirs = LogisticRegression(C=1 / (probe.l2 * 150), max_iter=10_000, tol=1e-8)
+    theirs.fit(scaler.transform(iris.data), iris.target)
+    expected = theirs.predict_proba(scaler.transform(iris.data))
+    logits = iris.data @ probe.weight.double().numpy().T + probe.bias.double().numpy()
+    ours = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(ours, expected, atol=5e-3)
+    assert probe.top1_on(features) > 0.95
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_clouds_far_apart_are_told_apart_and_chance_stays_chance(classes: int) -> None:
+    apart = linear_probe(clouds(200, classes, 8, 5.0), classes)
+    assert apart.top1_on(clouds(300, classes, 8, 5.0, seed=1)) > 0.97
+    mixed = linear_probe(clouds(200, classes, 8, 0.0), classes)
+    assert abs(mixed.top1 - 1 / classes) < 0.15
+
+
+def test_the_penalty_is_the_best_by_cross_validation_and_matters() -> None:
+    few = clouds(120, 4, 60, 0.35)
+    probe = linear_probe(few, 4)
+    scores = {row["l2"]: row["top1"] for row in probe.tried}
+    assert probe.l2 in L2 and scores[probe.l2] == max(scores.values()) == probe.top1
+    fresh = clouds(4000, 4, 60, 0.35, seed=1)
+    by_l2 = [refitted(linear_probe(few, 4), few).top1_on(fresh)]
+    assert abs(by_l2[0] - probe.top1) < 0.12  # cross-validation tells what new images will give
+
+
+def test_a_class_without_images_is_never_predicted() -> None:
+    features = clouds(100, 3, 6, 4.0)
+    present = Features(features.values, np.where(features.targets == 1, 4, features.targets))
+    probe = linear_probe(present, 6)
+    assert probe.weight.shape == (6, 6)
+    logits = present.values @ probe.weight.double().numpy().T + probe.bias.double().numpy()
+    assert set(logits.argmax(1)) <= {0, 2, 4}
+
+
+def test_one_class_alone_is_refused() -> None:
+    with pytest.raises(DataError, match="one class"):
+        linear_probe(Features(np.ones((5, 3)), np.zeros(5, np.int64)), 2)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("probe") / "run"
+    return api.train("pretrain", data=str(class_folders), out=str(folder), model="mu/4", steps=5, batch_size=16)[0]
+
+
+def test_the_command_reports_its_choice(checkpoint: Path, class_folders: Path, vit: Vit) -> None:
+    done = vit("probe", checkpoint, "--data", class_folders, "--json")
+    assert done.code == 0, done.err
+    tree = done.json
+    ((row),) = tree["results"]
+    assert set(row) == {"l2", "top1", "n"} and row["n"] == 24 and row["top1"] > 0.8
+    assert tree["method"] == "linear" and tree["train_n"] == 72 and tree["split"] == "test"
+    assert row["l2"] in [tried["l2"] for tried in tree["cross_validation"]]
+    text = vit("probe", checkpoint, "--quiet", "--set", "probe.images=30")
+    assert text.code == 0 and "fitted on 30 images" in text.out and text.err == ""
+    again = vit("probe", checkpoint, "--data", class_folders, "--json").json
+    assert again == tree
+
+
+def test_a_dry_run_says_what_it_would_use(checkpoint: Path, tmp_path: Path) -> None:
+    tree = run_vit("probe", checkpoint, "--dry-run", "--json", "--img-size", "16", cwd=tmp_path).json
+    assert (tree["img_size"], tree["train"], tree["n"], tree["classes"]) == ([16, 16], 72, 24, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"method": "linaer"}, "unknown method"),
+        ({"overrides": {"probe.images": 1}}, "at least 2"),
+        ({"overrides": {"optim.lr": 1.0}}, "does not concern"),
+        ({"img_size": (13, 12)}, "multiple of the patch size"),
+    ],
+)
+def test_what_does_not_fit_is_a_usage_error(checkpoint: Path, options: dict[str, object], named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        api.probe(str(checkpoint), **options)

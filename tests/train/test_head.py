@@ -1,0 +1,116 @@
+"""A new head that starts as a linear probe, and the choice between it and the fine-tuned model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import draw_image
+from vitcli import api
+from vitcli.errors import DataError, UsageError
+
+QUICK: dict[str, Any] = {"batch_size": 16, "steps": 6, "precision": "fp32"}
+
+
+@pytest.fixture(scope="module")
+def other_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Classes that the checkpoint does not know."""
+    root = tmp_path_factory.mktemp("others") / "others"
+    for split, count, offset in (("train", 30, 0), ("test", 10, 1000)):
+        for colour, name in ((3, "yellow"), (4, "violet")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                draw_image(colour, offset + index, noise=90).save(folder / f"{index:03}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def parent(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("parent") / "run"
+    return api.train("pretrain", data=str(class_folders), out=str(folder), model="mu/4", **QUICK)[0]
+
+
+def tune(parent: Path, data: Path, out: Path, **values: Any) -> tuple[Path, dict[str, Any]]:
+    return api.train("finetune", init=str(parent), data=str(data), out=str(out), **QUICK | values)
+
+
+def test_training_starts_from_the_probe(parent: Path, other_folders: Path, tmp_path: Path) -> None:
+    notes: list[str] = []
+    sinks = [lambda event, fields: notes.append(fields.get("text", ""))]
+    folder, report = tune(parent, other_folders, tmp_path / "run", optim__lr=1e-9, sinks=sinks)
+    assert any(note.startswith("head: a linear probe with l2") for note in notes)
+    assert report["eval"]["top1"] > 0.9  # six steps at no rate to speak of: it is the probe that knows the classes
+    zero = tune(parent, other_folders, tmp_path / "zero", optim__lr=1e-9, train__head="zero")[1]
+    assert zero["eval"]["loss"] == pytest.approx(0.6931, abs=1e-3) and "selection" not in zero
+    own, theirs = load_file(folder / "model.safetensors"), load_file(parent / "model.safetensors")
+    torch.testing.assert_close(own["blocks.0.mlp.fc1.weight"], theirs["blocks.0.mlp.fc1.weight"])
+
+
+def test_the_probe_is_kept_where_tuning_spoils_it(parent: Path, other_folders: Path, tmp_path: Path) -> None:
+    folder, report = tune(parent, other_folders, tmp_path / "run", optim__lr=10.0, optim__clip=0.0, steps=12)
+    selection = report["selection"]
+    assert selection["kept"] == "probe" and selection["probe_top1"] > selection["finetuned_top1"]
+    assert any("the linear probe is kept" in text for text in report["warnings"])
+    own, theirs = load_file(folder / "model.safetensors"), load_file(parent / "model.safetensors")
+    assert all(torch.equal(own[k], theirs[k]) for k in theirs if not k.startswith("head."))
+    assert report["eval"]["top1"] > 0.9
+    assert api.evaluate(str(folder))["top1"] == report["eval"]["top1"]
+
+
+def test_the_dev_part_is_not_trained_on(parent: Path, other_folders: Path, tmp_path: Path) -> None:
+    planned = api.plan(
+        api.Request("finetune", {"data.source": str(other_folders), "train.steps": 1, "train.dev": 0.2}, str(parent))
+    )
+    assert planned.train is not None and planned.dev is not None
+    assert (len(planned.train), len(planned.dev)) == (48, 12)
+    assert not set(planned.train.rows) & set(planned.dev.rows)
+    splits = planned.as_json()["data"]["splits"]
+    assert splits == [{"name": "train", "rows": 48}, {"name": "dev", "rows": 12}, {"name": "test", "rows": 20}]
+
+
+def test_a_run_can_report_on_the_dev_part(class_folders: Path, tmp_path: Path) -> None:
+    values = {"train__dev": 0.25, "train__report_on": "dev", "model": "mu/4", **QUICK}
+    report = api.train("pretrain", data=str(class_folders), out=str(tmp_path / "run"), **values)[1]
+    assert (report["eval"]["split"], report["eval"]["n"]) == ("dev", 18)
+    with pytest.raises(UsageError, match="needs a dev part"):
+        api.train("pretrain", data=str(class_folders), train__report_on="dev", out=str(tmp_path / "b"), **QUICK)
+    with pytest.raises(DataError, match="cannot be parted"):
+        api.train("pretrain", data=str(class_folders), train__dev=0.001, out=str(tmp_path / "c"), **QUICK)
+
+
+def test_a_kept_head_is_not_fitted_anew(parent: Path, class_folders: Path, tmp_path: Path) -> None:
+    report = tune(parent, class_folders, tmp_path / "run")[1]
+    assert "selection" not in report
+
+
+def test_a_killed_run_remembers_the_probe(parent: Path, other_folders: Path, tmp_path: Path) -> None:
+    values = {"steps": 40, "optim__lr": 1e-3}
+    alone, report = tune(parent, other_folders, tmp_path / "alone", **values)
+    script = (
+        "import sys, json; from vitcli import api\n"
+        "api.train('finetune', init=sys.argv[1], data=sys.argv[2], out=sys.argv[3], train__save_every_steps=5, "
+        "train__log_every_steps=1, **json.loads(sys.argv[4]))"
+    )
+    folder = tmp_path / "killed"
+    arguments = [str(parent), str(other_folders), str(folder), json.dumps(QUICK | values)]
+    process = subprocess.Popen([sys.executable, "-c", script, *arguments], stdout=subprocess.DEVNULL)
+    while process.poll() is None and not (folder / "state" / "step-000000010").exists():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    again = tune(parent, other_folders, folder, **values)[1]
+    assert again["resumed_from"] is not None and again["resumed_from"] >= 10
+    assert again["selection"] == report["selection"]
+    one, two = load_file(alone / "model.safetensors"), load_file(folder / "model.safetensors")
+    assert all(torch.equal(one[k], two[k]) for k in one)
