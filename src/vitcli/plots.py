@@ -71,26 +71,24 @@ def curves(lines: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     _save(figure, path)
 
 
-def grid_scores(points: Sequence[str], scores: Sequence[float], title: str, path: Path) -> None:
-    """Dev top-1 of every point of a sweep, as dots in the order of the grid, the best one marked."""
+def grid_scores(points: Sequence[str], scores: Sequence[float | None], title: str, path: Path) -> None:
+    """Dev top-1 of every point of a sweep, as dots in the order of the grid, the best one marked; None has none."""
     figure = _figure(8, 1.2 + 0.34 * len(points))
     axes = figure.subplots()
-    best = max(range(len(scores)), key=lambda i: (scores[i], -i))
-    places = np.arange(len(points))
-    axes.hlines(places, 0, [100 * s for s in scores], color=GRAY, alpha=0.3, linewidth=1)
-    axes.scatter(
-        [100 * s for s in scores], places, color=[ORANGE if i == best else BLUE for i in places], s=50, zorder=2
-    )
-    axes.set_yticks(places, points)
-    axes.set_ylim(-0.6, len(points) - 0.4)
-    axes.invert_yaxis()
-    low, high = 100 * min(scores), 100 * max(scores)
-    axes.set_xlim(max(0.0, low - 0.25 * (high - low) - 1), high + 0.12 * (high - low) + 1)
-    for place, score in zip(places, scores, strict=True):
+    shown = [(place, 100 * score) for place, score in enumerate(scores) if score is not None]
+    low, high = min(score for _, score in shown), max(score for _, score in shown)
+    best = next(place for place, score in shown if score == high)
+    for place, score in shown:
+        colour, weight = (ORANGE, "bold") if place == best else (BLUE, "normal")
+        axes.hlines(place, 0, score, color=GRAY, alpha=0.3, linewidth=1)
+        axes.scatter(score, place, color=colour, s=50, zorder=2)
         axes.annotate(
-            f"{100 * score:.1f} %", (100 * score, place), textcoords="offset points", xytext=(8, 0), va="center",
-            weight="bold" if place == best else "normal",
-        )  # fmt: skip
+            f"{score:.1f} %", (score, place), textcoords="offset points", xytext=(8, 0), va="center", weight=weight
+        )
+    names = [point if score is not None else f"{point} (diverged)" for point, score in zip(points, scores, strict=True)]
+    axes.set_yticks(range(len(points)), names)
+    axes.set_ylim(len(points) - 0.4, -0.6)
+    axes.set_xlim(max(0.0, low - 0.25 * (high - low) - 1), high + 0.12 * (high - low) + 1)
     axes.set_xlabel("top-1 on the dev part (%)")
     axes.set_title(title, loc="left")
     axes.spines[["top", "right"]].set_visible(False)

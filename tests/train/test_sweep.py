@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from conftest import Vit
 from vitcli import api
-from vitcli.errors import UsageError
+from vitcli.errors import DivergedError, UsageError
 from vitcli.train.plan import Request
 from vitcli.train.sweep import parse_grid, point_name
 
 QUICK = ("--model", "mu/4", "--batch-size", "16", "--steps", "40", "--set", "optim.name=adamw")
-GRID = ("--grid", "optim.lr=1e-7,3e-3")
+GRID = ("--grid", "optim.lr=30,3e-3")
 
 
 def test_a_grid_is_every_combination_in_order() -> None:
@@ -63,7 +63,7 @@ def test_the_best_of_the_dev_part_is_trained_on_everything(class_folders: Path, 
     assert done.code == 0, done.err
     tree = done.json
     assert set(tree) == {"grid", "best", "top1_mean", "top1_std", "seeds", "runs"}
-    assert [row["set"] for row in tree["grid"]] == [{"optim.lr": 1e-7}, {"optim.lr": 3e-3}]
+    assert [row["set"] for row in tree["grid"]] == [{"optim.lr": 30}, {"optim.lr": 3e-3}]
     assert tree["best"] == {"optim.lr": 3e-3} and tree["seeds"] == [0, 1]
     tops = [run["top1"] for run in tree["runs"]]
     mean = sum(tops) / 2
@@ -71,7 +71,7 @@ def test_the_best_of_the_dev_part_is_trained_on_everything(class_folders: Path, 
     assert tree["top1_std"] == pytest.approx(math.sqrt(sum((t - mean) ** 2 for t in tops)))
     folder = tmp_path / "swept"
     assert (folder / "grid.png").read_bytes()[:4] == b"\x89PNG"
-    for run in folder.glob("grid/*"):
+    for run in folder.glob("grid/02-*"):
         report = json.loads((run / "report.json").read_text())
         assert (report["eval"]["split"], report["eval"]["n"]) == ("dev", 7)
     for run in tree["runs"]:
@@ -81,6 +81,16 @@ def test_the_best_of_the_dev_part_is_trained_on_everything(class_folders: Path, 
     assert again.json == tree and "training" not in again.err
     other = vit("sweep", "--data", class_folders, *QUICK, "--grid", "optim.lr=1", "--out", "swept")
     assert other.code == 2 and "holds something else" in other.err
+
+
+def test_a_point_that_diverges_is_no_end(class_folders: Path, tmp_path: Path) -> None:
+    values = {"data.source": str(class_folders), "model.name": "mu/4", "train.batch_size": 16, "train.steps": 30}
+    values |= {"optim.name": "sgd", "optim.clip": 0.0, "optim.momentum": 0.0}
+    planned = api.plan_sweep(Request("pretrain", values), ["optim.lr=1e30,0.01"], 1)
+    report = api.sweep(planned, str(tmp_path / "some"))[1]
+    assert report["grid"][0]["dev_top1"] is None and report["best"] == {"optim.lr": 0.01}
+    with pytest.raises(DivergedError, match="every point"):
+        api.sweep(api.plan_sweep(Request("pretrain", values), ["optim.lr=1e30"], 1), str(tmp_path / "all"))
 
 
 def test_a_stopped_sweep_goes_on_where_it_stood(

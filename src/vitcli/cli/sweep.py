@@ -141,7 +141,8 @@ def _text(tree: dict[str, Any], folder: str) -> str:
     lines = ["top-1 on the dev part:"]
     for name, row in zip(rows, tree["grid"], strict=True):
         mark = "  best" if row["set"] == tree["best"] else ""
-        lines.append(f"  {name:<{width}}  {100 * row['dev_top1']:6.2f} %{mark}")
+        score = "diverged" if row["dev_top1"] is None else f"{100 * row['dev_top1']:6.2f} %"
+        lines.append(f"  {name:<{width}}  {score}{mark}")
     if tree["top1_mean"] is not None:
         seeds = f"{len(tree['seeds'])} seed{'s' if len(tree['seeds']) > 1 else ''}"
         lines.append(f"top-1       {100 * tree['top1_mean']:.2f} ± {100 * tree['top1_std']:.2f} % ({seeds})")

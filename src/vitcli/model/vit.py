@@ -221,23 +221,21 @@ def init_mimetic(model: ViT, seed: int) -> None:
     | pos_embed      | 0.5 times sines and cosines of a patch's column and row (MAE, util/pos_embed.py)        |
     | attn.qkv, q, k | both √1.5 Q, Q a random orthogonal matrix: a token attends to what is like it           |
     | attn.qkv, v    | √0.4 P, P a random orthogonal matrix                                                    |
-    | attn.proj      | √0.4 (Z - I) Pᵀ, Z with elements N(0, 1/√width): v and proj together are 0.4 (Z - I)    |
+    | attn.proj      | -√0.4 Pᵀ: together with v, -0.4 times the identity                                      |
 
-    Trockman and Kolter (2023, "Mimetic Initialization of Self-Attention Layers") found these products, a multiple of the
-    identity for q and k, its negative for v and proj, in pretrained networks; they make them by an SVD for each head.
+    Trockman and Kolter (2023, "Mimetic Initialization of Self-Attention Layers") found such products in pretrained
+    networks: near a multiple of the identity for q and k, near its negative for v and proj. Theirs have noise added,
+    and the heads' share of them comes from an SVD; here the heads share out one orthogonal basis.
     """
     generator = torch.Generator().manual_seed(seed)
     config, width = model.config, model.config.width
 
-    def gaussian() -> Tensor:
-        return torch.randn(width, width, generator=generator)
-
     model.pos_embed[:, config.prefix_tokens :] = 0.5 * sines_and_cosines(config.grid, width)
     for block in model.blocks:
         assert isinstance(block, Block)
-        like, value = (torch.linalg.qr(gaussian())[0] for _ in range(2))
+        like, value = (torch.linalg.qr(torch.randn(width, width, generator=generator))[0] for _ in range(2))
         block.attn.qkv.weight.copy_(torch.cat([math.sqrt(1.5) * like, math.sqrt(1.5) * like, math.sqrt(0.4) * value]))
-        block.attn.proj.weight.copy_(math.sqrt(0.4) * (gaussian() / math.sqrt(width) - torch.eye(width)) @ value.T)
+        block.attn.proj.weight.copy_(-math.sqrt(0.4) * value.T)
 
 
 def sines_and_cosines(grid: Size, width: int) -> Float[Tensor, "patches width"]:

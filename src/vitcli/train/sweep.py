@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from vitcli import files, plots
 from vitcli.config import check_key, parse_value
-from vitcli.errors import UsageError
+from vitcli.errors import DivergedError, UsageError
 from vitcli.train import loop, runfolder
 from vitcli.train.plan import Plan, Request, make_plan
 from vitcli.train.runlog import Log
@@ -153,9 +153,9 @@ T = TypeVar("T")
 
 
 def run(sweep: Sweep, folder: Path, log_of: Callable[[], Log], say: Callable[[str], None]) -> dict[str, Any]:
-    """Score the grid, retrain the best point with every seed, write `report.json` and `grid.png`. Returns the report.
+    """Score the grid (None: it diverged), retrain the best point with every seed, write `report.json` and `grid.png`. Returns the report.
 
-    Raises Interrupted after a signal; the same call then goes on.
+    Raises Interrupted after a signal; the same call then goes on. Raises DivergedError where every point diverged.
     """
     if (folder / "report.json").exists():
         return json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -167,13 +167,20 @@ def run(sweep: Sweep, folder: Path, log_of: Callable[[], Log], say: Callable[[st
         plan = make_plan(request)
         return loop.train(plan, runfolder.choose(plan, str(where), "auto"), log_of())[1]
 
-    scores = []
+    scores: list[float | None] = []
     for number, point in _numbered(sweep.grid):
         say(f"grid {number} of {len(sweep.grid)}: {text_of(point)}")
-        report = train(sweep.scored(point), folder / "grid" / f"{number:02}-{point_name(point)}")
-        scores.append(report["eval"]["top1"])
-    best = sweep.grid[max(range(len(scores)), key=lambda i: (scores[i], -i))]
-    say(f"best on the dev part: {text_of(best)}, top-1 {max(scores):.4f}; now on all training images")
+        try:
+            report = train(sweep.scored(point), folder / "grid" / f"{number:02}-{point_name(point)}")
+            scores.append(report["eval"]["top1"])
+        except DivergedError as error:
+            say(f"diverged: {error.message}")
+            scores.append(None)
+    top, place = max((-1.0 if score is None else score, -i) for i, score in enumerate(scores))
+    if top < 0:
+        raise DivergedError("training diverged at every point of the grid", "lower the learning rates")
+    best = sweep.grid[-place]
+    say(f"best on the dev part: {text_of(best)}, top-1 {top:.4f}; now on all training images")
     runs = []
     for number, seed in _numbered(sweep.seeds):
         say(f"seed {seed} ({number} of {len(sweep.seeds)})")
