@@ -17,9 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from opponents import show
-
-SHIM = "import sys, runpy; sys.path.insert(0, {tests!r}); import torchvision_shim; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+from opponents import run_timm_train, show
 
 
 def timm_rate(script: str, asked: argparse.Namespace, folder: str, *more: str) -> float:
@@ -27,25 +25,13 @@ def timm_rate(script: str, asked: argparse.Namespace, folder: str, *more: str) -
     name = {"ti/16": "vit_tiny_patch16_224", "s/16": "vit_small_patch16_224", "b/16": "vit_base_patch16_224"}[
         asked.model
     ]
-    tests = str(Path(__file__).parents[1] / "tests")
-    command = [sys.executable, "-c", SHIM.format(tests=tests), script, "--data-dir", asked.data, "--model", name]
-    command += [
-        "--img-size",
-        asked.img_size,
-        "-b",
-        str(asked.batch),
-        "--epochs",
-        "1",
-        "--device",
-        "cpu",
-        "--output",
-        folder,
-    ]
-    command += ["--workers", "2", "--num-classes", str(asked.classes), "--log-interval", "1", "--no-prefetcher", *more]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    rates = re.findall(r"Train:.*?\(\s*[\d.]+s,\s*([\d.]+)/s\)", done.stdout + done.stderr)
+    fixed = ["--data-dir", asked.data, "--model", name, "--img-size", asked.img_size, "-b", str(asked.batch)]
+    fixed += ["--epochs", "1", "--device", "cpu", "--output", folder, "--workers", "2", "--no-prefetcher"]
+    fixed += ["--num-classes", str(asked.classes), "--log-interval", "1"]
+    text = run_timm_train(script, *fixed, *more)
+    rates = re.findall(r"Train:.*?\(\s*[\d.]+s,\s*([\d.]+)/s\)", text)
     if not rates:
-        raise SystemExit(f"no rate in what {script} printed:\n{(done.stdout + done.stderr)[-2000:]}")
+        raise SystemExit(f"no rate in what {script} printed:\n{text[-2000:]}")
     return float(rates[-1])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +19,17 @@ def import_timm() -> Any:
     """timm, which imports torchvision, which needs a shim beside a CPU build of torch."""
     importlib.import_module("torchvision_shim")
     return importlib.import_module("timm")
+
+
+_RUN = "import sys, runpy; sys.path.insert(0, {tests!r}); import torchvision_shim; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+
+
+def run_timm_train(script: str, *arguments: str) -> str:
+    """timm's train.py, at `script`, in a process of its own, as its command line would. Returns all that it printed."""
+    program = _RUN.format(tests=str(Path(__file__).parents[1] / "tests"))
+    command = [sys.executable, "-c", program, script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
 
 
 def seconds(work: Callable[[], Any]) -> float:

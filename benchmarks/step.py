@@ -28,7 +28,8 @@ from vitcli.evaluate.evaluator import logits_of
 from vitcli.model.linear import packed
 from vitcli.model.vit import ViT, init_weights
 from vitcli.train import runtime
-from vitcli.train.bench import peak_flops, trainer
+from vitcli.train.bench import trainer
+from vitcli.train.runtime import peak_flops
 
 
 def vit_model(model: ModelConfig, machine: runtime.Runtime) -> ViT:

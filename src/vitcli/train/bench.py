@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +20,7 @@ from vitcli.model.linear import packed
 from vitcli.model.vit import ViT, init_weights
 from vitcli.train.objectives import Classify
 from vitcli.train.optim import Optimizer
-from vitcli.train.runtime import Runtime
+from vitcli.train.runtime import Runtime, peak_flops, seconds_of
 from vitcli.train.step import Update, train_step
 
 TRAIN_BATCH = {"cpu": 32, "mps": 64, "cuda": 256}
@@ -122,35 +121,12 @@ def _images(model: ModelConfig, batch: int, runtime: Runtime) -> tuple[torch.Ten
     return images.to(runtime.device), labels.to(runtime.device)
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
-def _timed(work: Callable[[], Any], device: torch.device) -> float:
-    started = time.perf_counter()
-    work()
-    _wait(device)
-    return time.perf_counter() - started
-
-
 def _median_seconds(turns: Iterator[None], seconds: float, runtime: Runtime) -> tuple[float, float]:
     """(the first turn, the median of those after the warm-up), each in seconds."""
-    first = _timed(lambda: next(turns), runtime.device)
+    first = seconds_of(lambda: next(turns), runtime.device)
     for _ in range(_WARM_UP):
-        _timed(lambda: next(turns), runtime.device)
+        seconds_of(lambda: next(turns), runtime.device)
     times: list[float] = []
     while len(times) < _FEWEST or sum(times) < seconds:
-        times.append(_timed(lambda: next(turns), runtime.device))
+        times.append(seconds_of(lambda: next(turns), runtime.device))
     return first, statistics.median(times)
-
-
-def peak_flops(runtime: Runtime) -> float:
-    """FLOPs a second of a square matrix product in the run's precision: the best of five of 4096³, 8192³ on a GPU."""
-    side = 8192 if runtime.device.type == "cuda" else 4096
-    dtype = torch.bfloat16 if runtime.bf16 else torch.float32
-    a, b = (torch.randn(side, side).to(dtype).to(runtime.device) for _ in range(2))
-    _timed(lambda: a @ b, runtime.device)
-    return float(2 * side**3 / min(_timed(lambda: a @ b, runtime.device) for _ in range(5)))

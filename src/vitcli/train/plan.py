@@ -193,6 +193,7 @@ def make_plan(request: Request) -> Plan:
         parent.model if parent else None,
         parent.eval if parent else None,
         not keep_head,
+        _compute(request, machine, overrides),
     )
     recipe = overrides.get("run.recipe") or default_recipe(facts)
     config = _with_overrides(configure(recipe, facts), overrides, parent)
@@ -229,6 +230,14 @@ def make_plan(request: Request) -> Plan:
         (),
     )
     return replace(plan, notes=(*notes, *_said(plan)))
+
+
+def _compute(request: Request, machine: runtime.Runtime, overrides: Overrides) -> float | None:
+    """FLOPs of matrix products that fit into the time budget, at the rate measured now."""
+    budget = overrides.get("train.time_budget")
+    if request.command != "pretrain" or budget is None:
+        return None
+    return float(budget * runtime.peak_flops(machine, side=1024))
 
 
 def _kept_back(train: Split, fraction: float) -> tuple[Split, Split]:
