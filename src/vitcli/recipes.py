@@ -43,6 +43,7 @@ class Facts:
     parent_eval: EvalConfig | None = None
     new_head: bool = True  # finetune: the classes are not the checkpoint's
     compute: float | None = None  # FLOPs of a matrix product that fit into the time budget, if there is one
+    parent_seen: int | None = None  # finetune: images that the checkpoint says it was trained on
 
 
 def _model(facts: Facts, default: str, img_size: Size = (224, 224)) -> ModelConfig:

@@ -7,13 +7,14 @@ Fine-tuning a network whose head is still random spoils its features before the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from vitcli.data.cache import Progress
 from vitcli.data.split import Split
-from vitcli.evaluate.probe import MOST_IMAGES, Features, features_of, linear_probe, refitted
+from vitcli.evaluate.probe import MOST_IMAGES, Features, Probe, features_of, linear_probe, refitted
 from vitcli.model.vit import ViT
 from vitcli.train.plan import Plan
 from vitcli.train.runtime import Runtime
@@ -22,11 +23,24 @@ from vitcli.weights.checkpoint import Tensors
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """The probe: its head fitted on all images, dev part included, and the top-1 on the dev part of one fitted without."""
+    """A linear probe: `head` was fitted without the dev part, on which its top-1 is `dev_top1`, `whole` with it."""
 
     head: Tensors
+    whole: Tensors
     l2: float
     dev_top1: float | None
+
+    def groups(self) -> dict[str, Tensors]:
+        """For the state of a run."""
+        return {"probe-head": self.head, "probe-whole": self.whole}
+
+    def values(self) -> dict[str, Any]:
+        return {"l2": self.l2, "dev_top1": self.dev_top1}
+
+    @classmethod
+    def of(cls, groups: dict[str, Tensors], values: dict[str, Any]) -> Start:
+        """The inverse of `groups` and `values`. Raises KeyError."""
+        return cls(groups["probe-head"], groups["probe-whole"], **values["probe"])
 
 
 def fit_head(model: ViT, plan: Plan, runtime: Runtime, progress: Progress, most: int = MOST_IMAGES) -> Start:
@@ -44,9 +58,18 @@ def fit_head(model: ViT, plan: Plan, runtime: Runtime, progress: Progress, most:
     with torch.no_grad():
         model.head.weight.copy_(probe.weight)
         model.head.bias.copy_(probe.bias)
-    dev_top1 = None
+    head, dev_top1 = _head(probe), None
     if plan.dev is not None:
         dev = of(plan.dev, len(plan.dev))
         dev_top1 = probe.top1_on(dev)
         probe = refitted(probe, features.and_(dev))
-    return Start({"head.weight": probe.weight, "head.bias": probe.bias}, probe.l2, dev_top1)
+    return Start(head, _head(probe), probe.l2, dev_top1)
+
+
+def _head(probe: Probe) -> Tensors:
+    return {"head.weight": probe.weight, "head.bias": probe.bias}
+
+
+def halfway(one: Tensors, other: Tensors) -> Tensors:
+    """The mean of two sets of weights (Wortsman et al., 2022, "Robust fine-tuning of zero-shot models")."""
+    return {name: torch.lerp(tensor, other[name].to(tensor), 0.5) for name, tensor in one.items()}

@@ -25,7 +25,7 @@ from vitcli.evaluate.probe import MOST_IMAGES
 from vitcli.model.vit import ViT, init_mimetic, init_weights
 from vitcli.train import artifacts, runfolder, state
 from vitcli.train.clock import Anchor, Clock
-from vitcli.train.head import Start, fit_head
+from vitcli.train.head import Start, fit_head, halfway
 from vitcli.train.objectives import Classify
 from vitcli.train.optim import Average, Optimizer, lr_factor
 from vitcli.train.plan import Plan, replan
@@ -192,8 +192,8 @@ class _Run:
             raise CheckpointError(
                 f"the state of {self.folder} does not fit its configuration: {error}", "start anew with --resume never"
             ) from None
-        if "start" in saved.groups:
-            self.start = Start(saved.groups["start"], **saved.values["start"])
+        if "probe" in saved.values:
+            self.start = Start.of(saved.groups, saved.values)
         used = max([saved.values["seconds"], *(a.seconds for a in self.clock.anchors)])
         self.at = _Progress(self.loader.restore(saved.values["loader"]), used, saved.step, saved_step=saved.step)
         self.log("note", text=f"resumed at step {saved.step}")
@@ -338,8 +338,8 @@ class _Run:
             "runtime": self.runtime.as_json(self.config.model.tokens),
         }
         if self.start is not None:
-            groups["start"] = self.start.head
-            values["start"] = {"l2": self.start.l2, "dev_top1": self.start.dev_top1}
+            groups |= self.start.groups()
+            values["probe"] = self.start.values()
         if self.at.saved_step != self.at.step:
             state.save(self.folder / "state", state.Saved(self.at.step, groups, values))
         runfolder.write_status(self.folder, status, self.at.step, code)
@@ -414,6 +414,8 @@ class _Run:
         self._score(sample, limit=count)
         rate = count / (time.monotonic() - started)
         self.reserve += sum(len(part) for part in scored if part is not None) / rate
+        if self.plan.fits_head and self.plan.dev is not None:
+            self.reserve += len(self.plan.dev) / rate  # on which the mean of the weights is scored as well
         if self._seconds() + self.reserve > budget:
             raise UsageError(
                 f"--time-budget {budget:g}s leaves no time to train: start and evaluation take "
@@ -433,18 +435,34 @@ class _Run:
         self.log("note", text=f"head: a linear probe with l2 {self.start.l2:g}{on}")
 
     def _select(self) -> dict[str, Any] | None:
-        """Go back to the linear probe where the dev part says that fine-tuning made it worse."""
-        if self.start is None or self.plan.dev is None or self.start.dev_top1 is None:
+        """The tuned weights, the probe's, or the mean of the two: whichever the dev part says is best.
+
+        Of equals the mean is taken, which lies between the two in what it forgot and what it learned, then the tuned ones.
+        """
+        start, dev = self.start, self.plan.dev
+        if start is None or dev is None or start.dev_top1 is None:
             return None
-        tuned = self._score(self.plan.dev).metrics["top1"]
-        kept = "probe" if tuned < self.start.dev_top1 else "finetuned"
+        tuned = {name: tensor.clone() for name, tensor in self._weights().items()}
+        self.average = None
+        top1 = {"finetuned": self._scored_with(tuned, dev)}
+        before = self._model(restored=False).to(self.runtime.device)
+        before.load_state_dict(start.head, strict=False)
+        mean = halfway(tuned, dict(before.state_dict()))
+        top1["average"] = self._scored_with(mean, dev)
+        top1["probe"] = start.dev_top1
+        before.load_state_dict(start.whole, strict=False)
+        weights = {"average": mean, "finetuned": tuned, "probe": dict(before.state_dict())}
+        kept = max(weights, key=lambda name: top1[name])  # the first of equals
+        self.model.load_state_dict(weights[kept])
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in top1.items())
         if kept == "probe":
-            self.average = None
-            self.model = self.runtime.place(self._model(restored=False))
-            self.model.load_state_dict(self.start.head, strict=False)
             self.log(
-                "warning",
-                text=f"the linear probe is kept: on the dev part its top-1 is {self.start.dev_top1:.4f}, that of the "
-                f"fine-tuned model {tuned:.4f}",
+                "warning", text=f"the linear probe is kept, since tuning made it worse; top-1 on the dev part: {scores}"
             )
-        return {"kept": kept, "n": len(self.plan.dev), "probe_top1": self.start.dev_top1, "finetuned_top1": tuned}
+        else:
+            self.log("note", text=f"kept: {kept}; top-1 on the dev part: {scores}")
+        return {"kept": kept, "n": len(dev), "dev_top1": top1}
+
+    def _scored_with(self, weights: Tensors, split: Split) -> float:
+        self.model.load_state_dict(weights)
+        return float(self._score(split).metrics["top1"])

@@ -194,6 +194,7 @@ def make_plan(request: Request) -> Plan:
         parent.eval if parent else None,
         not keep_head,
         _compute(request, machine, overrides),
+        (parent.provenance.get("images_seen") if parent else None),
     )
     recipe = overrides.get("run.recipe") or default_recipe(facts)
     config = _with_overrides(configure(recipe, facts), overrides, parent)
@@ -314,7 +315,8 @@ def _said(plan: Plan) -> list[str]:
         if plan.parent.model.img_size != config.model.img_size:
             said.append(
                 f"position embedding: {plan.parent.model.grid[0]}x{plan.parent.model.grid[1]} to "
-                f"{config.model.grid[0]}x{config.model.grid[1]} patches, interpolated"
+                f"{config.model.grid[0]}x{config.model.grid[1]} patches, interpolated; an image costs "
+                f"{flops.macs(config.model) / flops.macs(plan.parent.model):.2g} times as much"
             )
     if not any(asked.get(key) is not None for key in LENGTHS):
         said.append(
