@@ -87,7 +87,9 @@ def trainer(config: Config, runtime: Runtime) -> Callable[[Batch], Update]:
     init_weights(model, config.run.seed)
     model = runtime.place(model)
     objective = Classify(config.train)
-    optimizer = Optimizer(model.named_parameters(), config.optim, config.model.depth, runtime.device.type != "mps")
+    optimizer = Optimizer(
+        model.named_parameters(), config.optim, config.model.depth, runtime.device.type != "mps", runtime.bf16
+    )
     optimizer.set_factor(0.1)
     steps = itertools.count()
     return lambda batch: train_step(model, objective, optimizer, batch, config, next(steps), runtime)

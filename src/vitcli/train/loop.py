@@ -117,7 +117,9 @@ class _Run:
         self.model = self.runtime.place(self._model(saved is not None))
         self.objective = Classify(self.config.train).to(self.runtime.device)
         named = (item for part in (self.model, self.objective) for item in part.named_parameters())
-        self.optimizer = Optimizer(named, self.config.optim, self.config.model.depth, self.runtime.device.type != "mps")
+        self.optimizer = Optimizer(
+            named, self.config.optim, self.config.model.depth, self.runtime.device.type != "mps", self.runtime.bf16
+        )
         self.average = Average(self.model, self.config.train.ema) if self.config.train.ema else None
         self.clock = Clock(plan.steps, self.config.train.time_budget, self._anchors())
         self.at = _Progress()
