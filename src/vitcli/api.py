@@ -240,7 +240,7 @@ class ProbePlan:
             )  # fmt: skip
 
         train = features(self.train, self.settings.images)
-        probe = linear_probe(train, len(outputs))
+        probe = linear_probe(train, len(outputs), self.settings.balanced)
         held_out = features(self.held_out, len(self.held_out))
         return {
             "method": "linear",

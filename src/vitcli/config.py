@@ -193,6 +193,7 @@ class ProbeConfig:
     """How `vit probe` fits; no part of a run."""
 
     images: int = 20_000  # most training images that it fits on; a larger set is thinned class by class
+    balanced: bool = False  # every class weighs the same, however many images it has
 
 
 @dataclass(frozen=True)

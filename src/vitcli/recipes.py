@@ -43,6 +43,7 @@ class Facts:
     parent_eval: EvalConfig | None = None
     new_head: bool = True  # finetune: the classes are not the checkpoint's
     compute: float | None = None  # FLOPs of a matrix product that fit into the time budget, if there is one
+    imbalance: float = 1.0  # images of the largest class over those of the smallest
     parent_seen: int | None = None  # finetune: images that the checkpoint says it was trained on
 
 
@@ -166,15 +167,24 @@ def small(facts: Facts) -> Config:
     )
 
 
+_IMBALANCED = 2.0
+"""Largest class over smallest from which fine-tuning draws every class equally often."""
+
+
 def finetune(facts: Facts) -> Config:
     """Moving trained weights to new images: AdamW with layer-wise decay, crop and flip, cosine."""
     parent = facts.parent or _small_model(facts)
+    model = _model(replace(facts, parent=parent), "", parent.img_size)
     tiny = max(parent.img_size) <= 64
     mildly = max(facts.size) <= 16
+    evaluation = facts.parent_eval or EvalConfig()
+    if max(model.img_size) > 1.2 * max(parent.img_size):
+        evaluation = replace(evaluation, crop=1.0)
     epochs = float(round(min(40.0, max(5.0, 20 * (1500 / max(facts.images, 1)) ** 0.3))))
     return Config(
         run=RunConfig(recipe="finetune"),
-        model=_model(replace(facts, parent=parent), "", parent.img_size),
+        model=model,
+        data=DataConfig(balanced=facts.imbalance > _IMBALANCED),
         augment=AugmentConfig(
             crop="pad" if tiny and not mildly else "resized",
             scale=(0.8, 1.0) if mildly else (0.25, 1.0),
@@ -188,7 +198,7 @@ def finetune(facts: Facts) -> Config:
             dev=min(0.2, max(0.1, 100 / max(facts.images, 1))) if facts.new_head else 0.0,
         ),
         optim=OptimConfig(name="adamw", lr=1e-4, weight_decay=0.05, warmup=0.1, layer_decay=0.75, clip=1.0),
-        eval=facts.parent_eval or EvalConfig(),
+        eval=evaluation,
     )
 
 
@@ -346,4 +356,4 @@ def configure(recipe: str, facts: Facts) -> Config:
         raise UsageError("--model cannot change a trained model", "the checkpoint says what its model is")
     config = RECIPES[recipe](facts)
     check_model(config.model)
-    return replace(config, data=DataConfig())
+    return config

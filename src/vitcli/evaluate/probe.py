@@ -58,6 +58,7 @@ class Probe:
     bias: Float[Tensor, " classes"]
     l2: float
     top1: float
+    balanced: bool
     tried: tuple[dict[str, float], ...]
 
     def top1_on(self, features: Features) -> float:
@@ -92,11 +93,12 @@ def features_of(
     return Features(torch.cat(values).double().numpy(), outputs[split.labels[images.valid]])
 
 
-def linear_probe(features: Features, classes: int) -> Probe:
+def linear_probe(features: Features, classes: int, balanced: bool = False) -> Probe:
     """Softmax regression on standardised features: mean cross-entropy + l2/2 · ‖W‖², L-BFGS.
 
     The penalty is the one with the best cross-validated top-1, of equals the strongest: five folds, or a fifth held out
-    where there are more than 5,000 images. The head is then fitted on all of them. Raises DataError for a single class.
+    where there are more than 5,000 images. The head is then fitted on all of them. `balanced` weighs every class alike,
+    in the loss and in the score. Raises DataError for a single class.
     """
     if len(np.unique(features.targets)) < 2:
         raise DataError("the images for the linear probe are all of one class", "a classifier needs two")
@@ -104,34 +106,38 @@ def linear_probe(features: Features, classes: int) -> Probe:
     fold[by_class(features.targets, "folds")] = np.arange(len(features)) % _FOLDS
     tested = range(1 if len(features) > _ONE_FOLD_ABOVE else _FOLDS)
     tried: list[dict[str, float]] = []
-    fits = [_Fit(features.rows(fold != f), classes) for f in tested]
+    fits = [_Fit(features.rows(fold != f), classes, balanced) for f in tested]
+    seen = np.concatenate([features.targets[fold == f] for f in tested])
+    weights = (1 / np.bincount(seen, minlength=classes).clip(1))[seen] if balanced else np.ones(len(seen))
     for l2 in L2:
         right = [fit(l2).right(features.rows(fold == f)) for f, fit in zip(tested, fits, strict=True)]
-        tried.append({"l2": l2, "top1": float(np.concatenate(right).mean())})
+        tried.append({"l2": l2, "top1": float(np.average(np.concatenate(right), weights=weights))})
         best = max(tried, key=lambda row: row["top1"])
         if len(tried) - tried.index(best) > _MORE_TRIES:
             break
-    head = _Fit(features, classes)(best["l2"]).head()
-    return Probe(*head, best["l2"], best["top1"], tuple(tried))
+    head = _Fit(features, classes, balanced)(best["l2"]).head()
+    return Probe(*head, best["l2"], best["top1"], balanced, tuple(tried))
 
 
 def refitted(probe: Probe, features: Features) -> Probe:
     """The same penalty on other features."""
-    head = _Fit(features, len(probe.bias))(probe.l2).head()
+    head = _Fit(features, len(probe.bias), probe.balanced)(probe.l2).head()
     return replace(probe, weight=head[0], bias=head[1])
 
 
 class _Fit:
     """Fits of one set of features, each starting from the one before."""
 
-    def __init__(self, features: Features, classes: int) -> None:
+    def __init__(self, features: Features, classes: int, balanced: bool) -> None:
         from sklearn.linear_model import LogisticRegression
 
         self.classes, self.features = classes, features
         self.mean = features.values.mean(0)
         self.scale = features.values.std(0) + 1e-5
         self.standard = (features.values - self.mean) / self.scale
-        self.regression = LogisticRegression(max_iter=200, tol=1e-4, warm_start=True)
+        self.regression = LogisticRegression(
+            max_iter=200, tol=1e-4, warm_start=True, class_weight="balanced" if balanced else None
+        )
 
     def __call__(self, l2: float) -> _Fit:
         if len(np.unique(self.features.targets)) > 1:

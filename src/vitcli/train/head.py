@@ -54,7 +54,7 @@ def fit_head(model: ViT, plan: Plan, runtime: Runtime, progress: Progress, most:
         )  # fmt: skip
 
     features = of(plan.train, most)
-    probe = linear_probe(features, plan.config.model.classes)
+    probe = linear_probe(features, plan.config.model.classes, plan.config.data.balanced)
     with torch.no_grad():
         model.head.weight.copy_(probe.weight)
         model.head.bias.copy_(probe.bias)

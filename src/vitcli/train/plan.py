@@ -194,7 +194,8 @@ def make_plan(request: Request) -> Plan:
         parent.eval if parent else None,
         not keep_head,
         _compute(request, machine, overrides),
-        (parent.provenance.get("images_seen") if parent else None),
+        _imbalance(train),
+        parent.provenance.get("images_seen") if parent else None,
     )
     recipe = overrides.get("run.recipe") or default_recipe(facts)
     config = _with_overrides(configure(recipe, facts), overrides, parent)
@@ -204,7 +205,7 @@ def make_plan(request: Request) -> Plan:
         model=replace(
             config.model, classes=len(classes), pre_logits=config.model.pre_logits and (parent is None or keep_head)
         ),
-        data=data,
+        data=replace(data, balanced=overrides.get("data.balanced", config.data.balanced)),
     )
     config = replace(config, model=replace(config.model, name=model_name(config.model)))
     check(config)
@@ -231,6 +232,14 @@ def make_plan(request: Request) -> Plan:
         (),
     )
     return replace(plan, notes=(*notes, *_said(plan)))
+
+
+def _imbalance(train: Split | None) -> float:
+    """Images of the largest class over those of the smallest that has any."""
+    if train is None or train.labels is None:
+        return 1.0
+    counts = np.bincount(train.labels)
+    return float(counts.max() / counts[counts > 0].min())
 
 
 def _compute(request: Request, machine: runtime.Runtime, overrides: Overrides) -> float | None:
