@@ -292,3 +292,32 @@ def test_fine_tuning_recipes_pass_the_checks_for_any_parent(recipe, known, name,
     same = ("width", "depth", "heads", "mlp", "patch", "pool", "class_token", "gelu")
     assert [getattr(config.model, f) for f in same] == [getattr(parent, f) for f in same]
     assert config.model.classes == known["classes"]
+
+
+def test_small_takes_a_larger_model_where_the_time_budget_pays_for_it():
+    """Sizes never shrink as the budget or the data grows, and without a budget nothing is measured."""
+    cifar = {"data": (50_000, 10), "size": (32, 32), "device": "cpu"}
+    minute = 60 * 6.5e11  # two cores with bf16
+    names = [configure("small", facts(**cifar, compute=n * minute)).model for n in (5, 15, 60, 300)]
+    assert [m.width for m in names] == [128, 128, 192, 256]
+    assert [m.depth for m in names] == sorted(m.depth for m in names)
+    assert configure("small", facts(**cifar)).model == names[0]
+    few = facts(data=(1_000, 5), size=(32, 32), device="cpu", compute=300 * minute)
+    assert configure("small", few).model.width == 128
+    named = configure("small", facts(**cifar, compute=300 * minute, model="ti/4")).model
+    assert named.name == "ViT-Ti/4"
+
+
+def test_finetune_starts_new_classes_from_a_probe_and_draws_unequal_ones_equally():
+    parent = {"parent": model_config("ti/16")}
+    new = configure("finetune", facts("finetune", (914, 37), **parent, imbalance=33.0))
+    assert new.train.head == "linear" and new.data.balanced and 0.1 <= new.train.dev <= 0.2
+    kept = configure("finetune", facts("finetune", (914, 37), **parent, new_head=False))
+    assert kept.train.head == "zero" and kept.train.dev == 0 and not kept.data.balanced
+
+
+def test_finetune_at_a_higher_resolution_looks_at_the_whole_image():
+    seen = EvalConfig(crop=0.9, interpolation="bicubic")
+    parent = {"parent": model_config("ti/16"), "parent_eval": seen}
+    assert configure("finetune", facts("finetune", **parent, img_size=(384, 384))).eval.crop == 1.0
+    assert configure("finetune", facts("finetune", **parent)).eval == seen

@@ -795,3 +795,21 @@ def test_threads_do_not_change_a_result(threads: int) -> None:
     finally:
         torch.set_num_threads(before)
     assert math.isfinite(reference.abs().max().item())
+
+
+@pytest.mark.parametrize("crop", ["resized", "random", "pad"])
+def test_crops_and_shifts_grow_over_the_first_epochs(crop: str) -> None:
+    """Nothing in the first epoch, all from `ramp` on, and in between a part."""
+    size = (PIXELS.shape[2], PIXELS.shape[3])
+    full = AugmentConfig(crop=crop, flip=0.0, scale=(0.3, 0.5))
+    ramped = AugmentConfig(crop=crop, flip=0.0, scale=(0.3, 0.5), ramp=4.0)
+
+    def at(config: AugmentConfig, epoch: int) -> Tensor:
+        epochs = np.full(len(PIXELS), epoch, np.int64)
+        return Augmenter(config, EvalConfig(), size, 0)(PIXELS, SIZES, epochs, IDS)
+
+    whole = Augmenter(AugmentConfig(crop="none", flip=0.0), EvalConfig(), size, 0)(PIXELS, SIZES, EPOCHS, IDS)
+    torch.testing.assert_close(at(ramped, 0), whole, atol=1e-5, rtol=0)
+    assert torch.equal(at(ramped, 4), at(full, 4)) and torch.equal(at(ramped, 9), at(full, 9))
+    between = float((at(ramped, 2) - whole).abs().mean())
+    assert 0 < between < float((at(full, 2) - whole).abs().mean())

@@ -108,3 +108,19 @@ def test_a_dry_run_says_what_it_would_use(checkpoint: Path, tmp_path: Path) -> N
 def test_what_does_not_fit_is_a_usage_error(checkpoint: Path, options: dict[str, object], named: str) -> None:
     with pytest.raises(UsageError, match=named):
         api.probe(str(checkpoint), **options)
+
+
+def test_a_balanced_probe_serves_the_rare_classes() -> None:
+    random = np.random.default_rng(0)
+    counts = [400, 20, 20]
+    centres = np.eye(3, 6) * 1.6
+
+    def draw(counts: list[int]) -> Features:
+        targets = np.repeat(np.arange(3), counts)
+        return Features(centres[targets] + random.normal(size=(len(targets), 6)), targets)
+
+    train, test = draw(counts), draw([500, 500, 500])
+    plain, balanced = linear_probe(train, 3), linear_probe(train, 3, balanced=True)
+    assert balanced.top1_on(test) > plain.top1_on(test) + 0.05
+    assert abs(balanced.top1 - balanced.top1_on(test)) < 0.1  # its own score weighs classes alike
+    assert refitted(balanced, train).top1_on(test) == balanced.top1_on(test)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import torchvision_shim  # noqa: F401
 from vitcli.config import ModelConfig, model_config
 from vitcli.errors import UsageError
-from vitcli.model.vit import Block, ViT, drop_path_rates, init_head, init_weights
+from vitcli.model.vit import Block, ViT, drop_path_rates, init_head, init_mimetic, init_weights, sines_and_cosines
 from vitcli.weights import checkpoint
 
 TOLERANCE = 2e-5  # of the spread of the logits, in fp32
@@ -594,3 +594,32 @@ def test_dropout_follows_the_positions_and_every_dense_layer_but_qkv():
     model(pixels(SMALL))
     last = [(1, 24), (1, 40), (1, 24)]  # of the last block, only the class token is read
     assert calls == [(7, 24)] + 2 * [(7, 24), (7, 40), (7, 24)] + last
+
+
+def test_the_mimetic_start_has_the_products_that_its_table_states() -> None:
+    model = ViT(model_config("ViT-w48d2h4/4", (12, 20), 3))
+    init_weights(model, 0)
+    init_mimetic(model, 0)
+    identity = torch.eye(48)
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        q, k, v = block.attn.qkv.weight.chunk(3)
+        torch.testing.assert_close(q.T @ k, 1.5 * identity, atol=1e-5, rtol=0)
+        torch.testing.assert_close(block.attn.proj.weight @ v, -0.4 * identity, atol=1e-5, rtol=0)
+    first = model.pos_embed[0, 1:].view(3, 5, 48)  # rows, columns, width
+    columns, rows = first[..., :24], first[..., 24:]
+    assert torch.equal(columns[0], columns[2]) and torch.equal(rows[:, 0], rows[:, 4])
+    torch.testing.assert_close(columns[0, 3, 0], 0.5 * torch.tensor(3.0).sin())
+    torch.testing.assert_close(rows[2, 0, 12], 0.5 * torch.tensor(2.0).cos())
+    other = ViT(model_config("ViT-w48d2h4/4", (12, 20), 3))
+    init_weights(other, 0)
+    init_mimetic(other, 1)
+    assert not torch.equal(other.blocks[0].attn.qkv.weight, model.blocks[0].attn.qkv.weight)  # type: ignore[union-attr]
+
+
+@given(rows=st.integers(1, 9), columns=st.integers(1, 9), width=st.integers(1, 40))
+def test_sines_and_cosines_have_a_row_a_patch_whatever_the_width(rows: int, columns: int, width: int) -> None:
+    table = sines_and_cosines((rows, columns), width)
+    assert table.shape == (rows * columns, width) and table.abs().max() <= 1
+    if width >= 8:
+        assert len(torch.unique(table, dim=0)) == rows * columns
