@@ -55,7 +55,7 @@ class ModelConfig:
     patch: Size = (16, 16)
     img_size: Size = (224, 224)
     classes: int = 0  # outputs of the head; 0 has none. Taken from the data.
-    pool: Literal["cls", "mean"] = "cls"  # what the head reads: the class token or the mean of all tokens
+    pool: Literal["cls", "mean", "cls+mean"] = "cls"  # what the head reads: class token, mean of the patches, or both
     class_token: bool = True
     pre_logits: bool = False  # the tanh layer of the paper's pre-training head (§3.1)
     gelu: Literal["tanh", "erf"] = "erf"  # erf is the exact form; tanh, jax.nn.gelu's default, is the papers' code's
@@ -63,6 +63,11 @@ class ModelConfig:
     dropout: float = 0.0
     drop_path: float = 0.0
     drop_path_rule: Literal["linear", "constant"] = "linear"
+    norm: Literal["before", "after"] = "before"  # the last LayerNorm before the mean, or after it (MAE, timm's fc_norm)
+    registers: int = 0  # tokens after the class token that nothing reads, without positions (DINOv2)
+    distilled: bool = False  # DeiT's distillation token, with a head of its own; the logits are the mean of both heads
+    layer_scale: float = 0.0  # initial value of a learned factor for each channel of a branch (DeiT-III); 0: none
+    prefix_positions: bool = True  # class and distillation token have positions; never where there are registers
 
     @property
     def grid(self) -> Size:
@@ -71,7 +76,22 @@ class ModelConfig:
 
     @property
     def prefix_tokens(self) -> int:
-        return int(self.class_token)
+        """Class token, distillation token and registers, in this order before the patches."""
+        return int(self.class_token) + int(self.distilled) + self.registers
+
+    @property
+    def prefix_rows(self) -> int:
+        """Rows of the position embedding that belong to prefix tokens."""
+        has_rows = self.prefix_positions and not self.registers
+        return int(self.class_token) + int(self.distilled) if has_rows else 0
+
+    @property
+    def position_rows(self) -> int:
+        return self.grid[0] * self.grid[1] + self.prefix_rows
+
+    @property
+    def head_inputs(self) -> int:
+        return 2 * self.width if self.pool == "cls+mean" else self.width
 
     @property
     def tokens(self) -> int:
@@ -588,8 +608,18 @@ def check_model(model: ModelConfig) -> None:
                 f"image {side} {pixels} is not a multiple of the patch size {patch} of {model.name}",
                 f"the nearest {side} that is: {near}",
             )
-    if model.pool == "cls" and not model.class_token:
-        raise UsageError("model.pool = cls needs model.class_token = true", "or set model.pool=mean")
+    if model.pool != "mean" and not model.class_token:
+        raise UsageError(f"model.pool = {model.pool} needs model.class_token = true", "or set model.pool=mean")
+    if model.norm == "after" and model.pool != "mean":
+        raise UsageError(f"model.norm = after needs model.pool = mean, not {model.pool}", "leave model.norm out")
+    if model.distilled and (model.pool != "cls" or model.pre_logits or model.registers):
+        raise UsageError(
+            "model.distilled goes with model.pool = cls alone", "leave out model.pre_logits and model.registers"
+        )
+    if model.pre_logits and model.pool == "cls+mean":
+        raise UsageError("model.pre_logits reads one token, not model.pool = cls+mean", "leave one of them out")
+    if model.registers < 0 or not 0 <= model.layer_scale < math.inf:
+        raise UsageError(f"model.registers = {model.registers}, layer_scale = {model.layer_scale}: must not be negative")
     for key in ("dropout", "drop_path"):
         if not 0 <= getattr(model, key) <= 1:
             raise UsageError(f"model.{key} = {getattr(model, key)}: must lie between 0 and 1")

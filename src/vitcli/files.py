@@ -130,6 +130,30 @@ def write_folder(path: Path, fill: Callable[[Path], None], size: int = 0) -> Non
         fsync_path(path.parent)
 
 
+def replace_folder(path: Path, fill: Callable[[Path], None], size: int = 0) -> None:
+    """Have `fill` write files into a temporary folder, then put it at `path`, in the place of one that is there.
+
+    Raises ResourceError.
+    """
+    temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(4)}-{path.name}")
+    with disk_errors(path, size):
+        try:
+            temporary.mkdir(parents=True)
+            fill(temporary)
+            for file in [*sorted(f for f in temporary.iterdir() if f.is_file()), temporary]:
+                fsync_path(file)
+            if path.exists():
+                old = path.with_name(f"{_TEMPORARY}{secrets.token_hex(4)}-{path.name}")
+                path.rename(old)
+                temporary.rename(path)
+                shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink()
+            else:
+                temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        fsync_path(path.parent)
+
+
 def folder_fault(path: Path) -> str:
     """What is wrong with a folder that `write_folder` wrote; empty if it is whole."""
     try:

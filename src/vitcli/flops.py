@@ -14,14 +14,15 @@ from vitcli.config import ModelConfig
 
 def head_parameters(model: ModelConfig) -> int:
     pre_logits = model.width * model.width + model.width if model.pre_logits else 0
-    return pre_logits + (model.width * model.classes + model.classes if model.classes else 0)
+    heads = (1 + model.distilled) * (model.head_inputs * model.classes + model.classes) if model.classes else 0
+    return pre_logits + heads
 
 
 def backbone_parameters(model: ModelConfig) -> int:
     d, m = model.width, model.mlp
     patch = 3 * model.patch[0] * model.patch[1] * d + d
-    block = 4 * d * d + 4 * d + 2 * d * m + m + d + 4 * d
-    return patch + model.prefix_tokens * d + model.tokens * d + model.depth * block + 2 * d
+    block = 4 * d * d + 4 * d + 2 * d * m + m + d + 4 * d + (2 * d if model.layer_scale else 0)
+    return patch + model.prefix_tokens * d + model.position_rows * d + model.depth * block + 2 * d
 
 
 def parameters(model: ModelConfig) -> int:
@@ -30,7 +31,8 @@ def parameters(model: ModelConfig) -> int:
 
 
 def head_macs(model: ModelConfig) -> int:
-    return model.width * model.classes + (model.width * model.width if model.pre_logits else 0)
+    heads = (1 + model.distilled) * model.head_inputs * model.classes
+    return heads + (model.width * model.width if model.pre_logits else 0)
 
 
 def macs(model: ModelConfig) -> int:

@@ -226,7 +226,7 @@ def test_the_paper_s_equations_written_out(pool, class_token):
         gelu = 0.5 * hidden * (1 + torch.tanh(math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3)))
         x = x + linear(gelu, f"blocks.{i}.mlp.fc2")
     y = norm(x, "norm")
-    feature = torch.tanh(linear(y[0] if pool == "cls" else y.mean(0), "pre_logits.fc"))
+    feature = torch.tanh(linear(y[0] if pool == "cls" else y[int(class_token) :].mean(0), "pre_logits.fc"))
     assert_same_logits(model(images)[0], linear(feature, "head").float())
     torch.testing.assert_close(model.features(images)[0], feature.float(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(model.encode(images)[0], y.float(), rtol=1e-4, atol=1e-4)
@@ -530,7 +530,7 @@ def test_features_leave_out_only_what_the_head_does_not_read(pool, drop_path):
     keep = torch.rand(3, 2, 5, generator=torch.Generator().manual_seed(0)) >= drop_path
     keep[2, 1] = False  # the last MLP for no image at all
     tokens = model.encode(images, keep if drop_path else None)
-    whole = model.head(tokens[:, 0] if pool == "cls" else tokens.mean(1))
+    whole = model.head(tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(1))
     part = model(images, keep if drop_path else None)
     torch.testing.assert_close(part, whole, rtol=1e-5, atol=1e-5)
     parameters = list(model.parameters())

@@ -10,9 +10,23 @@ from hypothesis import strategies as st
 
 from vitcli.config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, model_config
 from vitcli.errors import CheckpointError
-from vitcli.weights.layouts import check_shapes, expected_shapes, preprocessing_by_name, strip_prefixes, timm_model
+from vitcli.weights.beside import Beside
+from vitcli.weights.layouts import (
+    Shapes,
+    architecture,
+    check_shapes,
+    expected_shapes,
+    find,
+    preprocessing_by_name,
+    strip_prefixes,
+)
 
 TINY = dataclasses.replace(model_config("mu/4", (16, 16), 3), gelu="erf")
+
+
+def timm_model(shapes: Shapes, where: str) -> ModelConfig:
+    """The architecture of a bare file with timm's names."""
+    return architecture(find(shapes, where), Beside(), where).model
 
 
 def test_prefixes_of_wrappers_are_taken_off_however_nested():
@@ -101,7 +115,7 @@ def test_an_unknown_layout_shows_some_of_its_keys():
 
 @pytest.mark.parametrize(
     "extra",
-    ["dist_token", "head_dist.weight", "blocks.0.ls1.gamma", "reg_token", "fc_norm.weight", "blocks.3.norm1.weight"],
+    ["norm_pre.weight", "blocks.0.attn.q_norm.weight", "blocks.0.ls1.gamma", "fc_norm.weight", "blocks.3.norm1.weight"],
 )
 def test_other_families_are_refused_rather_than_loaded_in_part(extra):
     with pytest.raises(CheckpointError, match=r"\bw\b"):

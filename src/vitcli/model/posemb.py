@@ -9,15 +9,16 @@ from torch import Tensor
 
 from vitcli.config import Size
 
-METHODS = ("paper", "bicubic", "bicubic-antialias")
+METHODS = ("bicubic", "paper", "bicubic-antialias")
+"""The default first: what measures best without further training (docs/decisions.md)."""
 
 
 def resize_position_embedding(
-    table: Float[Tensor, "1 rows width"], from_grid: Size, to_grid: Size, prefix: int, method: str = "bicubic"
+    table: Float[Tensor, "1 rows width"], from_grid: Size, to_grid: Size, prefix: int, method: str = METHODS[0]
 ) -> Float[Tensor, "1 new_rows width"]:
     """The table for `to_grid` from one for `from_grid`, interpolated in two dimensions in float32.
 
-    The first `prefix` rows belong to the class token and are kept. `paper` is bilinear with the corners
+    The first `prefix` rows belong to the class and distillation tokens and are kept. `paper` is bilinear with the corners
     aligned, as scipy.ndimage.zoom(order=1) in google-research/vision_transformer checkpoint.py; `bicubic` is
     facebookresearch/deit main.py; `bicubic-antialias` is timm's. Equal grids return the table unchanged.
     """
@@ -33,3 +34,23 @@ def resize_position_embedding(
         )
     cells = image.permute(0, 2, 3, 1).reshape(1, to_grid[0] * to_grid[1], -1).to(table.dtype)
     return torch.cat([head, cells], dim=1)
+
+
+def resize_patch_embedding(
+    kernel: Float[Tensor, "dim channels rows columns"], to_patch: Size
+) -> Float[Tensor, "dim channels new_rows new_columns"]:
+    """The kernel for patches of another size whose products with resized patches come nearest to the old ones.
+
+    FlexiViT's pseudo-inverse (Beyer et al., 2023, §3.4; google-research/big_vision models/proj/flexi/vit.py): with B the
+    matrix of an antialiased bilinear resize of a patch, the new kernel is (Bᵀ)⁺ w. For larger patches the
+    products of enlarged patches stay exactly the same.
+    """
+    from_patch = (kernel.shape[2], kernel.shape[3])
+    if from_patch == to_patch:
+        return kernel
+    cells = from_patch[0] * from_patch[1]
+    basis = torch.eye(cells, dtype=torch.float64).reshape(cells, 1, *from_patch)
+    resize = F.interpolate(basis, to_patch, mode="bilinear", align_corners=False, antialias=True).flatten(1)
+    inverse = torch.linalg.pinv(resize)  # [new, old], of the transposed B
+    flat = kernel.flatten(2).double() @ inverse.t()
+    return flat.reshape(*kernel.shape[:2], *to_patch).to(kernel.dtype)

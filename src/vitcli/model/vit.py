@@ -1,7 +1,10 @@
 """The Vision Transformer (Dosovitskiy et al., 2021, §3.1 and appendix A), under timm's parameter names.
 
 images → patches · E + b → [class token; patches] + positions → depth × (x + MSA(LN x); x + MLP(LN x)) → LN
-       → the class token, or the mean of all tokens → [tanh layer] → head
+       → the class token, or the mean of the patches → [tanh layer] → head
+
+What its successors added is part of the configuration: a distillation token with a head of its own (DeiT), a learned
+factor for each channel of a branch (DeiT-III), registers (DINOv2), the last LayerNorm after the mean (MAE).
 """
 
 from __future__ import annotations
@@ -50,6 +53,17 @@ class Mlp(nn.Module):
         return self.fc2(self.drop(self.act(self.fc1(x))))
 
 
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a residual branch (facebookresearch/deit models_v2.py)."""
+
+    def __init__(self, width: int, initial: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), initial))
+
+    def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+        return x * self.gamma
+
+
 class Block(nn.Module):
     """A pre-norm block. `keep` says for each image whether its residual branch is computed at all (DropPath)."""
 
@@ -60,15 +74,20 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.width, config.norm_eps)
         self.mlp = Mlp(config.width, config.mlp, config.gelu, config.dropout)
         self.drop = nn.Dropout(config.dropout)
+        self.ls1, self.ls2 = (
+            LayerScale(config.width, config.layer_scale) if config.layer_scale else nn.Identity() for _ in range(2)
+        )
         self.drop_path = drop_path
 
     def attention_branch(
         self, x: Float[Tensor, "batch tokens width"], outputs: int | None = None
     ) -> Float[Tensor, "batch outputs width"]:
-        return self.drop(self.attn(self.norm1(x), outputs))
+        scaled: Tensor = self.ls1(self.drop(self.attn(self.norm1(x), outputs)))
+        return scaled
 
     def mlp_branch(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
-        return self.drop(self.mlp(self.norm2(x)))
+        scaled: Tensor = self.ls2(self.drop(self.mlp(self.norm2(x))))
+        return scaled
 
     def forward(
         self,
@@ -119,19 +138,33 @@ class ViT(nn.Module):
         self.config = config
         self.patch_embed = PatchEmbed(config.patch, config.width)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.width)) if config.class_token else None
-        self.pos_embed = nn.Parameter(torch.empty(1, config.tokens, config.width))
+        self.dist_token = nn.Parameter(torch.empty(1, 1, config.width)) if config.distilled else None
+        self.reg_token = nn.Parameter(torch.empty(1, config.registers, config.width)) if config.registers else None
+        self.pos_embed = nn.Parameter(torch.empty(1, config.position_rows, config.width))
         self.pos_drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, rate) for rate in drop_path_rates(config))
-        self.norm = nn.LayerNorm(config.width, config.norm_eps)
+        norm = nn.LayerNorm(config.width, config.norm_eps)
+        self.norm, self.fc_norm = (norm, nn.Identity()) if config.norm == "before" else (nn.Identity(), norm)
         self.pre_logits = PreLogits(config.width) if config.pre_logits else nn.Identity()
-        self.head = nn.Linear(config.width, config.classes) if config.classes else nn.Identity()
+        self.head = nn.Linear(config.head_inputs, config.classes) if config.classes else nn.Identity()
+        self.head_dist = nn.Linear(config.width, config.classes) if config.classes and config.distilled else None
+
+    @property
+    def heads(self) -> list[nn.Linear]:
+        """The layers that give logits: one, two of a distilled model, none without classes."""
+        return [layer for layer in (self.head, self.head_dist) if isinstance(layer, nn.Linear)]
 
     def embed(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens dim"]:
-        """Patches, class token and positions: the input of the first block."""
-        x = self.patch_embed(images)
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
-        return self.pos_drop(x + self.pos_embed)
+        """Patches, prefix tokens and positions: the input of the first block."""
+        rows = self.config.prefix_rows
+        patches = self.patch_embed(images) + self.pos_embed[:, rows:]
+        prefix = [token for token in (self.cls_token, self.dist_token) if token is not None]
+        if rows:
+            prefix = [torch.cat(prefix, dim=1) + self.pos_embed[:, :rows]]
+        if self.reg_token is not None:
+            prefix.append(self.reg_token)
+        tokens = [token.to(patches.dtype).expand(len(patches), -1, -1) for token in prefix]
+        return self.pos_drop(torch.cat([*tokens, patches], dim=1) if tokens else patches)
 
     def encode(
         self,
@@ -139,28 +172,48 @@ class ViT(nn.Module):
         keep: Bool[Tensor, "depth 2 batch"] | None = None,
         outputs: int | None = None,
     ) -> Float[Tensor, "batch outputs dim"]:
-        """The first `outputs` tokens, or all, after the last LayerNorm. `keep` are DropPath's rows, known before any branch runs."""
+        """The first `outputs` tokens, or all, after the last LayerNorm if that stands before the pooling.
+
+        `keep` are DropPath's rows, known before any branch runs.
+        """
         x = self.embed(images)
         last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
             x = block(x, None if keep is None else keep[index], outputs if index == last else None)
         return self.norm(x)
 
+    def read(
+        self, images: Float[Tensor, "batch 3 height width"], keep: Bool[Tensor, "depth 2 batch"] | None = None
+    ) -> list[Float[Tensor, "batch inputs"]]:
+        """What each head reads. Of the last block, only the tokens that are read are computed."""
+        config = self.config
+        if config.pool == "cls":
+            tokens = self.encode(images, keep, outputs=1 + config.distilled)
+            return [self.pre_logits(token) for token in tokens.unbind(1)]
+        tokens = self.encode(images, keep)
+        mean = self.fc_norm(tokens[:, config.prefix_tokens :].mean(dim=1))
+        return [self.pre_logits(mean if config.pool == "mean" else torch.cat([tokens[:, 0], mean], dim=1))]
+
     def features(
         self, images: Float[Tensor, "batch 3 height width"], keep: Bool[Tensor, "depth 2 batch"] | None = None
-    ) -> Float[Tensor, "batch dim"]:
-        """What the head reads. Of the last block, only the tokens that it reads are computed."""
-        if self.config.pool == "cls":
-            return self.pre_logits(self.encode(images, keep, outputs=1)[:, 0])
-        return self.pre_logits(self.encode(images, keep).mean(dim=1))
+    ) -> Float[Tensor, "batch inputs"]:
+        """What the head reads; of a distilled model the mean of what its two heads read."""
+        read = self.read(images, keep)
+        return read[0] if len(read) == 1 else torch.stack(read).mean(dim=0)
 
     def forward(
         self, images: Float[Tensor, "batch 3 height width"], keep: Bool[Tensor, "depth 2 batch"] | None = None
     ) -> Float[Tensor, "batch classes"]:
-        """Logits of normalised images. Raises ValueError for images of another size than the configuration's."""
+        """Logits of normalised images, of a distilled model the mean of both heads'; without a head the features.
+
+        Raises ValueError for images of another size than the configuration's.
+        """
         if tuple(images.shape[2:]) != tuple(self.config.img_size):
             raise ValueError(f"images of {tuple(images.shape[2:])}, the model takes {tuple(self.config.img_size)}")
-        return self.head(self.features(images, keep))
+        if self.head_dist is None:
+            return self.head(self.features(images, keep))
+        read = self.read(images, keep)
+        return (self.head(read[0]) + self.head_dist(read[1])) / 2
 
 
 @torch.no_grad()
@@ -171,10 +224,12 @@ def init_weights(model: ViT, seed: int, head_bias: float = 0.0) -> None:
     |------------------------|-------------------------------------------------------------------------|
     | patch_embed.proj       | LeCun normal: std 1/√(3·P²), cut at ±2 standard deviations; bias 0      |
     | cls_token              | 0                                                                       |
+    | dist_token, reg_token  | N(0, 0.02) (facebookresearch/deit), N(0, 1e-6) (facebookresearch/dinov2) |
     | pos_embed              | N(0, 0.02)                                                              |
     | attn.qkv               | Xavier uniform for each of q, k, v as a D x D matrix; bias 0            |
     | attn.proj              | Xavier uniform; bias 0                                                  |
     | mlp.fc1, mlp.fc2       | Xavier uniform; bias N(0, 1e-6)                                         |
+    | ls1, ls2               | `layer_scale`                                                           |
     | norm1, norm2, norm     | weight 1, bias 0                                                        |
     | pre_logits.fc          | LeCun normal; bias 0                                                    |
     | head                   | 0; bias `head_bias` (big_vision sets it for sigmoid losses)             |
@@ -191,6 +246,9 @@ def init_weights(model: ViT, seed: int, head_bias: float = 0.0) -> None:
     nn.init.zeros_(_bias(model.patch_embed.proj))
     if model.cls_token is not None:
         nn.init.zeros_(model.cls_token)
+    for token, std in ((model.dist_token, 0.02), (model.reg_token, 1e-6)):
+        if token is not None:
+            nn.init.normal_(token, std=std, generator=generator)
     nn.init.normal_(model.pos_embed, std=0.02, generator=generator)
     for block in model.blocks:
         assert isinstance(block, Block)
@@ -202,10 +260,12 @@ def init_weights(model: ViT, seed: int, head_bias: float = 0.0) -> None:
         for layer in (block.mlp.fc1, block.mlp.fc2):
             nn.init.xavier_uniform_(layer.weight, generator=generator)
             nn.init.normal_(layer.bias, std=1e-6, generator=generator)
-    for norm in model.modules():
-        if isinstance(norm, nn.LayerNorm):
-            nn.init.ones_(norm.weight)
-            nn.init.zeros_(norm.bias)
+    for part in model.modules():
+        if isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)
+        elif isinstance(part, LayerScale):
+            nn.init.constant_(part.gamma, model.config.layer_scale)
     if isinstance(model.pre_logits, PreLogits):
         lecun(model.pre_logits.fc.weight)
         nn.init.zeros_(model.pre_logits.fc.bias)
@@ -230,7 +290,7 @@ def init_mimetic(model: ViT, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     config, width = model.config, model.config.width
 
-    model.pos_embed[:, config.prefix_tokens :] = 0.5 * sines_and_cosines(config.grid, width)
+    model.pos_embed[:, config.prefix_rows :] = 0.5 * sines_and_cosines(config.grid, width)
     for block in model.blocks:
         assert isinstance(block, Block)
         like, value = (torch.linalg.qr(torch.randn(width, width, generator=generator))[0] for _ in range(2))
@@ -250,9 +310,9 @@ def sines_and_cosines(grid: Size, width: int) -> Float[Tensor, "patches width"]:
 @torch.no_grad()
 def init_head(model: ViT, head_bias: float = 0.0) -> None:
     """A new head: weights zero (paper §3.2), bias `head_bias`."""
-    if isinstance(model.head, nn.Linear):
-        nn.init.zeros_(model.head.weight)
-        nn.init.constant_(model.head.bias, head_bias)
+    for head in model.heads:
+        nn.init.zeros_(head.weight)
+        nn.init.constant_(head.bias, head_bias)
 
 
 def _bias(layer: nn.Conv2d) -> Tensor:

@@ -12,6 +12,7 @@ from vitcli.train.runlog import Event
 from vitcli.weights import checkpoint
 from vitcli.weights.checkpoint import Tensors
 from vitcli.weights.describe import WEIGHTS, Description
+from vitcli.weights.formats import timm_config
 
 
 def describe_run(plan: Plan, folder: Path, steps: int, images_seen: int, scores: dict[str, Any]) -> Description:
@@ -45,43 +46,6 @@ def describe_run(plan: Plan, folder: Path, steps: int, images_seen: int, scores:
     }
     kept = {k: v for k, v in scores.items() if k in ("split", "top1", "top5", "loss", "ece", "n")}
     return Description(folder / WEIGHTS, config.model, plan.classes, config.eval, provenance, kept)
-
-
-def timm_config(description: Description) -> dict[str, Any]:
-    """`config.json` as timm reads it from a local folder or the hub."""
-    model, config = description.model, description.eval
-    arguments = {
-        "img_size": list(model.img_size),
-        "patch_size": list(model.patch),
-        "embed_dim": model.width,
-        "depth": model.depth,
-        "num_heads": model.heads,
-        "mlp_ratio": model.mlp / model.width,
-        "class_token": model.class_token,
-        "global_pool": "token" if model.pool == "cls" else "avg",
-        "fc_norm": False,
-        "act_layer": "gelu_tanh" if model.gelu == "tanh" else "gelu",
-    }
-    return {
-        "architecture": "vit_base_patch16_224",
-        "num_classes": model.classes,
-        "num_features": model.width,
-        "model_args": arguments,
-        "label_names": [c.name for c in description.classes],
-        "pretrained_cfg": {
-            "num_classes": model.classes,
-            "input_size": [3, *model.img_size],
-            "fixed_input_size": True,
-            "pool_size": None,
-            "crop_pct": config.crop,
-            "crop_mode": "squash" if config.resize == "square" else "center",
-            "interpolation": config.interpolation,
-            "mean": list(config.mean),
-            "std": list(config.std),
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-        },
-    }
 
 
 def _card(description: Description, report: dict[str, Any], plan: Plan) -> str:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from vitcli.data.cache import Progress
 from vitcli.data.split import Split
@@ -45,7 +44,7 @@ class Start:
 
 def fit_head(model: ViT, plan: Plan, runtime: Runtime, progress: Progress, most: int = MOST_IMAGES) -> Start:
     """Give `model` the head of a linear probe of at most `most` training images. Raises DataError."""
-    assert plan.train is not None and isinstance(model.head, nn.Linear)
+    assert plan.train is not None and model.heads
 
     def of(split: Split, limit: int) -> Features:
         return features_of(
@@ -56,18 +55,21 @@ def fit_head(model: ViT, plan: Plan, runtime: Runtime, progress: Progress, most:
     features = of(plan.train, most)
     probe = linear_probe(features, plan.config.model.classes, plan.config.data.balanced)
     with torch.no_grad():
-        model.head.weight.copy_(probe.weight)
-        model.head.bias.copy_(probe.bias)
-    head, dev_top1 = _head(probe), None
+        for layer in model.heads:
+            layer.weight.copy_(probe.weight)
+            layer.bias.copy_(probe.bias)
+    head, dev_top1 = _head(model, probe), None
     if plan.dev is not None:
         dev = of(plan.dev, len(plan.dev))
         dev_top1 = probe.top1_on(dev)
         probe = refitted(probe, features.and_(dev))
-    return Start(head, _head(probe), probe.l2, dev_top1)
+    return Start(head, _head(model, probe), probe.l2, dev_top1)
 
 
-def _head(probe: Probe) -> Tensors:
-    return {"head.weight": probe.weight, "head.bias": probe.bias}
+def _head(model: ViT, probe: Probe) -> Tensors:
+    """The probe as every head of `model`: of a distilled one, both read what the probe was fitted to the mean of."""
+    names = ["head", "head_dist"][: len(model.heads)]
+    return {f"{n}.{k}": v for n in names for k, v in (("weight", probe.weight), ("bias", probe.bias))}
 
 
 def halfway(one: Tensors, other: Tensors) -> Tensors:

@@ -33,7 +33,7 @@ from vitcli.train.runfolder import Place
 from vitcli.train.runlog import Log, metrics_file, read_lines, rewind
 from vitcli.train.runtime import Runtime, Signals
 from vitcli.train.step import Update, train_step
-from vitcli.weights.checkpoint import Tensors, adapt, load, resized
+from vitcli.weights.checkpoint import HEADS, Tensors, adapt, load, resized
 from vitcli.weights.describe import WEIGHTS
 
 Report = dict[str, Any]
@@ -176,7 +176,7 @@ class _Run:
             model = adapt(tensors, config.model, plan.keep_head, config.run.seed, config.train.head_bias)
         if plan.frozen:
             for name, parameter in model.named_parameters():
-                parameter.requires_grad_(name.startswith("head."))
+                parameter.requires_grad_(name.startswith(HEADS))
         return model
 
     def _anchors(self) -> list[Anchor]:

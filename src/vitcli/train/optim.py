@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from vitcli.config import OptimConfig
 from vitcli.train.muon import Muon
 
-_UNDECAYED = ("pos_embed", "cls_token")
+_UNDECAYED = ("pos_embed", "cls_token", "dist_token", "reg_token")
 
 
 def layer_of(name: str, depth: int) -> int:
     """0 for patches, class token and positions, i + 1 for block i, depth + 1 for what follows (MAE util/lr_decay.py)."""
-    if name.startswith(("cls_token", "pos_embed", "patch_embed")):
+    if name.startswith((*_UNDECAYED, "patch_embed")):
         return 0
     if name.startswith("blocks."):
         return int(name.split(".")[1]) + 1

@@ -41,6 +41,11 @@ _FIXED_BY_PARENT = (
     "class_token",
     "pre_logits",
     "pool",
+    "norm",
+    "registers",
+    "distilled",
+    "layer_scale",
+    "prefix_positions",
     "name",
 )
 

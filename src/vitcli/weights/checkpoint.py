@@ -6,101 +6,119 @@ import dataclasses
 import hashlib
 import json
 import os
-import pickle
-import re
-import zipfile
-from collections.abc import Mapping
+from collections import ChainMap
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vitcli import files
-from vitcli.config import ModelConfig, Size, check_model
+from vitcli.config import ModelConfig, Size, check_model, model_name
 from vitcli.errors import CheckpointError
-from vitcli.model.posemb import resize_position_embedding
+from vitcli.model.posemb import METHODS, resize_patch_embedding, resize_position_embedding
 from vitcli.model.vit import ViT, init_head, init_weights
-from vitcli.weights.describe import Description, bare, describe, locate
-from vitcli.weights.header import not_weights, read_header
-from vitcli.weights.layouts import check_shapes, strip_prefixes
+from vitcli.weights.describe import Description, Opened, locate, open_checkpoint
+from vitcli.weights.header import read_header
+from vitcli.weights.layouts import Part, Stored, check_shapes, expected_shapes, scanned_key, strip_prefixes
 
 Tensors = dict[str, Tensor]
+
+HEADS = ("head.", "head_dist.")
+"""What the names of a head's weights begin with."""
 
 
 # --- reading -----------------------------------------------------------------------------------------------
 
 
+class Lazy(Mapping[str, Tensor]):
+    """A checkpoint's weights under vit's names, each read when it is asked for, in the file's own type.
+
+    Raises CheckpointError for one that cannot be read or holds numbers that are not finite.
+    """
+
+    def __init__(self, opened: Opened) -> None:
+        self.path, self._weights, self._stored = opened.description.path, opened.weights, opened.stored
+        if opened.found is None:
+            names = strip_prefixes(opened.weights.shapes)
+            self._parts = {name: (Part(key),) for key, name in names.items()}
+        else:
+            self._parts = dict(opened.found.parts)
+        self._model = opened.description.model
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(expected_shapes(self._model))
+
+    def __contains__(self, name: object) -> bool:
+        return name in expected_shapes(self._model)
+
+    def __len__(self) -> int:
+        return len(expected_shapes(self._model))
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._joined(name) if name in self._parts or self._stored is None else torch.empty(1, 0, 0)
+        stored = self._stored
+        if stored is not None and name in ("pos_embed", "cls_token", "reg_token"):
+            tensor = self._folded(name, tensor, stored)
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(
+                f"{self.path}: {name} holds NaN or infinite numbers", "use an earlier checkpoint of its run"
+            )
+        return tensor
+
+    def _joined(self, name: str) -> Tensor:
+        arrays = [self._array(part) for part in self._parts[name]]
+        return arrays[0] if len(arrays) == 1 else torch.cat(arrays)
+
+    def _array(self, part: Part) -> Tensor:
+        key, index = scanned_key(part.key, self._weights.shapes)
+        tensor = self._weights.read(key)
+        tensor = tensor if index is None else tensor[index]
+        if part.op == "transpose":
+            tensor = tensor.t()
+        elif part.op == "hwio":
+            tensor = tensor.permute(3, 2, 0, 1)
+        elif part.op == "heads_in":
+            tensor = tensor.flatten(1).t()
+        elif part.op == "heads_out":
+            tensor = tensor.flatten(0, 1).t()
+        return tensor.reshape(part.shape) if part.shape else tensor
+
+    def _folded(self, name: str, tensor: Tensor, stored: Stored) -> Tensor:
+        """Prefix rows of the position embedding that the model has not are added to their tokens, which is the same."""
+        if name == "reg_token" and stored.registers_from:
+            first = self._joined(stored.registers_from)
+            tensor = torch.cat([first, tensor], dim=1) if "reg_token" in self._parts else first
+        surplus = stored.rows - stored.model.prefix_rows
+        if not surplus:
+            return tensor
+        if name == "pos_embed":
+            return tensor[:, surplus:]
+        rows = self._joined("pos_embed")[:, :surplus]
+        first = int(stored.model.class_token)
+        rows = rows[:, :first] if name == "cls_token" else rows[:, first:]
+        return tensor + rows if rows.shape[1] else tensor
+
+
 def load(reference: str) -> tuple[Description, Tensors]:
     """A checkpoint's description and its weights in float32, checked. Raises CheckpointError."""
-    path = locate(reference)
-    if path.suffix == ".safetensors":
-        description, tensors = describe(path), _read_safetensors(path)
-        if description.sha256 and tensor_digest(path) != description.sha256:
-            raise CheckpointError(
-                f"{path} is damaged: its weights do not have the sha256 they were written with",
-                "restore it from a copy, or from state/ of its run",
-            )
-    else:
-        tensors = read_pickle(path)
-        description = bare(path, {name: tuple(t.shape) for name, t in tensors.items()})
-    names = strip_prefixes(tensors)
-    tensors = {names[name]: tensor.float() for name, tensor in tensors.items()}
-    check_shapes({name: tuple(t.shape) for name, t in tensors.items()}, description.model, str(path))
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(
-                f"{path}: {name} holds NaN or infinite numbers", "use an earlier checkpoint of its run"
-            )
-    return description, tensors
+    opened = open_checkpoint(locate(reference))
+    check_digest(opened)
+    tensors = {name: tensor.float() for name, tensor in Lazy(opened).items()}
+    shapes = {name: tuple(t.shape) for name, t in tensors.items()}
+    check_shapes(shapes, opened.description.model, str(opened.description.path))
+    return opened.description, tensors
 
 
-def _read_safetensors(path: Path) -> Tensors:
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}", "copy or download it again") from None
-
-
-def read_pickle(path: Path) -> Tensors:
-    """The tensors of a .pth file. Never runs code: anything but tensors and plain containers is refused."""
-    if not path.exists():
-        raise CheckpointError(f"no checkpoint {path}")
-    with path.open("rb") as file:
-        start = file.read(64)
-    wrong = not_weights(start)
-    if wrong:
+def check_digest(opened: Opened) -> None:
+    """Raises CheckpointError where vit's own file does not have the digest that it was written with."""
+    description = opened.description
+    if description.sha256 and tensor_digest(description.path) != description.sha256:
         raise CheckpointError(
-            f"{path} is {wrong}", "download the file itself: git lfs pull, or the hub's download link"
+            f"{description.path} is damaged: its weights do not have the sha256 they were written with",
+            "restore it from a copy, or from state/ of its run",
         )
-    if path.suffix == ".npz":
-        raise CheckpointError(
-            f"{path}: weights in .npz files are not read yet", "give .safetensors or .pth weights under timm's names"
-        )
-    if not (zipfile.is_zipfile(path) or start[:1] == b"\x80"):
-        raise CheckpointError(f"{path} is not a PyTorch file, or is cut off", "copy or download it again")
-    try:
-        tree = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|global|function|class) ([\w.]+)", str(error))
-        raise CheckpointError(
-            f"{path} holds more than weights{f' ({found[1]})' if found else ''}; it could run code and is not opened",
-            "convert it to safetensors where you trust it",
-        ) from None
-    except Exception as error:  # torch raises many types on broken files
-        raise CheckpointError(
-            f"cannot read {path}: {(str(error).splitlines() or [''])[0]}", "copy or download it again"
-        ) from None
-    for key in ("model", "state_dict", "model_state_dict", "model_ema"):
-        if isinstance(tree, dict) and isinstance(tree.get(key), dict):
-            tree = tree[key]
-    if not isinstance(tree, dict) or not tree or not all(isinstance(t, Tensor) for t in tree.values()):
-        raise CheckpointError(
-            f"{path} holds no table of weights", "a PyTorch file must hold a state_dict, alone or under 'model'"
-        )
-    return {str(name): tensor for name, tensor in tree.items()}
 
 
 # --- writing -----------------------------------------------------------------------------------------------
@@ -133,14 +151,17 @@ def tensor_digest(path: Path) -> str:
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], document: dict[str, Any] | None = None) -> None:
     """Write tensors in the order of their names, `document` with their sha256 in the header. The file is plain
     safetensors; it is written here because the library writes neither a digest nor the usual file mode.
+
+    Each tensor is asked for twice, and no two are held at once.
     """
     digest, offset, entries = hashlib.sha256(), 0, {}
     for name in sorted(tensors):
-        view = _bytes(tensors[name])
+        tensor = tensors[name]
+        view = _bytes(tensor)
         digest.update(view)
         entries[name] = {
-            "dtype": _NAMES[tensors[name].dtype],
-            "shape": list(tensors[name].shape),
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
             "data_offsets": [offset, offset + len(view)],
         }
         offset += len(view)
@@ -168,7 +189,7 @@ def save(description: Description, tensors: Mapping[str, Tensor]) -> None:
 # --- models ------------------------------------------------------------------------------------------------
 
 
-def build(model: ModelConfig, tensors: Tensors) -> ViT:
+def build(model: ModelConfig, tensors: Mapping[str, Tensor]) -> ViT:
     """A ViT with these weights."""
     vit = ViT(model)
     vit.load_state_dict(tensors, strict=True)
@@ -176,25 +197,37 @@ def build(model: ModelConfig, tensors: Tensors) -> ViT:
 
 
 def resized(
-    description: Description, tensors: Tensors, size: Size, method: str = "bicubic"
-) -> tuple[Description, Tensors]:
-    """The same weights for images of `size`. Raises UsageError where it is not a multiple of the patch size."""
+    description: Description, tensors: Mapping[str, Tensor], size: Size, method: str = METHODS[0], patch: Size | None = None
+) -> tuple[Description, Mapping[str, Tensor]]:
+    """The same weights for images of `size`, with patches of another size where `patch` is given.
+
+    Raises UsageError where the one is not a multiple of the other.
+    """
     old = description.model
-    if size == old.img_size:
+    new = dataclasses.replace(old, img_size=size, patch=patch or old.patch)
+    new = dataclasses.replace(new, name=model_name(new))
+    if (new.img_size, new.patch) == (old.img_size, old.patch):
         return description, tensors
-    new = dataclasses.replace(old, img_size=size)
     check_model(new)
-    table = resize_position_embedding(tensors["pos_embed"], old.grid, new.grid, old.prefix_tokens, method)
-    return dataclasses.replace(description, model=new), tensors | {"pos_embed": table}
+    changed: Tensors = {}
+    if new.grid != old.grid:
+        table = tensors["pos_embed"]
+        changed["pos_embed"] = resize_position_embedding(table, old.grid, new.grid, old.prefix_rows, method)
+    if new.patch != old.patch:
+        changed["patch_embed.proj.weight"] = resize_patch_embedding(tensors["patch_embed.proj.weight"], new.patch)
+    report = tuple(
+        dataclasses.replace(row, fate="resampled") if row.to in changed else row for row in description.report
+    )
+    return dataclasses.replace(description, model=new, report=report), ChainMap(changed, tensors)  # type: ignore[arg-type]
 
 
-def adapt(tensors: Tensors, model: ModelConfig, keep_head: bool, seed: int, head_bias: float = 0.0) -> ViT:
+def adapt(tensors: Mapping[str, Tensor], model: ModelConfig, keep_head: bool, seed: int, head_bias: float = 0.0) -> ViT:
     """A ViT for fine-tuning: these weights, and where the head is not kept a new one without the tanh layer (paper §3.2)."""
     vit = ViT(model)
     init_weights(vit, seed, head_bias)
-    weights = {name: t for name, t in tensors.items() if keep_head or not name.startswith(("head.", "pre_logits."))}
+    weights = {name: t for name, t in tensors.items() if keep_head or not name.startswith((*HEADS, "pre_logits."))}
     missing = set(vit.load_state_dict(weights, strict=False).missing_keys)
-    assert missing <= {"head.weight", "head.bias"}, missing
+    assert all(name.startswith(HEADS) for name in missing), missing
     if not keep_head:
         init_head(vit, head_bias)
     return vit

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,23 @@ from vitcli import __version__, hub
 from vitcli.classes import Class, from_json, read_labels
 from vitcli.config import EvalConfig, ModelConfig, Size, check_model, from_dict
 from vitcli.errors import CheckpointError, UsageError, VitError
-from vitcli.weights.header import Header, read_header
-from vitcli.weights.layouts import check_shapes, preprocessing_by_name, strip_prefixes, timm_model
+from vitcli.weights.beside import read_beside
+from vitcli.weights.header import Header
+from vitcli.weights.layouts import (
+    TIMM,
+    Found,
+    Row,
+    Stored,
+    architecture,
+    check_shapes,
+    find,
+    preprocessing_by_name,
+    strip_prefixes,
+)
+from vitcli.weights.stored import INDEX, PICKLES, Safetensors, Weights, open_weights
 
 WEIGHTS = "model.safetensors"
+_USUAL = (WEIGHTS, f"model{INDEX}", "pytorch_model.bin")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +45,8 @@ class Description:
     scores: dict[str, Any] = field(default_factory=dict)
     sha256: str = ""
     notes: tuple[str, ...] = ()  # what had to be guessed
+    layout: str = "vit"  # whose names the file has
+    report: tuple[Row, ...] = ()  # what became of each of its keys, where they are not vit's own
 
     def document(self) -> dict[str, Any]:
         """The JSON document `vit` of the header, without the digest."""
@@ -76,12 +90,15 @@ def locate(reference: str) -> Path:
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"no checkpoint {reference[:200]!r}: {str(error)[:100]}") from None
     if folder:
-        for name in (WEIGHTS, "pytorch_model.bin"):
+        for name in _USUAL:
             if (path / name).is_file():
                 return path / name
+        alone = [f for f in sorted(path.iterdir()) if f.is_file() and f.suffix in (".safetensors", ".npz", *PICKLES)]
+        if len(alone) == 1:
+            return alone[0]
         unfinished = " yet: the run is unfinished" if (path / "state").is_dir() else ""
         raise CheckpointError(
-            f"{path} holds no {WEIGHTS}{unfinished}",
+            f"{path} holds no {WEIGHTS}{unfinished}" if len(alone) < 2 else f"{path} holds {len(alone)} weights files",
             "run the same command again to finish it" if unfinished else "give a weights file or a run folder",
         )
     if path.is_file():
@@ -89,8 +106,7 @@ def locate(reference: str) -> Path:
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", reference) and path.suffix not in (
         ".safetensors",
         ".npz",
-        ".pth",
-        ".bin",
+        *PICKLES,
     ):
         return _from_hub(reference)
     raise CheckpointError(
@@ -109,33 +125,62 @@ def _from_hub(reference: str) -> Path:
     offline = hub.is_offline()
     error = None if offline else hub.obstacle(name, "model", revision)
     cached = offline or error is not None
-    for file in (WEIGHTS, "pytorch_model.bin"):
+
+    def get(file: str) -> Path:
+        return Path(hf_hub_download(name, file, revision=revision or None, local_files_only=cached))
+
+    for file in _USUAL:
         try:
-            found = hf_hub_download(name, file, revision=revision or None, local_files_only=cached)
+            found = get(file)
+            for shard in _shards(found):
+                get(shard)
         except Exception as problem:  # the hub's errors are many; the next file may be there
             error = error or problem
             continue
-        with contextlib.suppress(Exception):  # a bare file: its layout is recognised by its keys
-            hf_hub_download(name, "config.json", revision=revision or None, local_files_only=cached)
-        return Path(found)
+        for beside in ("config.json", "preprocessor_config.json"):
+            with contextlib.suppress(Exception):  # a bare file: its layout is recognised by its keys
+                get(beside)
+        return found
     assert error is not None
     first = (str(error).splitlines() or [type(error).__name__])[0]
     hint = "HF_HUB_OFFLINE is set: unset it to download, or give a file" if offline else hub.hint(error)
     raise CheckpointError(f"cannot get {reference} from the hub or its local cache: {first}", hint) from None
 
 
+def _shards(path: Path) -> list[str]:
+    """The files that an index of shards names."""
+    if not path.name.endswith(INDEX):
+        return []
+    names = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
+    return sorted({str(shard) for shard in names if Path(str(shard)).name == str(shard)})
+
+
 # --- reading -----------------------------------------------------------------------------------------------
 
 
 def describe(path: Path) -> Description:
-    """What `path` says of itself, from the header alone for safetensors. Raises CheckpointError."""
-    if path.suffix == ".safetensors":
-        header = read_header(path)
-        document = header.document()
-        return described(header, document) if document is not None else bare(path, header.shapes)
-    from vitcli.weights.checkpoint import read_pickle
+    """What `path` says of itself, without its weights and without torch. Raises CheckpointError."""
+    return open_checkpoint(path).description
 
-    return bare(path, {name: tuple(t.shape) for name, t in read_pickle(path).items()})
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A checkpoint whose weights can be read one by one; `found` and `stored` where its keys are not vit's own."""
+
+    weights: Weights
+    description: Description
+    found: Found | None = None
+    stored: Stored | None = None
+
+
+def open_checkpoint(path: Path) -> Opened:
+    """A checkpoint, recognised and checked by its keys and shapes. Raises CheckpointError."""
+    weights = open_weights(path)
+    if isinstance(weights, Safetensors):
+        document = weights.header.document()
+        if document is not None:
+            return Opened(weights, described(weights.header, document))
+    return _bare(weights)
 
 
 def described(header: Header, document: dict[str, Any]) -> Description:
@@ -161,38 +206,30 @@ def described(header: Header, document: dict[str, Any]) -> Description:
         ) from None
     if description.classes and len(description.classes) != model.classes:
         raise CheckpointError(f"{header.path} names {len(description.classes)} classes for {model.classes} outputs")
-    check_shapes(header.shapes, model, str(header.path))
+    names = strip_prefixes(header.shapes)
+    check_shapes({names[name]: shape for name, shape in header.shapes.items()}, model, str(header.path))
     return description
 
 
-def bare(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Description:
-    """Somebody else's weights: the layout by its keys, the preprocessing by config.json or the file's name."""
-    names = strip_prefixes(shapes)
-    model = timm_model({names[name]: shape for name, shape in shapes.items()}, str(path))
-    classes: tuple[Class, ...] = ()
-    config, why = preprocessing_by_name(path.stem if path.stem not in ("model", "pytorch_model") else path.parent.name)
-    try:
-        beside = (
-            json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
-            if path.stem in ("model", "pytorch_model")
-            else {}
-        )
-        timm = beside.get("pretrained_cfg", {})
-        if timm:
-            config = from_dict(
-                EvalConfig,
-                {
-                    "crop": timm.get("crop_pct", config.crop),
-                    "mean": timm.get("mean", config.mean),
-                    "std": timm.get("std", config.std),
-                    "interpolation": timm.get("interpolation", "bicubic"),
-                },
-            )
-            if min(config.std) <= 0:
-                raise ValueError
-            why = ""
-        if "label_names" in beside and len(beside["label_names"]) == model.classes:
-            classes = from_json(beside["label_names"])
-    except (OSError, ValueError, TypeError, AttributeError, UsageError):
-        config, why = preprocessing_by_name(path.parent.name)  # no readable configuration beside the weights
-    return Description(path, model, classes, config, notes=(f"{path.name}: {why}",) if why else ())
+def _bare(weights: Weights) -> Opened:
+    """Somebody else's weights: the layout by its keys, the rest by the files beside it, by the layout, by its name."""
+    path = weights.path
+    found = find(weights.shapes, str(path))
+    name = path.parent.name if path.name in _USUAL else path.stem
+    config, why = preprocessing_by_name(name, found.layout)
+    said = read_beside(path, config)
+    stored = architecture(found, said, str(path))
+    if said.eval is not None:
+        config, why = said.eval, ""
+    classes = said.classes if len(said.classes) == stored.model.classes else ()
+    notes = [f"{path.name}: {why}"] if why else []
+    if found.layout is not TIMM:
+        notes.append(f"{path.name}: layout of {found.layout.name}")
+    left_out = [row.key for row in found.report if row.fate == "dropped"]
+    if left_out:
+        more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+        notes.append(f"{path.name}: left out {', '.join(left_out[:3])}{more}")
+    description = Description(
+        path, stored.model, tuple(classes), config, notes=tuple(notes), layout=found.layout.name, report=found.report
+    )
+    return Opened(weights, description, found, stored)

@@ -1,28 +1,403 @@
-"""Whose names a file's weights have, and the architecture that their shapes imply."""
+"""Whose names a file's weights have, how they become vit's, and the architecture that their shapes imply.
+
+vit's own names are timm's. Each family is a table from the file's keys to these: `{i}` is a block's number, `{p}` is
+weight or bias. After an `@` stands what happens to the array, after a `[` which part of a joined one it is:
+
+| op          | the file's array       | vit's                                     |
+|-------------|------------------------|-------------------------------------------|
+| (none)      | [...]                  | the same, with axes of one added or left out |
+| @transpose  | [in, out]              | [out, in]                                 |
+| @hwio       | [height, width, in, out] | [out, in, height, width]                |
+| @heads_in   | [in, heads, dim]       | [heads · dim, in]                         |
+| @heads_out  | [heads, dim, out]      | [out, heads · dim]                        |
+| @flat       | [heads, dim]           | [heads · dim]                             |
+
+Loading is total: every key is used, renamed, or dropped by the name of a pattern that says why; anything else is an error.
+"""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from vitcli.config import IMAGENET_MEAN, IMAGENET_STD, VARIANTS, EvalConfig, ModelConfig, model_name
+from vitcli.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    VARIANTS,
+    EvalConfig,
+    ModelConfig,
+    Size,
+    check_model,
+    model_name,
+)
 from vitcli.errors import CheckpointError, UsageError
+from vitcli.weights.beside import Beside
 
-Shapes = Mapping[str, tuple[int, ...]]
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
 
 _PREFIXES = ("module.", "_orig_mod.")
+_HALF = EvalConfig(crop=0.9)  # pixels in -1…1
+_IMAGENET = EvalConfig(crop=0.875, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
-def strip_prefixes(names: Iterable[str]) -> dict[str, str]:
+@dataclass(frozen=True)
+class Layout:
+    """A family of checkpoints: how it is recognised, its keys, and what its numbers mean."""
+
+    name: str
+    markers: tuple[str, ...]  # patterns of keys that only this family has; one of them is enough
+    table: Mapping[str, str]
+    dropped: Mapping[str, str] = field(default_factory=dict)  # patterns of keys that are left out, and what they are
+    prefixes: tuple[str, ...] = ()  # of wrappers around the whole model, taken off
+    norm_eps: float = 1e-6
+    gelu: str = "erf"
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    @cached_property
+    def rows(self) -> list[tuple[re.Pattern[str], str]]:
+        return [(_pattern(key), target) for key, target in self.table.items()]
+
+    @cached_property
+    def left_out(self) -> list[tuple[re.Pattern[str], str]]:
+        return [(_pattern(key), why) for key, why in self.dropped.items()]
+
+
+def _pattern(key: str) -> re.Pattern[str]:
+    """`{i}` a block, `{p}` weight or bias, `{s}` scale or bias, `*` anything."""
+    escaped = re.escape(key).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{p\}", r"(?P<p>weight|bias)")
+    return re.compile(escaped.replace(r"\{s\}", r"(?P<s>scale|bias)").replace(r"\*", ".*") + r"\Z")
+
+
+# --- the families ------------------------------------------------------------------------------------------
+
+_OWN_KEYS = (
+    "cls_token",
+    "dist_token",
+    "reg_token",
+    "pos_embed",
+    "patch_embed.proj.{p}",
+    "blocks.{i}.norm1.{p}",
+    "blocks.{i}.attn.qkv.{p}",
+    "blocks.{i}.attn.proj.{p}",
+    "blocks.{i}.ls1.gamma",
+    "blocks.{i}.norm2.{p}",
+    "blocks.{i}.mlp.fc1.{p}",
+    "blocks.{i}.mlp.fc2.{p}",
+    "blocks.{i}.ls2.gamma",
+    "norm.{p}",
+    "fc_norm.{p}",
+    "pre_logits.fc.{p}",
+    "head.{p}",
+    "head_dist.{p}",
+)
+_SAME = {key: key for key in _OWN_KEYS}
+
+TIMM = Layout("timm", ("blocks.{i}.attn.qkv.weight", "patch_embed.proj.weight"), _SAME, eval=_IMAGENET)
+
+DEIT3 = Layout(
+    "DeiT-III",  # facebookresearch/deit models_v2.py
+    ("blocks.{i}.gamma_1",),
+    _SAME | {"blocks.{i}.gamma_1": "blocks.{i}.ls1.gamma", "blocks.{i}.gamma_2": "blocks.{i}.ls2.gamma"},
+    eval=replace(_IMAGENET, crop=1.0),
+)
+
+MAE = Layout(
+    "MAE",  # facebookresearch/mae models_mae.py
+    ("decoder_blocks.{i}.attn.qkv.weight",),
+    _SAME,
+    dropped={
+        "mask_token": "the decoder's",
+        "decoder_*": "the decoder's",
+    },
+    eval=_IMAGENET,
+)
+
+DINOV2 = Layout(
+    "DINOv2",  # facebookresearch/dinov2 models/vision_transformer.py
+    ("mask_token", "register_tokens"),
+    _SAME | {"register_tokens": "reg_token"},
+    dropped={"mask_token": "stands for masked patches in training"},
+    eval=_IMAGENET,
+)
+
+_HF_BLOCK = {
+    "encoder.layer.{i}.layernorm_before.{p}": "blocks.{i}.norm1.{p}",
+    "encoder.layer.{i}.attention.attention.query.{p}": "blocks.{i}.attn.qkv.{p}[q",
+    "encoder.layer.{i}.attention.attention.key.{p}": "blocks.{i}.attn.qkv.{p}[k",
+    "encoder.layer.{i}.attention.attention.value.{p}": "blocks.{i}.attn.qkv.{p}[v",
+    "encoder.layer.{i}.attention.output.dense.{p}": "blocks.{i}.attn.proj.{p}",
+    "encoder.layer.{i}.layernorm_after.{p}": "blocks.{i}.norm2.{p}",
+    "encoder.layer.{i}.intermediate.dense.{p}": "blocks.{i}.mlp.fc1.{p}",
+    "encoder.layer.{i}.output.dense.{p}": "blocks.{i}.mlp.fc2.{p}",
+}
+_HF_NEW_BLOCK = {  # the names in memory from 5.x on; files keep the old ones
+    "layers.{i}.layernorm_before.{p}": "blocks.{i}.norm1.{p}",
+    "layers.{i}.attention.q_proj.{p}": "blocks.{i}.attn.qkv.{p}[q",
+    "layers.{i}.attention.k_proj.{p}": "blocks.{i}.attn.qkv.{p}[k",
+    "layers.{i}.attention.v_proj.{p}": "blocks.{i}.attn.qkv.{p}[v",
+    "layers.{i}.attention.o_proj.{p}": "blocks.{i}.attn.proj.{p}",
+    "layers.{i}.layernorm_after.{p}": "blocks.{i}.norm2.{p}",
+    "layers.{i}.mlp.fc1.{p}": "blocks.{i}.mlp.fc1.{p}",
+    "layers.{i}.mlp.fc2.{p}": "blocks.{i}.mlp.fc2.{p}",
+}
+_HF_EMBEDDINGS = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.patch_embeddings.projection.{p}": "patch_embed.proj.{p}",
+    "layernorm.{p}": "norm.{p}",
+    "classifier.{p}": "head.{p}",
+}
+_HF_DROPPED = {
+    "embeddings.mask_token": "stands for masked patches in training",
+    "decoder.*": "the decoder's",
+    "*position_ids": "row numbers",
+}
+
+TRANSFORMERS_VIT = Layout(
+    "transformers ViT",  # huggingface/transformers models/vit/modeling_vit.py
+    ("encoder.layer.{i}.layernorm_before.weight", "layers.{i}.layernorm_before.weight"),
+    _HF_EMBEDDINGS | _HF_BLOCK | _HF_NEW_BLOCK | {"pooler.dense.{p}": "pre_logits.fc.{p}"},
+    dropped=_HF_DROPPED,
+    prefixes=("vit.",),
+    norm_eps=1e-12,
+    eval=replace(EvalConfig(), resize="square", interpolation="bilinear"),
+)
+
+TRANSFORMERS_DEIT = Layout(
+    "transformers DeiT",  # models/deit/modeling_deit.py
+    ("embeddings.distillation_token",),
+    _HF_EMBEDDINGS
+    | _HF_BLOCK
+    | _HF_NEW_BLOCK
+    | {
+        "embeddings.distillation_token": "dist_token",
+        "cls_classifier.{p}": "head.{p}",
+        "distillation_classifier.{p}": "head_dist.{p}",
+    },
+    dropped=_HF_DROPPED | {"pooler.dense.{p}": "a layer that no head reads"},
+    prefixes=("deit.",),
+    norm_eps=1e-12,
+    eval=_IMAGENET,
+)
+
+TRANSFORMERS_DINOV2 = Layout(
+    "transformers DINOv2",  # models/dinov2, models/dinov2_with_registers
+    ("encoder.layer.{i}.layer_scale1.lambda1", "layers.{i}.layer_scale1.lambda1"),
+    _HF_EMBEDDINGS
+    | {
+        "embeddings.register_tokens": "reg_token",
+        **{
+            f"{stem}.{{i}}.{key}": target
+            for stem in ("encoder.layer", "layers")
+            for key, target in {
+                "norm1.{p}": "blocks.{i}.norm1.{p}",
+                "attention.attention.query.{p}": "blocks.{i}.attn.qkv.{p}[q",
+                "attention.attention.key.{p}": "blocks.{i}.attn.qkv.{p}[k",
+                "attention.attention.value.{p}": "blocks.{i}.attn.qkv.{p}[v",
+                "attention.output.dense.{p}": "blocks.{i}.attn.proj.{p}",
+                "attention.q_proj.{p}": "blocks.{i}.attn.qkv.{p}[q",
+                "attention.k_proj.{p}": "blocks.{i}.attn.qkv.{p}[k",
+                "attention.v_proj.{p}": "blocks.{i}.attn.qkv.{p}[v",
+                "attention.o_proj.{p}": "blocks.{i}.attn.proj.{p}",
+                "layer_scale1.lambda1": "blocks.{i}.ls1.gamma",
+                "norm2.{p}": "blocks.{i}.norm2.{p}",
+                "mlp.fc1.{p}": "blocks.{i}.mlp.fc1.{p}",
+                "mlp.fc2.{p}": "blocks.{i}.mlp.fc2.{p}",
+                "layer_scale2.lambda1": "blocks.{i}.ls2.gamma",
+            }.items()
+        },
+    },
+    dropped=_HF_DROPPED,
+    prefixes=("dinov2.", "dinov2_with_registers."),
+    eval=_IMAGENET,
+)
+
+TRANSFORMERS_SIGLIP = Layout(
+    "transformers SigLIP vision encoder",  # models/siglip: what export writes for models without a class token
+    ("vision_model.embeddings.patch_embedding.weight",),
+    {
+        "vision_model.embeddings.patch_embedding.{p}": "patch_embed.proj.{p}",
+        "vision_model.embeddings.position_embedding.weight": "pos_embed",
+        "vision_model.encoder.layers.{i}.layer_norm1.{p}": "blocks.{i}.norm1.{p}",
+        "vision_model.encoder.layers.{i}.self_attn.q_proj.{p}": "blocks.{i}.attn.qkv.{p}[q",
+        "vision_model.encoder.layers.{i}.self_attn.k_proj.{p}": "blocks.{i}.attn.qkv.{p}[k",
+        "vision_model.encoder.layers.{i}.self_attn.v_proj.{p}": "blocks.{i}.attn.qkv.{p}[v",
+        "vision_model.encoder.layers.{i}.self_attn.out_proj.{p}": "blocks.{i}.attn.proj.{p}",
+        "vision_model.encoder.layers.{i}.layer_norm2.{p}": "blocks.{i}.norm2.{p}",
+        "vision_model.encoder.layers.{i}.mlp.fc1.{p}": "blocks.{i}.mlp.fc1.{p}",
+        "vision_model.encoder.layers.{i}.mlp.fc2.{p}": "blocks.{i}.mlp.fc2.{p}",
+        "vision_model.post_layernorm.{p}": "norm.{p}",
+        "classifier.{p}": "head.{p}",
+    },
+    gelu="tanh",
+)
+
+TORCHVISION = Layout(
+    "torchvision",  # torchvision/models/vision_transformer.py
+    ("encoder.layers.encoder_layer_{i}.self_attention.in_proj_weight",),
+    {
+        "class_token": "cls_token",
+        "encoder.pos_embedding": "pos_embed",
+        "conv_proj.{p}": "patch_embed.proj.{p}",
+        "encoder.layers.encoder_layer_{i}.ln_1.{p}": "blocks.{i}.norm1.{p}",
+        "encoder.layers.encoder_layer_{i}.self_attention.in_proj_{p}": "blocks.{i}.attn.qkv.{p}",
+        "encoder.layers.encoder_layer_{i}.self_attention.out_proj.{p}": "blocks.{i}.attn.proj.{p}",
+        "encoder.layers.encoder_layer_{i}.ln_2.{p}": "blocks.{i}.norm2.{p}",
+        "encoder.layers.encoder_layer_{i}.mlp.0.{p}": "blocks.{i}.mlp.fc1.{p}",
+        "encoder.layers.encoder_layer_{i}.mlp.3.{p}": "blocks.{i}.mlp.fc2.{p}",
+        "encoder.layers.encoder_layer_{i}.mlp.linear_1.{p}": "blocks.{i}.mlp.fc1.{p}",
+        "encoder.layers.encoder_layer_{i}.mlp.linear_2.{p}": "blocks.{i}.mlp.fc2.{p}",
+        "encoder.ln.{p}": "norm.{p}",
+        "heads.pre_logits.{p}": "pre_logits.fc.{p}",
+        "heads.head.{p}": "head.{p}",
+    },
+    eval=replace(_IMAGENET, interpolation="bilinear"),
+)
+
+
+def _google(norm2: str, attention: str, mlp: str) -> dict[str, str]:
+    """Flax's arrays; before Linen its modules were numbered in one count, so the second LayerNorm has the number 2."""
+    block = "Transformer/encoderblock_{i}/"
+    heads = {
+        f"{block}{attention}/{name}/{what}": f"blocks.{{i}}.attn.qkv.{ours}[{name[0]}{op}"
+        for name in ("query", "key", "value")
+        for what, ours, op in (("kernel", "weight", "@heads_in"), ("bias", "bias", "@flat"))
+    }
+    return {
+        "cls": "cls_token",
+        "embedding/kernel": "patch_embed.proj.weight@hwio",
+        "embedding/bias": "patch_embed.proj.bias",
+        f"{block}LayerNorm_0/{{s}}": "blocks.{i}.norm1.{s}",
+        **heads,
+        f"{block}{attention}/out/kernel": "blocks.{i}.attn.proj.weight@heads_out",
+        f"{block}{attention}/out/bias": "blocks.{i}.attn.proj.bias",
+        f"{block}{norm2}/{{s}}": "blocks.{i}.norm2.{s}",
+        f"{block}{mlp}/Dense_0/kernel": "blocks.{i}.mlp.fc1.weight@transpose",
+        f"{block}{mlp}/Dense_0/bias": "blocks.{i}.mlp.fc1.bias",
+        f"{block}{mlp}/Dense_1/kernel": "blocks.{i}.mlp.fc2.weight@transpose",
+        f"{block}{mlp}/Dense_1/bias": "blocks.{i}.mlp.fc2.bias",
+        "Transformer/encoder_norm/{s}": "norm.{s}",
+        "pre_logits/kernel": "pre_logits.fc.weight@transpose",
+        "pre_logits/bias": "pre_logits.fc.bias",
+        "head/kernel": "head.weight@transpose",
+        "head/bias": "head.bias",
+    }
+
+
+_FLAX_PREFIXES = ("opt/target/", "params/img/", "params/", "img/", "target/")
+_FLAX_DROPPED = {"opt/state/*": "the optimizer's", "state/*": "the optimizer's", "step": "the step number"}
+
+GOOGLE = Layout(
+    "Google ViT and AugReg",  # google-research/vision_transformer vit_jax/models_vit.py
+    ("Transformer/encoderblock_{i}/MultiHeadDotProductAttention_1/query/kernel",),
+    _google("LayerNorm_2", "MultiHeadDotProductAttention_1", "MlpBlock_3")
+    | {"Transformer/posembed_input/pos_embedding": "pos_embed"},
+    dropped=_FLAX_DROPPED,
+    prefixes=_FLAX_PREFIXES,
+    gelu="tanh",
+    eval=_HALF,
+)
+
+BIG_VISION = Layout(
+    "big_vision",  # google-research/big_vision models/vit.py
+    ("Transformer/encoderblock_{i}/MultiHeadDotProductAttention_0/query/kernel",),
+    _google("LayerNorm_1", "MultiHeadDotProductAttention_0", "MlpBlock_0")
+    | {"pos_embedding": "pos_embed", "Transformer/posembed_input/pos_embedding": "pos_embed"},
+    dropped=_FLAX_DROPPED,
+    prefixes=_FLAX_PREFIXES,
+    gelu="tanh",
+    eval=_HALF,
+)
+
+LAYOUTS = (
+    DEIT3,
+    MAE,
+    TRANSFORMERS_DEIT,
+    TRANSFORMERS_DINOV2,
+    TRANSFORMERS_VIT,
+    TRANSFORMERS_SIGLIP,
+    TORCHVISION,
+    GOOGLE,
+    BIG_VISION,
+    DINOV2,
+    TIMM,
+)
+"""In the order in which they are tried: one with more particular keys before one whose keys it shares."""
+
+
+# --- what vit writes ---------------------------------------------------------------------------------------
+
+_FILE_KEYS = ("embeddings.", "encoder.", "layernorm.", "pooler.")
+
+
+def keys_for(name: str, layout: Layout, prefix: str = "") -> list[tuple[str, str]]:
+    """The keys that a file of `layout` has for vit's tensor `name`, each with its part (q, k, v, or empty for all of it).
+
+    `prefix` is put before what is not a head. Where a family has new and old names, the old ones are in its files.
+    """
+    keys: dict[str, str] = {}
+    for key, target in layout.table.items():
+        target, _, which = target.partition("[")
+        match = _pattern(target).match(name)
+        if match is not None and which not in keys:
+            filled = _filled(key, match)
+            keys[which] = (prefix if key.startswith(_FILE_KEYS) else "") + filled
+    if not keys:
+        raise KeyError(name)
+    return [(key, which) for which, key in keys.items()]
+
+
+# --- from a file's keys to vit's ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """An array of the file and what happens to it."""
+
+    key: str
+    op: str = ""
+    shape: Shape = ()  # after `op`
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of a key of the file: used, renamed or dropped; `to` is vit's key, or why it was dropped."""
+
+    key: str
+    fate: str
+    to: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A recognised file: where each of vit's tensors comes from, and the report on every key."""
+
+    layout: Layout
+    parts: Mapping[str, tuple[Part, ...]]  # by vit's name; several are joined along the first axis
+    report: tuple[Row, ...]
+    strays: Mapping[str, Shape]  # keys that are no part of the layout: an error once the architecture is known
+    heads: int | None = None  # where the arrays say so
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Of vit's tensors. Parts are joined along the first axis."""
+        return {
+            name: (sum(p.shape[0] for p in parts), *parts[0].shape[1:]) if parts[0].shape else ()
+            for name, parts in self.parts.items()
+        }
+
+
+def strip_prefixes(names: Iterable[str], prefixes: tuple[str, ...] = _PREFIXES) -> dict[str, str]:
     """Each name without what DataParallel and torch.compile put before it."""
     stripped = {}
-    names = list(names)
     for name in names:
         bare = name
-        while bare.startswith(_PREFIXES):
-            bare = bare.partition(".")[2]
+        while bare.startswith(prefixes):
+            bare = bare[len(next(p for p in prefixes if bare.startswith(p))) :]
         stripped[name] = bare
     if len(set(stripped.values())) < len(stripped):
         twice = next(b for b in stripped.values() if list(stripped.values()).count(b) > 1)
@@ -30,18 +405,146 @@ def strip_prefixes(names: Iterable[str]) -> dict[str, str]:
     return stripped
 
 
-def expected_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+def _names(shapes: Shapes, layout: Layout) -> dict[str, str]:
+    """Each key without wrappers."""
+    return strip_prefixes(shapes, (*_PREFIXES, *layout.prefixes))
+
+
+def recognise(shapes: Shapes, where: str) -> Layout:
+    """The family of which a marker is among the keys. Raises CheckpointError."""
+    for layout in LAYOUTS:
+        patterns, names = [_pattern(marker) for marker in layout.markers], _names(shapes, layout).values()
+        if any(pattern.match(name) for pattern in patterns for name in names):
+            return layout
+    some = ", ".join(list(shapes)[:4])
+    raise CheckpointError(
+        f"{where} has weights of an unknown layout: {len(shapes)} keys, such as {some}",
+        "vit reads ViT weights as timm, transformers, torchvision, Google, DeiT, MAE and DINOv2 write them",
+    )
+
+
+def _after(op: str, shape: Shape) -> tuple[str, Shape]:
+    """The shape that `op` makes. Raises ValueError where the array has not the axes for it."""
+    axes = {"": None, "transpose": 2, "hwio": 4, "heads_in": 3, "heads_out": 3, "flat": 2}[op]
+    if axes is not None and len(shape) != axes:
+        raise ValueError(f"an array of shape {shape}, not of {axes} axes")
+    if op == "transpose":
+        return op, shape[::-1]
+    if op == "hwio":
+        return op, (shape[3], shape[2], shape[0], shape[1])
+    if op == "heads_in":
+        return op, (shape[1] * shape[2], shape[0])
+    if op == "heads_out":
+        return op, (shape[2], shape[0] * shape[1])
+    if op == "flat":
+        return op, (shape[0] * shape[1],)
+    return op, shape
+
+
+_AXES = {"cls_token": 3, "dist_token": 3, "reg_token": 3, "pos_embed": 3}
+
+
+def find(shapes: Shapes, where: str) -> Found:
+    """Recognise a file by its keys and account for each of them. Raises CheckpointError."""
+    shapes = unscanned(shapes)
+    layout = recognise(shapes, where)
+    parts: dict[str, dict[str, Part]] = {}
+    report: list[Row] = []
+    strays: dict[str, Shape] = {}
+    heads = None
+    wrapped = {key for key in shapes if key.startswith(("opt/target/", "target/"))}
+    for key, name in _names(shapes, layout).items():
+        why = next((why for pattern, why in layout.left_out if pattern.match(name) or pattern.match(key)), None)
+        row = next(((match, target) for pattern, target in layout.rows if (match := pattern.match(name))), None)
+        if why is not None or (wrapped and key not in wrapped):
+            report.append(Row(key, "dropped", why or "not a weight"))
+            continue
+        if row is None:
+            strays[key] = shapes[key]
+            continue
+        target = _filled(row[1], row[0])
+        target, _, op = target.partition("@")
+        target, _, which = target.partition("[")
+        try:
+            op, shape = _after(op, shapes[key])
+            if which == "q" and op == "heads_in":
+                heads = shapes[key][1]
+        except ValueError as error:
+            raise CheckpointError(f"{where}: {key} is {error}") from None
+        shape = (1,) * (_AXES.get(target, 0) - len(shape)) + shape
+        if which in parts.get(target, {}):
+            raise CheckpointError(f"{where}: {key} and {parts[target][which].key} are both {target}")
+        parts.setdefault(target, {})[which] = Part(key, op, shape)
+        report.append(Row(key, "used" if key == target else "renamed", target))
+    return Found(layout, {name: _joined(found, name, where) for name, found in parts.items()}, tuple(report), strays, heads)
+
+
+def _filled(target: str, match: re.Match[str]) -> str:
+    named = {"s": {"scale": "weight", "bias": "bias"}.get(match.groupdict().get("s", ""), ""), **{
+        k: v for k, v in match.groupdict().items() if k != "s"
+    }}  # fmt: skip
+    for name, value in named.items():
+        target = target.replace(f"{{{name}}}", value or "")
+    return target
+
+
+def _joined(parts: Mapping[str, Part], name: str, where: str) -> tuple[Part, ...]:
+    """q, k and v in this order, or the one part. Raises CheckpointError where some are missing or do not fit."""
+    if "" in parts:
+        return (parts[""],)
+    missing = [which for which in "qkv" if which not in parts]
+    if missing:
+        raise CheckpointError(f"{where}: {name} lacks its {' and '.join(missing)}")
+    if len({p.shape for p in parts.values()}) > 1:
+        raise CheckpointError(f"{where}: the q, k and v of {name} have shapes {[p.shape for p in parts.values()]}")
+    return tuple(parts[which] for which in "qkv")
+
+
+_SCANNED = re.compile(r"(.*Transformer/encoderblock)/(.*)")
+
+
+def unscanned(shapes: Shapes) -> dict[str, Shape]:
+    """Blocks that big_vision scans over lie in one array with a leading axis; each becomes a key of its own, `…_3/…#3`."""
+    apart: dict[str, Shape] = {}
+    for key, shape in shapes.items():
+        match = _SCANNED.fullmatch(key)
+        if match is None or not shape:
+            apart[key] = shape
+        else:
+            apart |= {f"{match[1]}_{i}/{match[2]}": shape[1:] for i in range(min(shape[0], 1000))}
+    return apart
+
+
+def scanned_key(key: str, stored: Iterable[str]) -> tuple[str, int | None]:
+    """The file's own key for one that `unscanned` made, and the index along its first axis."""
+    if key in (names := set(stored)):
+        return key, None
+    match = re.fullmatch(r"(.*Transformer/encoderblock)_(\d+)/(.*)", key)
+    if match is None or f"{match[1]}/{match[3]}" not in names:
+        raise KeyError(key)
+    return f"{match[1]}/{match[3]}", int(match[2])
+
+
+# --- the architecture --------------------------------------------------------------------------------------
+
+
+def expected_shapes(model: ModelConfig) -> dict[str, Shape]:
     """Every parameter of a ViT under timm's names."""
     d, m = model.width, model.mlp
-    shapes: dict[str, tuple[int, ...]] = {
-        "pos_embed": (1, model.tokens, d),
+    norm = "norm" if model.norm == "before" else "fc_norm"
+    shapes: dict[str, Shape] = {
+        "pos_embed": (1, model.position_rows, d),
         "patch_embed.proj.weight": (d, 3, *model.patch),
         "patch_embed.proj.bias": (d,),
-        "norm.weight": (d,),
-        "norm.bias": (d,),
+        f"{norm}.weight": (d,),
+        f"{norm}.bias": (d,),
     }
     if model.class_token:
         shapes["cls_token"] = (1, 1, d)
+    if model.distilled:
+        shapes["dist_token"] = (1, 1, d)
+    if model.registers:
+        shapes["reg_token"] = (1, model.registers, d)
     for i in range(model.depth):
         for name, shape in {
             "norm1": (d,),
@@ -53,10 +556,14 @@ def expected_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
         }.items():
             shapes[f"blocks.{i}.{name}.weight"] = shape
             shapes[f"blocks.{i}.{name}.bias"] = shape[:1]
+        if model.layer_scale:
+            shapes |= {f"blocks.{i}.ls1.gamma": (d,), f"blocks.{i}.ls2.gamma": (d,)}
     if model.pre_logits:
         shapes |= {"pre_logits.fc.weight": (d, d), "pre_logits.fc.bias": (d,)}
     if model.classes:
-        shapes |= {"head.weight": (model.classes, d), "head.bias": (model.classes,)}
+        shapes |= {"head.weight": (model.classes, model.head_inputs), "head.bias": (model.classes,)}
+    if model.classes and model.distilled:
+        shapes |= {"head_dist.weight": (model.classes, d), "head_dist.bias": (model.classes,)}
     return shapes
 
 
@@ -78,70 +585,136 @@ def check_shapes(found: Shapes, model: ModelConfig, where: str) -> None:
     if faults:
         raise CheckpointError(
             f"{where} does not fit {model.name}: {'; '.join(faults)}",
-            "vit reads its own checkpoints and plain ViT weights under timm's names",
+            "vit loads every weight of a file or none",
         )
 
 
-def timm_model(shapes: Shapes, where: str) -> ModelConfig:
-    """The architecture of plain ViT weights under timm's names, with timm's GELU. Raises CheckpointError."""
+@dataclass(frozen=True)
+class Stored:
+    """The architecture of a file, and how its position embedding lies there."""
+
+    model: ModelConfig
+    rows: int  # position rows of prefix tokens in the file, which may be more than the model has: they are added in
+    registers_from: str = ""  # "dist_token": it is kept as a register, since no head reads it
+
+
+def architecture(found: Found, said: Beside, where: str) -> Stored:
+    """The architecture of a recognised file, `said` by its configuration where that is there. Raises CheckpointError."""
+    shapes, layout = found.shapes, found.layout
     needed = (
         "patch_embed.proj.weight",
         "pos_embed",
         "blocks.0.attn.qkv.weight",
         "blocks.0.mlp.fc1.weight",
-        "norm.weight",
     )
     missing = [key for key in needed if key not in shapes]
     if missing:
-        some = ", ".join(list(shapes)[:4])
+        strays = f" and has {', '.join(sorted(found.strays)[:4])} beside" if found.strays else ""
         raise CheckpointError(
-            f"{where} has weights of an unknown layout: no {missing[0]} among its {len(shapes)} keys ({some} …)",
-            "vit reads its own checkpoints and plain ViT weights under timm's names",
+            f"{where} has the layout of {layout.name}, but lacks {missing[0]}{strays}", "the file must hold a whole ViT"
         )
     try:
-        width, _, *patch = shapes["patch_embed.proj.weight"]
+        width, _, *sides = shapes["patch_embed.proj.weight"]
+        patch = (sides[0], sides[1])
         if min(width, *patch) < 1:
             raise ValueError(f"patch embedding of shape {shapes['patch_embed.proj.weight']}")
-        rows = shapes["pos_embed"][1]
         depth = 1 + max(int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", key) for key in shapes) if m)
         mlp = shapes["blocks.0.mlp.fc1.weight"][0]
-        class_token = "cls_token" in shapes
-        side = math.isqrt(rows - class_token)
-        heads = next((h for w, d, m, h in VARIANTS.values() if (w, d, m) == (width, depth, mlp)), max(1, width // 64))
+        class_token, distilled = "cls_token" in shapes, "head_dist.weight" in shapes
+        registers = shapes["reg_token"][1] if "reg_token" in shapes else 0
+        unread = "dist_token" in shapes and not distilled  # transformers' DeiT with one head, and DeiT without any
+        prefix = class_token + ("dist_token" in shapes) + registers
+        scaled = "blocks.0.ls1.gamma" in shapes
+        counts = (prefix, int(class_token), 0) if registers or scaled or layout in _ROWLESS else (prefix,)
+        rows, img_size = _grid(shapes["pos_embed"][1], counts, patch, said.img_size, where)
+        known = next((h for w, d, m, h in VARIANTS.values() if (w, d, m) == (width, depth, mlp)), max(1, width // 64))
+        after = "fc_norm.weight" in shapes
+        head = shapes.get("head.weight", (0, width))
+        pool = said.pool or ("mean" if after or not class_token else "cls")
+        if head[0] and class_token and head[1:] == (2 * width,):
+            pool = "cls+mean"
         model = ModelConfig(
             "",
             width,
             depth,
-            heads,
+            said.heads or found.heads or known,
             mlp,
-            (patch[0], patch[1]),
-            (side * patch[0], side * patch[1]),
-            classes=shapes.get("head.weight", (0,))[0],
-            pool="cls" if class_token else "mean",
+            patch,
+            img_size,
+            classes=head[0],
+            pool=pool,  # type: ignore[arg-type]
             class_token=class_token,
             pre_logits="pre_logits.fc.weight" in shapes,
-            gelu="erf",
+            gelu=said.gelu or layout.gelu,  # type: ignore[arg-type]
+            norm_eps=layout.norm_eps if said.norm_eps is None else said.norm_eps,
+            norm="after" if after else "before",
+            registers=registers + unread,
+            distilled=distilled,
+            layer_scale=1e-5 if scaled else 0.0,
+            prefix_positions=rows > 0 or prefix == 0,
         )
+        if model.registers:
+            model = replace(model, prefix_positions=False)
         model = replace(model, name=model_name(model))
-        if width % heads:
-            raise ValueError(f"a width of {width} has no heads of 64")
+        if width % model.heads:
+            raise ValueError(f"a width of {width} has no {model.heads} heads")
+        check_model(model)
     except (ValueError, IndexError, TypeError, UsageError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{where} is not a ViT: {error}") from None
-    if side * side != rows - class_token:
-        raise CheckpointError(
-            f"{where} has {rows} position rows, not a square grid, and no configuration that gives its shape",
-            "keep config.json beside the weights",
-        )
-    check_shapes(shapes, model, where)
-    return model
+        text = error.message if isinstance(error, UsageError) else str(error)
+        raise CheckpointError(f"{where} is not a ViT that vit can build: {text}") from None
+    stored = Stored(model, rows, "dist_token" if unread else "")
+    check_shapes(_folded(shapes, stored) | dict(found.strays), model, where)
+    return stored
 
 
-def preprocessing_by_name(name: str) -> tuple[EvalConfig, str]:
-    """The pixel statistics and crop that a bare file's name implies as a timm model name, and why.
+def _folded(shapes: Shapes, stored: Stored) -> dict[str, Shape]:
+    """The shapes once prefix rows are added to their tokens and an unread distillation token is a register."""
+    shapes, model = dict(shapes), stored.model
+    if stored.rows > model.prefix_rows:
+        one, rows, width = shapes["pos_embed"]
+        shapes["pos_embed"] = (one, rows - stored.rows + model.prefix_rows, width)
+    if stored.registers_from:
+        shapes.pop(stored.registers_from)
+        shapes["reg_token"] = (1, model.registers, model.width)
+    return shapes
+
+
+_ROWLESS = (BIG_VISION,)
+"""Families whose class token may have no row in the position embedding, beside those with layer scale or registers."""
+
+
+def _grid(
+    rows: int, counts: tuple[int, ...], patch: Size, img_size: Size | None, where: str
+) -> tuple[int, Size]:
+    """(position rows of prefix tokens, image size). `counts` are how many rows of prefix tokens there may be.
+
+    The grid is the configuration's, or else a square: a grid that is none could be taken for one with other rows, so
+    that tokens without rows of their own are only believed of families that have them.
+    """
+    if img_size is not None:
+        cells = (img_size[0] // patch[0]) * (img_size[1] // patch[1])
+        for count in (*counts, 0):
+            if rows - count == cells:
+                return count, (img_size[0] // patch[0] * patch[0], img_size[1] // patch[1] * patch[1])
+    for count in counts:
+        side = math.isqrt(max(0, rows - count))
+        if side > 0 and side * side == rows - count:
+            return count, (side * patch[0], side * patch[1])
+    raise CheckpointError(
+        f"{where} has {rows} position rows, not a square grid, and no configuration that gives its shape",
+        "keep config.json beside the weights",
+    )
+
+
+def preprocessing_by_name(name: str, layout: Layout = TIMM) -> tuple[EvalConfig, str]:
+    """The pixel statistics and crop of a bare file, from its layout and a name that timm gives, and why.
 
     timm's configurations: DeiT takes ImageNet statistics and a 0.9 crop, the Google weights (`augreg`,
     `orig_in21k`) 0.5 and 0.9; both 1.0 at 384 px.
     """
+    if layout is not TIMM:
+        crop = 1.0 if layout in (GOOGLE, BIG_VISION) and "384" in name else layout.eval.crop
+        return replace(layout.eval, crop=crop), f"the pixel range and crop that are usual for {layout.name}"
     crop = 1.0 if "384" in name else 0.9
     if re.search(r"augreg|orig_in21k|in21k|sam_in1k", name):
         return EvalConfig(crop=crop), "Google's pixel range -1…1, as the file's name says"

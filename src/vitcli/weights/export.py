@@ -1,0 +1,232 @@
+"""Checkpoints for other tools, written only if both sides give the same logits.
+
+What is written is loaded by the tool it is for and run on the same pixels as vit; where the difference is over the
+tolerance, nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vitcli import files
+from vitcli.data.augment import normalise_, to_float
+from vitcli.data.decode import eval_view
+from vitcli.data.samples import sample_photographs
+from vitcli.errors import CheckpointError, UsageError, did_you_mean
+from vitcli.model.attention import Attention
+from vitcli.model.vit import ViT
+from vitcli.weights import formats
+from vitcli.weights.checkpoint import Tensors, build, write_safetensors
+from vitcli.weights.describe import WEIGHTS, Description, preprocessing
+
+FORMATS = ("onnx", "timm", "transformers")
+TOLERANCE = 1e-4
+"""Largest difference of a logit, over the largest logit or 1; float32 alone makes about a hundredth of it."""
+_ONE_FILE = 1_900_000_000  # bytes of weights; a protocol buffer holds two gigabytes
+_NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "timm": ("timm",), "transformers": ("transformers",)}
+
+Images = Float[Tensor, "images 3 height width"]
+Logits = Float[Tensor, "images classes"]
+
+
+def check_format(form: str, description: Description) -> None:
+    """Raises UsageError for an unknown format or a tool that is not installed, CheckpointError for what it does not hold."""
+    if form not in FORMATS:
+        raise UsageError(f"unknown format {form!r}", did_you_mean(form, FORMATS))
+    if not description.model.classes:
+        raise CheckpointError(
+            f"{description.path} has no classification head", "fine-tune it first: vit finetune CKPT --data DATA"
+        )
+    if form == "timm":
+        formats.check_timm(description.model)
+    if form == "transformers":
+        formats.transformers_architecture(description.model)
+    missing = [name for name in _NEEDS[form] if importlib.util.find_spec(name) is None]
+    if missing:
+        extra = "'vitcli[onnx]'" if form == "onnx" else form
+        raise UsageError(
+            f"--format {form} is checked by running {missing[0]}, which is not installed", f"pip install {extra}"
+        )
+
+
+def export(description: Description, tensors: Tensors, out: Path, form: str, force: bool = False) -> dict[str, Any]:
+    """Write `out` for another tool: a folder, or a file for ONNX. Returns the fields of `vit export --json`.
+
+    Raises UsageError where `out` exists, CheckpointError where the two sides differ, ResourceError.
+    """
+    check_format(form, description)
+    files.refuse_overwrite(out, force)
+    model = build(description.model, tensors)
+    pixels = torch.from_numpy(sample_photographs(eval_view(description.model.img_size, description.eval)))
+    images = normalise_(to_float(pixels), description.eval)
+    with torch.inference_mode():
+        ours = model(images)
+    write = {"onnx": _onnx, "timm": _timm, "transformers": _transformers}[form]
+    difference = 0.0
+
+    def fill(place: Path) -> None:
+        nonlocal difference
+        theirs = write(description, tensors, model, place)
+        difference = _difference(ours, theirs, images, form)
+
+    def fill_file(place: Path) -> None:
+        holder = place.with_name(place.name + ".d")
+        holder.mkdir()
+        try:
+            fill(holder)
+            found = sorted(holder.iterdir())
+            found[0].replace(place)
+            for extra in found[1:]:
+                extra.replace(out.with_name(extra.name))
+        finally:
+            shutil.rmtree(holder, ignore_errors=True)
+
+    size = sum(t.numel() * 4 for t in tensors.values())
+    if form == "onnx":
+        files.write_file(out, fill_file, size)
+    else:
+        files.replace_folder(out, fill, size)
+    return {
+        "path": str(out),
+        "format": form,
+        "max_abs_difference": difference,
+        "images": len(images),
+    }
+
+
+def _difference(ours: Logits, run: Callable[[Images], Logits], images: Images, form: str) -> float:
+    """The largest difference of a logit, all images at once and the first alone. Raises CheckpointError over the tolerance."""
+    with torch.inference_mode():
+        theirs, first = run(images), run(images[:1])
+    if theirs.shape != ours.shape or first.shape != ours[:1].shape:
+        raise CheckpointError(f"{form} gives logits of shape {tuple(theirs.shape)}, vit {tuple(ours.shape)}")
+    difference = max(float((theirs - ours).abs().max()), float((first - ours[:1]).abs().max()))
+    allowed = TOLERANCE * max(1.0, float(ours.abs().max()))
+    if not difference <= allowed:
+        raise CheckpointError(
+            f"{form} gives other logits than vit: they differ by up to {difference:.3g}, over {allowed:.3g}",
+            "nothing was written; please report it with the model",
+        )
+    return difference
+
+
+def _save(place: Path, tensors: Tensors, config: dict[str, Any], document: dict[str, Any] | None = None) -> None:
+    write_safetensors(place / WEIGHTS, tensors, document)
+    files.write_json(place / "config.json", config)
+
+
+def _timm(description: Description, tensors: Tensors, model: ViT, place: Path) -> Callable[[Images], Logits]:
+    _save(place, tensors, formats.timm_config(description), description.document())
+    loaded = _import("timm").create_model(f"local-dir:{place.resolve()}", pretrained=True).eval()
+    result: Callable[[Images], Logits] = loaded
+    return result
+
+
+def _transformers(description: Description, tensors: Tensors, model: ViT, place: Path) -> Callable[[Images], Logits]:
+    weights = formats.transformers_weights(description.model, tensors)
+    _save(place, {name: t.contiguous() for name, t in weights.items()}, formats.transformers_config(description))
+    files.write_json(place / "preprocessor_config.json", formats.preprocessor_config(description))
+    auto = _import("transformers").AutoModelForImageClassification
+    loaded, said = auto.from_pretrained(place, output_loading_info=True, local_files_only=True)
+    left = [*said["missing_keys"], *said["unexpected_keys"], *said["mismatched_keys"]]
+    if left:
+        raise CheckpointError(f"transformers does not take {len(left)} of the weights, such as {sorted(left)[0]}")
+    return lambda images: loaded.eval()(images).logits
+
+
+def _onnx(description: Description, tensors: Tensors, model: ViT, place: Path) -> Callable[[Images], Logits]:
+    """An ONNX graph with a free batch size. Its metadata names the classes and says how pixels are made."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.path = "fused"
+    example = torch.zeros(2, 3, *description.model.img_size)
+    with _quietly():
+        program = torch.onnx.export(
+            model,
+            (example,),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}, "keep": None},
+            verbose=False,
+        )
+    assert program is not None
+    program.model.metadata_props.update(onnx_metadata(description))
+    path = place / "model.onnx"
+    size = sum(t.numel() * 4 for t in tensors.values())
+    program.save(str(path), external_data=size > _ONE_FILE)
+    session = _import("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+def onnx_metadata(description: Description) -> dict[str, str]:
+    """`labels` (a list), `preprocessing` (size, crop, resize, interpolation, mean, std of pixels in 0..1), `model`, each but the last as JSON."""
+    names = [c.as_json() for c in description.classes]
+    return {
+        "model": description.model.name,
+        "labels": json.dumps([c["name"] for c in names], ensure_ascii=False),
+        "classes": json.dumps(names, ensure_ascii=False),
+        "preprocessing": json.dumps(preprocessing(description.model.img_size, description.eval)),
+    }
+
+
+def _import(name: str) -> Any:
+    """A tool that is only run for checking. Raises UsageError where it is installed but does not import."""
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # a broken installation raises many types
+        raise UsageError(
+            f"--format needs {name}, which does not import: {(str(error).splitlines() or [''])[0][:200]}",
+            f"repair it, for example with pip install -U {name}",
+        ) from None
+
+
+def _quietly() -> Any:
+    import contextlib
+    import logging
+    import warnings
+
+    @contextlib.contextmanager
+    def quiet() -> Any:
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            logging.disable(before)
+
+    return quiet()
+
+
+def push(folder: Path, repository: str) -> str:
+    """Upload what was exported to the hub. Returns its address. Raises ResourceError with what was in the way."""
+    from huggingface_hub import HfApi
+
+    from vitcli import hub
+    from vitcli.errors import ResourceError
+
+    api = HfApi()
+    try:
+        api.create_repo(repository, repo_type="model", exist_ok=True)
+        if folder.is_dir():
+            api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export by vit")
+        else:
+            api.upload_file(
+                repo_id=repository, path_or_fileobj=folder, path_in_repo=folder.name, commit_message="Export by vit"
+            )
+    except Exception as error:  # the hub's errors are many
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ResourceError(f"cannot push to {repository}: {first[:200]}", hub.hint(error)) from None
+    return f"{api.endpoint}/{repository}"

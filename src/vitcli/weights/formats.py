@@ -1,0 +1,241 @@
+"""The folders that other tools load: configuration and weights as timm and transformers write them.
+
+| a model with                                          | is for transformers                              |
+|-------------------------------------------------------|--------------------------------------------------|
+| a class token that the head reads                     | ViTForImageClassification                        |
+| two distilled heads                                   | DeiTForImageClassificationWithTeacher            |
+| layer scale, registers, or a mean beside a class token | Dinov2…ForImageClassification                   |
+| no class token, the mean after the last LayerNorm     | SiglipForImageClassification, its vision encoder |
+
+transformers has nothing that holds the others: a tanh layer before the head, a LayerNorm after the mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitcli.config import ModelConfig, Size
+from vitcli.errors import CheckpointError
+from vitcli.weights.describe import Description
+from vitcli.weights.layouts import (
+    TRANSFORMERS_DEIT,
+    TRANSFORMERS_DINOV2,
+    TRANSFORMERS_SIGLIP,
+    TRANSFORMERS_VIT,
+    Layout,
+    keys_for,
+)
+
+_BICUBIC, _BILINEAR = 3, 2  # Pillow's numbers
+
+
+# --- timm --------------------------------------------------------------------------------------------------
+
+
+def check_timm(model: ModelConfig) -> None:
+    """Raises CheckpointError for what timm's ViT does not have."""
+    if model.pre_logits or model.pool == "cls+mean":
+        what = "a tanh layer before the head" if model.pre_logits else "a head that reads class token and mean"
+        raise CheckpointError(f"timm's ViT does not have {what}", "export it with --format onnx")
+
+
+def timm_config(description: Description) -> dict[str, Any]:
+    """`config.json` as timm reads it from a local folder or the hub, and transformers by way of timm.
+
+    It has no model_type, by which transformers would take it for a model of its own, and no num_classes among the
+    arguments, which timm gives from beside them.
+    """
+    model, config = description.model, description.eval
+    arguments = {
+        "img_size": list(model.img_size),
+        "patch_size": list(model.patch),
+        "embed_dim": model.width,
+        "depth": model.depth,
+        "num_heads": model.heads,
+        "mlp_ratio": model.mlp / model.width,
+        "class_token": model.class_token,
+        "global_pool": "token" if model.pool == "cls" else "avg",
+        "fc_norm": model.norm == "after",
+        "act_layer": "gelu_tanh" if model.gelu == "tanh" else "gelu",
+    }
+    if model.layer_scale:
+        arguments["init_values"] = model.layer_scale
+    if model.registers:
+        arguments["reg_tokens"] = model.registers
+    if model.class_token and not model.prefix_rows:
+        arguments["no_embed_class"] = True
+    if model.distilled:
+        del arguments["class_token"]  # timm's distilled model always has one
+    head = "head" if not model.distilled else ["head", "head_dist"]
+    return {
+        "architecture": "deit_base_distilled_patch16_224" if model.distilled else "vit_base_patch16_224",
+        "num_classes": model.classes,
+        "num_features": model.width,
+        "global_pool": arguments["global_pool"],
+        "model_args": arguments,
+        "label_names": [c.name for c in description.classes],
+        "pretrained_cfg": {
+            "num_classes": model.classes,
+            "input_size": [3, *model.img_size],
+            "fixed_input_size": True,
+            "pool_size": None,
+            "crop_pct": config.crop,
+            "crop_mode": "squash" if config.resize == "square" else "center",
+            "interpolation": config.interpolation,
+            "mean": list(config.mean),
+            "std": list(config.std),
+            "first_conv": "patch_embed.proj",
+            "classifier": head,
+        },
+    }
+
+
+# --- transformers ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A class of transformers, its model_type, and how its files name things."""
+
+    name: str
+    model_type: str
+    layout: Layout
+    prefix: str
+
+
+_VIT = Architecture("ViTForImageClassification", "vit", TRANSFORMERS_VIT, "vit.")
+_DEIT = Architecture("DeiTForImageClassificationWithTeacher", "deit", TRANSFORMERS_DEIT, "deit.")
+_DINOV2 = Architecture("Dinov2ForImageClassification", "dinov2", TRANSFORMERS_DINOV2, "dinov2.")
+_REGISTERS = Architecture(
+    "Dinov2WithRegistersForImageClassification",
+    "dinov2_with_registers",
+    TRANSFORMERS_DINOV2,
+    "dinov2_with_registers.",
+)
+_SIGLIP = Architecture("SiglipForImageClassification", "siglip", TRANSFORMERS_SIGLIP, "")
+
+
+def transformers_architecture(model: ModelConfig) -> Architecture:
+    """The class that computes the same. Raises CheckpointError where there is none."""
+    if model.pre_logits or model.norm == "after":
+        what = "a tanh layer before the head" if model.pre_logits else "a LayerNorm after the mean"
+        raise CheckpointError(
+            f"transformers has no image classifier with {what}", "export it with --format timm or --format onnx"
+        )
+    if model.distilled:
+        return _DEIT
+    if not model.class_token:
+        if model.layer_scale or model.registers:
+            raise CheckpointError(
+                "transformers has no image classifier with layer scale or registers and no class token",
+                "export it with --format timm or --format onnx",
+            )
+        return _SIGLIP
+    if model.layer_scale or model.registers or model.pool != "cls":
+        if model.mlp % model.width:
+            raise CheckpointError(
+                f"transformers' DINOv2 takes an MLP of whole widths, not {model.mlp} for {model.width}",
+                "export it with --format timm or --format onnx",
+            )
+        return _REGISTERS if model.registers else _DINOV2
+    return _VIT
+
+
+def transformers_config(description: Description) -> dict[str, Any]:
+    """`config.json` of the class that computes the same."""
+    model = description.model
+    architecture = transformers_architecture(model)
+    names = [c.name for c in description.classes] or [f"LABEL_{i}" for i in range(model.classes)]
+    encoder = {
+        "hidden_size": model.width,
+        "num_hidden_layers": model.depth,
+        "num_attention_heads": model.heads,
+        "hidden_act": "gelu_pytorch_tanh" if model.gelu == "tanh" else "gelu",
+        "layer_norm_eps": model.norm_eps,
+        "image_size": _side(model.img_size),
+        "patch_size": _side(model.patch),
+        "num_channels": 3,
+    }
+    if architecture.layout is TRANSFORMERS_DINOV2:
+        encoder |= {"mlp_ratio": model.mlp // model.width, "layerscale_value": model.layer_scale or 1.0}
+        encoder |= {"num_register_tokens": model.registers} if model.registers else {}
+    else:
+        encoder["intermediate_size"] = model.mlp
+    if architecture is _SIGLIP:
+        encoder = {"vision_config": encoder | {"model_type": "siglip_vision_model", "vision_use_head": False}}
+    else:
+        encoder |= {"qkv_bias": True, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return {
+        "architectures": [architecture.name],
+        "model_type": architecture.model_type,
+        **encoder,
+        "dtype": "float32",
+        "id2label": {str(index): name for index, name in enumerate(names)},
+        "label2id": {name: index for index, name in enumerate(names)},
+    }
+
+
+def _side(size: Size) -> int | list[int]:
+    return size[0] if size[0] == size[1] else list(size)
+
+
+def transformers_weights(model: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights under the names of its files: q, k and v apart, and what that class has and the model lacks."""
+    architecture = transformers_architecture(model)
+    written: dict[str, Tensor] = {}
+    for name, tensor in _as_that_class(architecture, model, tensors).items():
+        for key, which in keys_for(name, architecture.layout, architecture.prefix):
+            part = tensor if not which else tensor.chunk(3)["qkv".index(which)]
+            written[key] = part[0] if key.endswith("position_embedding.weight") else part
+    if architecture.layout is TRANSFORMERS_DINOV2:
+        written[f"{architecture.prefix}embeddings.mask_token"] = torch.zeros(1, model.width)
+    return written
+
+
+def _as_that_class(
+    architecture: Architecture, model: ModelConfig, tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Rows of zeros for prefix tokens without positions, factors of one for branches without layer scale, a head of
+    class token and mean with zeros for what it does not read.
+    """
+    whole = dict(tensors)
+    missing = int(model.class_token) + int(model.distilled) - model.prefix_rows
+    if missing:
+        whole["pos_embed"] = torch.cat([torch.zeros(1, missing, model.width), whole["pos_embed"]], dim=1)
+    if architecture.layout is TRANSFORMERS_DINOV2:
+        ones = torch.ones(model.width)
+        for block in range(model.depth):
+            for scale in ("ls1", "ls2"):
+                whole.setdefault(f"blocks.{block}.{scale}.gamma", ones)
+        if model.pool != "cls+mean":
+            head = whole["head.weight"]
+            zeros = torch.zeros_like(head)
+            whole["head.weight"] = torch.cat([head, zeros] if model.pool == "cls" else [zeros, head], dim=1)
+    return whole
+
+
+def preprocessor_config(description: Description) -> dict[str, Any]:
+    """`preprocessor_config.json`: the processor of transformers that does what vit's evaluation does."""
+    config, (height, width) = description.eval, description.model.img_size
+    rows, columns = int(height / config.crop), int(width / config.crop)
+    tree: dict[str, Any] = {
+        "do_resize": True,
+        "resample": _BICUBIC if config.interpolation == "bicubic" else _BILINEAR,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(config.mean),
+        "image_std": list(config.std),
+        "do_convert_rgb": True,
+    }
+    if config.resize == "square" and config.crop == 1:
+        return {"image_processor_type": "ViTImageProcessor", "size": {"height": height, "width": width}} | tree
+    crop = {"do_center_crop": True, "crop_size": {"height": height, "width": width}}
+    if config.resize == "square":
+        return {"image_processor_type": "DeiTImageProcessor", "size": {"height": rows, "width": columns}} | crop | tree
+    return {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": max(rows, columns)}} | crop | tree
