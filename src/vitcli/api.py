@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vitcli.classes import Class, map_labels
+from vitcli import files
+from vitcli.classes import Class, imagenet_1k, map_labels
 from vitcli.config import (
     BenchConfig,
     DataConfig,
@@ -36,8 +37,11 @@ from vitcli.data.split import Source, Split, fraction_of
 from vitcli.errors import CheckpointError, DataError, UsageError, did_you_mean
 from vitcli.evaluate.evaluator import Evaluation
 from vitcli.evaluate.evaluator import evaluate as measure
+from vitcli.evaluate.predictor import expand
+from vitcli.evaluate.predictor import predict as predict_files
 from vitcli.evaluate.probe import Features, features_of, linear_probe
 from vitcli.evaluate.report import summary
+from vitcli.model.posemb import METHODS
 from vitcli.model.vit import ViT
 from vitcli.train import loop, runfolder, runtime
 from vitcli.train.bench import bench as measure_speed
@@ -47,15 +51,15 @@ from vitcli.train.sweep import Sweep, make_sweep
 from vitcli.train.sweep import choose as choose_sweep
 from vitcli.train.sweep import run as run_sweep
 from vitcli.weights import checkpoint
-from vitcli.weights.describe import Description, describe, locate
+from vitcli.weights import export as exporting
+from vitcli.weights.describe import Description, describe, locate, open_checkpoint
 
 
 def load(reference: str, img_size: Size | None = None, labels: str = "") -> tuple[Description, ViT]:
     """A checkpoint's description and its model, its position embedding interpolated to `img_size`. Raises CheckpointError."""
     description, tensors = checkpoint.load(reference)
-    if img_size is not None:
-        description, tensors = checkpoint.resized(description, tensors, img_size)
-    return description.labelled(labels), checkpoint.build(description.model, tensors)
+    description, fitting = checkpoint.resized(description, tensors, img_size or description.model.img_size)
+    return description.labelled(labels), checkpoint.build(description.model, fitting)
 
 
 def plan(request: Request) -> Plan:
@@ -202,6 +206,133 @@ def evaluate(reference: str = "", data: str = "", split: str = "", **options: An
 
 
 @dataclass(frozen=True, eq=False)
+class PredictionPlan:
+    """A prediction, resolved and checked."""
+
+    description: Description
+    classes: tuple[Class, ...]
+    img_size: Size
+    data: DataConfig
+    machine: runtime.Runtime
+    notes: tuple[str, ...]
+
+    def predict(self, paths: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """A row an image, in order: the lines of `vit predict --json`. Raises CheckpointError."""
+        _, model = load(str(self.description.path), self.img_size)
+        return predict_files(
+            model.to(self.machine.device), expand(paths), self.classes, self.description.eval, self.data,
+            device=self.machine.device, bf16=self.machine.bf16,
+        )  # fmt: skip
+
+
+def plan_prediction(
+    reference: str = "",
+    *,
+    img_size: Size | None = None,
+    labels: str = "",
+    device: str = "auto",
+    precision: str = "auto",
+    overrides: Overrides | None = None,
+) -> PredictionPlan:
+    """What a checkpoint is to predict with; `auto` is float32 here. Raises CheckpointError or UsageError."""
+    described, data, notes = _checkpoint(reference, overrides or {}, ("eval.", "data."))
+    described = described.labelled(labels)
+    if described.model.classes == 0:
+        _need_names(described)
+    classes = described.classes
+    if not classes and described.model.classes == 1000:
+        classes = imagenet_1k()
+        notes.append("labels: imagenet-1k, as the checkpoint has 1,000 outputs and no names; --labels names others")
+    elif not classes:
+        classes = tuple(Class(str(index)) for index in range(described.model.classes))
+        notes.append("labels: the numbers of the outputs, as the checkpoint has no names; --labels gives them")
+    size = img_size or described.model.img_size
+    check_model(replace(described.model, img_size=size))
+    chosen = "fp32" if precision == "auto" else precision
+    machine = runtime.start(apply(Config(), _machine(device, chosen)).run)
+    return PredictionPlan(described, classes, size, data, machine, (*notes, *described.notes))
+
+
+def predict(reference: str, paths: Iterable[str], **options: Any) -> list[dict[str, Any]]:
+    """Predict image files: the lines of `vit predict --json`. `options` are those of `plan_prediction`."""
+    return list(plan_prediction(reference, **options).predict(paths))
+
+
+def resize_position_embedding(
+    reference: str,
+    out: Path,
+    img_size: Size | None = None,
+    patch: Size | None = None,
+    method: str = METHODS[0],
+    force: bool = False,
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Write a checkpoint for another image or patch size: the fields of `vit resize-posemb --json`, and what to say.
+
+    Raises UsageError where `out` exists or the sizes do not fit, CheckpointError, ResourceError.
+    """
+    if method not in METHODS:
+        raise UsageError(f"unknown method {method!r}", did_you_mean(method, METHODS))
+    files.refuse_overwrite(out, force)
+    opened = open_checkpoint(locate(reference))
+    checkpoint.check_digest(opened)
+    old, lazy = opened.description, checkpoint.Lazy(opened)
+    new, tensors = checkpoint.resized(old, lazy, img_size or old.model.img_size, method, patch)
+    changed = new.model != old.model
+    kept = {
+        "resized_from": {"path": str(old.path), "sha256": old.sha256, "grid": list(old.model.grid), "method": method}
+    }
+    written = replace(
+        new,
+        path=out,
+        provenance=old.provenance | (kept if changed else {}),
+        scores={} if changed else old.scores,
+    )
+    checkpoint.save(written, tensors)
+    tree = {
+        "checkpoint": str(out),
+        "from_grid": list(old.model.grid),
+        "to_grid": list(new.model.grid),
+        "method": method,
+        "img_size": list(new.model.img_size),
+        "patch_size": list(new.model.patch),
+        "keys": key_counts(new),
+    }
+    return tree, old.notes
+
+
+def key_counts(description: Description) -> dict[str, Any]:
+    """How many keys of somebody else's file were used and renamed, and the names of those resampled or dropped."""
+    report = description.report
+    return {
+        "layout": description.layout,
+        "used": sum(row.fate == "used" for row in report),
+        "renamed": sum(row.fate == "renamed" for row in report),
+        "resampled": [row.key for row in report if row.fate == "resampled"],
+        "dropped": [row.key for row in report if row.fate == "dropped"],
+    }
+
+
+def export(
+    reference: str, out: Path, form: str, labels: str = "", force: bool = False
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Write a checkpoint for another tool: the fields of `vit export --json`, and what to say.
+
+    Raises UsageError, CheckpointError, also where that tool gives other logits, or ResourceError.
+    """
+    path = locate(reference)
+    exporting.check_format(form, describe(path).labelled(labels))
+    files.refuse_overwrite(out, force)
+    description, tensors = checkpoint.load(str(path))
+    described = description.labelled(labels)
+    return exporting.export(described, tensors, out, form, force), described.notes
+
+
+def push(out: Path, repository: str) -> str:
+    """Upload an export to the hub. Returns its address. Raises ResourceError."""
+    return exporting.push(out, repository)
+
+
+@dataclass(frozen=True, eq=False)
 class ProbePlan:
     """A probe, resolved and checked."""
 
@@ -322,6 +453,12 @@ def bench(models: Sequence[ModelConfig], overrides: Overrides, progress: Progres
     return measure_speed(
         named, config, settings, runtime.start(config.run), overrides.get("train.batch_size", 0), progress
     )
+
+
+def _machine(device: str, precision: str) -> Overrides:
+    """Checked values of the two options. Raises UsageError."""
+    asked = {"run.device": device, "run.precision": precision}
+    return {key: parse_value(key, value) for key, value in asked.items()}
 
 
 def _checkpoint(

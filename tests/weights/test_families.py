@@ -141,7 +141,10 @@ def test_mae(tmp_path, kind):
     state = dict(theirs.state_dict())
     if kind == "full":
         state |= {"mask_token": torch.zeros(1, 1, 64), "decoder_pos_embed": torch.zeros(1, 17, 64)}
-        state |= {"decoder_embed.weight": torch.zeros(64, 128), "decoder_blocks.0.attn.qkv.weight": torch.zeros(192, 64)}
+        state |= {
+            "decoder_embed.weight": torch.zeros(64, 128),
+            "decoder_blocks.0.attn.qkv.weight": torch.zeros(192, 64),
+        }
         state |= {"decoder_norm.weight": torch.zeros(64), "decoder_pred.bias": torch.zeros(192)}
     torch.save({"model": state}, tmp_path / "mae.pth")
     images = pixels(32, 32)
@@ -308,7 +311,10 @@ def google_arrays(linen: bool, pre_logits: bool, class_token: bool = True) -> di
         for norm in ("LayerNorm_0", norm2):
             arrays |= {f"{block}{norm}/scale": array(12), f"{block}{norm}/bias": array(12)}
         for name in ("query", "key", "value"):
-            arrays |= {f"{block}{attention}/{name}/kernel": array(12, 3, 4), f"{block}{attention}/{name}/bias": array(3, 4)}
+            arrays |= {
+                f"{block}{attention}/{name}/kernel": array(12, 3, 4),
+                f"{block}{attention}/{name}/bias": array(3, 4),
+            }
         arrays |= {f"{block}{attention}/out/kernel": array(3, 4, 12), f"{block}{attention}/out/bias": array(12)}
         arrays |= {f"{block}{mlp}/Dense_0/kernel": array(12, 20), f"{block}{mlp}/Dense_0/bias": array(20)}
         arrays |= {f"{block}{mlp}/Dense_1/kernel": array(20, 12), f"{block}{mlp}/Dense_1/bias": array(12)}
@@ -444,5 +450,3 @@ def test_a_grid_that_is_no_square_is_not_taken_for_one_with_other_rows(tmp_path)
     torch.save(theirs.state_dict(), tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match="position rows"):
         describe(tmp_path / "w.pth")
-
-

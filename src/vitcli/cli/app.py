@@ -13,8 +13,10 @@ import typer
 from vitcli import __version__
 from vitcli.cli import console
 from vitcli.cli.bench import bench
+from vitcli.cli.convert import export, resize_posemb
 from vitcli.cli.evaluate import eval_
 from vitcli.cli.info import info
+from vitcli.cli.predict import predict
 from vitcli.cli.probe import probe
 from vitcli.cli.sweep import sweep
 from vitcli.cli.train import finetune, pretrain
@@ -49,9 +51,12 @@ def vit(
 app.command("pretrain")(pretrain)
 app.command("finetune")(finetune)
 app.command("eval")(eval_)
+app.command("predict")(predict)
 app.command("probe")(probe)
 app.command("sweep")(sweep)
+app.command("resize-posemb")(resize_posemb)
 app.command("info")(info)
+app.command("export")(export)
 app.command("bench")(bench)
 
 

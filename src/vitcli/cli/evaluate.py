@@ -69,7 +69,7 @@ def eval_(
     from vitcli.evaluate import report
 
     if predictions is not None:
-        report.check_predictions(predictions)
+        report.check_table(predictions)
     planned = api.plan_evaluation(
         checkpoint, data, split, img_size=options.size(img_size), labels=labels, device=device, precision=precision,
         overrides=overrides,

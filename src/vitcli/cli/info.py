@@ -17,11 +17,16 @@ Reference = Annotated[
 ]
 Classes = Annotated[int, typer.Option("--classes", metavar="N", help="Outputs of the head, for a model name.")]
 
+Keys = Annotated[
+    bool, typer.Option("--keys", help="What became of every key of somebody else's file: used, renamed or dropped.")
+]
+
 
 def info(
     reference: Reference,
     img_size: options.ImgSize = "",
     classes: Classes = 1000,
+    keys: Keys = False,
     json: options.Json = False,
 ) -> None:
     """Parameters, tokens and FLOPs of a model; classes and provenance of a checkpoint, from its header alone."""
@@ -38,9 +43,16 @@ def info(
             "classes": [c.as_json() for c in description.classes] or model.classes,
             "provenance": description.provenance or None,
             "scores": description.scores or None,
+            "layout": description.layout,
+            "keys": [{"key": row.key, "fate": row.fate, "to": row.to} for row in description.report],
         }
     config.check_model(model)
     tree = _of_model(model) | said
+    if not keys and "keys" in tree:
+        counts: dict[str, int] = {}
+        for row in tree["keys"]:
+            counts[row["fate"]] = counts.get(row["fate"], 0) + 1
+        tree["keys"] = counts
     if json:
         console.print_json(tree)
     else:
@@ -103,4 +115,12 @@ def _text(tree: dict[str, Any]) -> str:
         rows["score"] = (
             f"top-1 {100 * scores['top1']:.2f} % on {scores.get('n', 0):,} images of {scores.get('split', '?')}"
         )
-    return "\n".join(f"{name:<11} {value}" for name, value in rows.items())
+    keys = tree.get("keys")
+    if keys:
+        counts = ", ".join(f"{n} {fate}" for fate, n in keys.items()) if isinstance(keys, dict) else f"{len(keys)} keys"
+        rows["layout"] = f"{tree['layout']}: {counts}"
+    lines = [f"{name:<11} {value}" for name, value in rows.items()]
+    if isinstance(keys, list):
+        width = max((len(row["key"]) for row in keys), default=0)
+        lines += [f"  {row['key']:<{width}}  {row['fate']:<8}  {row['to']}" for row in keys]
+    return "\n".join(lines)

@@ -15,7 +15,7 @@ from vitcli.data.split import Split
 from vitcli.errors import UsageError
 from vitcli.evaluate.evaluator import Evaluation
 
-PREDICTION_FORMATS = (".parquet", ".csv", ".jsonl")
+TABLE_FORMATS = (".parquet", ".csv", ".jsonl")
 
 
 def summary(evaluation: Evaluation, classes: Sequence[Class]) -> dict[str, Any]:
@@ -29,11 +29,10 @@ def summary(evaluation: Evaluation, classes: Sequence[Class]) -> dict[str, Any]:
     return evaluation.metrics | {"classes": per_class, "balanced_top1": tally.balanced()} | extra
 
 
-def check_predictions(path: Path) -> None:
-    if path.suffix not in PREDICTION_FORMATS:
-        raise UsageError(
-            f"--predictions {path}: unknown ending {path.suffix!r}", f"known: {', '.join(PREDICTION_FORMATS)}"
-        )
+def check_table(path: Path, option: str = "--predictions") -> None:
+    """Raises UsageError for an ending that no table has."""
+    if path.suffix not in TABLE_FORMATS:
+        raise UsageError(f"{option} {path}: unknown ending {path.suffix!r}", f"known: {', '.join(TABLE_FORMATS)}")
 
 
 def predictions(evaluation: Evaluation, split: Split, classes: Sequence[Class]) -> dict[str, list[Any]]:

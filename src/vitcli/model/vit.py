@@ -143,8 +143,9 @@ class ViT(nn.Module):
         self.pos_embed = nn.Parameter(torch.empty(1, config.position_rows, config.width))
         self.pos_drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, rate) for rate in drop_path_rates(config))
-        norm = nn.LayerNorm(config.width, config.norm_eps)
-        self.norm, self.fc_norm = (norm, nn.Identity()) if config.norm == "before" else (nn.Identity(), norm)
+        before = config.norm == "before"
+        self.norm = nn.LayerNorm(config.width, config.norm_eps) if before else nn.Identity()
+        self.fc_norm = nn.Identity() if before else nn.LayerNorm(config.width, config.norm_eps)
         self.pre_logits = PreLogits(config.width) if config.pre_logits else nn.Identity()
         self.head = nn.Linear(config.head_inputs, config.classes) if config.classes else nn.Identity()
         self.head_dist = nn.Linear(config.width, config.classes) if config.classes and config.distilled else None
@@ -158,12 +159,12 @@ class ViT(nn.Module):
         """Patches, prefix tokens and positions: the input of the first block."""
         rows = self.config.prefix_rows
         patches = self.patch_embed(images) + self.pos_embed[:, rows:]
-        prefix = [token for token in (self.cls_token, self.dist_token) if token is not None]
+        prefix: list[Tensor] = [token for token in (self.cls_token, self.dist_token) if token is not None]
         if rows:
             prefix = [torch.cat(prefix, dim=1) + self.pos_embed[:, :rows]]
         if self.reg_token is not None:
             prefix.append(self.reg_token)
-        tokens = [token.to(patches.dtype).expand(len(patches), -1, -1) for token in prefix]
+        tokens = [token.to(patches.dtype).expand(patches.shape[0], -1, -1) for token in prefix]
         return self.pos_drop(torch.cat([*tokens, patches], dim=1) if tokens else patches)
 
     def encode(
@@ -260,12 +261,12 @@ def init_weights(model: ViT, seed: int, head_bias: float = 0.0) -> None:
         for layer in (block.mlp.fc1, block.mlp.fc2):
             nn.init.xavier_uniform_(layer.weight, generator=generator)
             nn.init.normal_(layer.bias, std=1e-6, generator=generator)
-    for part in model.modules():
-        if isinstance(part, nn.LayerNorm):
-            nn.init.ones_(part.weight)
-            nn.init.zeros_(part.bias)
-        elif isinstance(part, LayerScale):
-            nn.init.constant_(part.gamma, model.config.layer_scale)
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, LayerScale):
+            nn.init.constant_(module.gamma, model.config.layer_scale)
     if isinstance(model.pre_logits, PreLogits):
         lecun(model.pre_logits.fc.weight)
         nn.init.zeros_(model.pre_logits.fc.bias)

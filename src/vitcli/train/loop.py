@@ -172,8 +172,8 @@ class _Run:
                 init_mimetic(model, config.run.seed)
         else:
             description, tensors = load(str(plan.parent.path))
-            _, tensors = resized(description, tensors, config.model.img_size)
-            model = adapt(tensors, config.model, plan.keep_head, config.run.seed, config.train.head_bias)
+            _, fitting = resized(description, tensors, config.model.img_size)
+            model = adapt(fitting, config.model, plan.keep_head, config.run.seed, config.train.head_bias)
         if plan.frozen:
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name.startswith(HEADS))

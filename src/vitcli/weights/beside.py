@@ -107,9 +107,7 @@ def _named(names: Any) -> tuple[Class, ...]:
         return ()
 
 
-def _transformers(
-    config: dict[str, Any], processor: dict[str, Any], usual: EvalConfig, weights: Path
-) -> Beside:
+def _transformers(config: dict[str, Any], processor: dict[str, Any], usual: EvalConfig, weights: Path) -> Beside:
     vision = config.get("vision_config") if isinstance(config.get("vision_config"), dict) else config
     assert isinstance(vision, dict)
     act = vision.get("hidden_act")

@@ -42,9 +42,9 @@ class Lazy(Mapping[str, Tensor]):
         self.path, self._weights, self._stored = opened.description.path, opened.weights, opened.stored
         if opened.found is None:
             names = strip_prefixes(opened.weights.shapes)
-            self._parts = {name: (Part(key),) for key, name in names.items()}
+            self._parts: Mapping[str, tuple[Part, ...]] = {name: (Part(key),) for key, name in names.items()}
         else:
-            self._parts = dict(opened.found.parts)
+            self._parts = opened.found.parts
         self._model = opened.description.model
 
     def __iter__(self) -> Iterator[str]:
@@ -96,8 +96,8 @@ class Lazy(Mapping[str, Tensor]):
         if name == "pos_embed":
             return tensor[:, surplus:]
         rows = self._joined("pos_embed")[:, :surplus]
-        first = int(stored.model.class_token)
-        rows = rows[:, :first] if name == "cls_token" else rows[:, first:]
+        own = int(stored.model.class_token)
+        rows = rows[:, :own] if name == "cls_token" else rows[:, own:]
         return tensor + rows if rows.shape[1] else tensor
 
 
@@ -197,7 +197,11 @@ def build(model: ModelConfig, tensors: Mapping[str, Tensor]) -> ViT:
 
 
 def resized(
-    description: Description, tensors: Mapping[str, Tensor], size: Size, method: str = METHODS[0], patch: Size | None = None
+    description: Description,
+    tensors: Mapping[str, Tensor],
+    size: Size,
+    method: str = METHODS[0],
+    patch: Size | None = None,
 ) -> tuple[Description, Mapping[str, Tensor]]:
     """The same weights for images of `size`, with patches of another size where `patch` is given.
 

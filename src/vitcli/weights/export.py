@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,7 +139,9 @@ def _transformers(description: Description, tensors: Tensors, model: ViT, place:
     _save(place, {name: t.contiguous() for name, t in weights.items()}, formats.transformers_config(description))
     files.write_json(place / "preprocessor_config.json", formats.preprocessor_config(description))
     auto = _import("transformers").AutoModelForImageClassification
-    loaded, said = auto.from_pretrained(place, output_loading_info=True, local_files_only=True)
+    _import("transformers.utils.logging").disable_progress_bar()
+    with _quietly():
+        loaded, said = auto.from_pretrained(place, output_loading_info=True, local_files_only=True)
     left = [*said["missing_keys"], *said["unexpected_keys"], *said["mismatched_keys"]]
     if left:
         raise CheckpointError(f"transformers does not take {len(left)} of the weights, such as {sorted(left)[0]}")
@@ -157,7 +161,7 @@ def _onnx(description: Description, tensors: Tensors, model: ViT, place: Path) -
             dynamo=True,
             input_names=["images"],
             output_names=["logits"],
-            dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}, "keep": None},
+            dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
             verbose=False,
         )
     assert program is not None
@@ -183,12 +187,37 @@ def onnx_metadata(description: Description) -> dict[str, str]:
 def _import(name: str) -> Any:
     """A tool that is only run for checking. Raises UsageError where it is installed but does not import."""
     try:
+        _let_torchvision_import()
         return importlib.import_module(name)
     except Exception as error:  # a broken installation raises many types
         raise UsageError(
             f"--format needs {name}, which does not import: {(str(error).splitlines() or [''])[0][:200]}",
             f"repair it, for example with pip install -U {name}",
         ) from None
+
+
+_DECLARED: list[torch.library.Library] = []
+
+
+def _let_torchvision_import() -> None:
+    """timm and transformers import torchvision, which does not import beside a torch that its operators were not built for:
+    it describes operators that are not there. They are declared here, and stay without code; nothing calls them.
+    """
+    if importlib.util.find_spec("torchvision") is None:
+        return
+    for _ in range(20):
+        try:
+            importlib.import_module("torchvision")
+            return
+        except RuntimeError as error:
+            missing = re.search(r"operator torchvision::(\w+) does not exist", str(error))
+            if missing is None:
+                raise
+            if not _DECLARED:
+                _DECLARED.append(torch.library.Library("torchvision", "FRAGMENT"))
+            _DECLARED[0].define(f"{missing[1]}(Tensor x) -> Tensor")
+            for loaded in [n for n in sys.modules if n.partition(".")[0] == "torchvision"]:
+                del sys.modules[loaded]
 
 
 def _quietly() -> Any:

@@ -151,7 +151,7 @@ def transformers_config(description: Description) -> dict[str, Any]:
     model = description.model
     architecture = transformers_architecture(model)
     names = [c.name for c in description.classes] or [f"LABEL_{i}" for i in range(model.classes)]
-    encoder = {
+    encoder: dict[str, Any] = {
         "hidden_size": model.width,
         "num_hidden_layers": model.depth,
         "num_attention_heads": model.heads,
@@ -197,9 +197,7 @@ def transformers_weights(model: ModelConfig, tensors: Mapping[str, Tensor]) -> d
     return written
 
 
-def _as_that_class(
-    architecture: Architecture, model: ModelConfig, tensors: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def _as_that_class(architecture: Architecture, model: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rows of zeros for prefix tokens without positions, factors of one for branches without layer scale, a head of
     class token and mean with zeros for what it does not read.
     """

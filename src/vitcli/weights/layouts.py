@@ -476,7 +476,9 @@ def find(shapes: Shapes, where: str) -> Found:
             raise CheckpointError(f"{where}: {key} and {parts[target][which].key} are both {target}")
         parts.setdefault(target, {})[which] = Part(key, op, shape)
         report.append(Row(key, "used" if key == target else "renamed", target))
-    return Found(layout, {name: _joined(found, name, where) for name, found in parts.items()}, tuple(report), strays, heads)
+    return Found(
+        layout, {name: _joined(found, name, where) for name, found in parts.items()}, tuple(report), strays, heads
+    )
 
 
 def _filled(target: str, match: re.Match[str]) -> str:
@@ -683,9 +685,7 @@ _ROWLESS = (BIG_VISION,)
 """Families whose class token may have no row in the position embedding, beside those with layer scale or registers."""
 
 
-def _grid(
-    rows: int, counts: tuple[int, ...], patch: Size, img_size: Size | None, where: str
-) -> tuple[int, Size]:
+def _grid(rows: int, counts: tuple[int, ...], patch: Size, img_size: Size | None, where: str) -> tuple[int, Size]:
     """(position rows of prefix tokens, image size). `counts` are how many rows of prefix tokens there may be.
 
     The grid is the configuration's, or else a square: a grid that is none could be taken for one with other rows, so

@@ -125,7 +125,7 @@ class Npz(Weights):
         import numpy as np
 
         with archive.open(entry) as file:
-            major, minor = np.lib.format.read_magic(file)
+            major, _ = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
             shape, _, kind = read(file)
             if kind.hasobject or (kind.kind not in "fiub" and kind != np.dtype("V2")):

@@ -1,0 +1,101 @@
+"""`vit resize-posemb` and `vit export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitcli.cli import console, options
+from vitcli.cli.predict import Checkpoint
+from vitcli.errors import UsageError
+
+Resized = Annotated[Path, typer.Argument(metavar="OUT", show_default=False, help="The new .safetensors file.")]
+PatchSize = Annotated[
+    str,
+    typer.Option(
+        "--patch-size",
+        metavar="P|HxW",
+        show_default=False,
+        help="Patch size in pixels; the patch embedding is resized by FlexiViT's pseudo-inverse. \\[default: the same]",
+    ),
+]
+Method = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        metavar="bicubic|paper|bicubic-antialias",
+        help="How positions are interpolated: DeiT's bicubic, the paper's bilinear with corners aligned, timm's.",
+    ),
+]
+Exported = Annotated[
+    Path, typer.Argument(metavar="OUT", show_default=False, help="The new folder; for ONNX the new file.")
+]
+Format = Annotated[
+    str,
+    typer.Option("--format", metavar="onnx|timm|transformers", show_default=False, help="What it is for."),
+]
+Push = Annotated[
+    str,
+    typer.Option("--push", metavar="USER/NAME", show_default=False, help="Upload it to the Hugging Face hub as well."),
+]
+
+
+def resize_posemb(
+    checkpoint: Checkpoint,
+    out: Resized,
+    img_size: options.ImgSize = "",
+    patch_size: PatchSize = "",
+    method: Method = "bicubic",
+    force: options.Force = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write the same weights for images of another size, the position embedding interpolated.
+
+    Prefix tokens keep their positions. Reads and writes tensor by tensor, so it needs no memory for the whole model.
+    """
+    size, patch = options.size(img_size), options.size(patch_size)
+    if size is None and patch is None:
+        raise UsageError("nothing to resize", "give --img-size, in pixels, or --patch-size")
+    if out.suffix != ".safetensors":
+        raise UsageError(f"{out}: not a .safetensors file", "OUT is the new weights file, such as larger.safetensors")
+    from vitcli import api
+
+    tree, notes = api.resize_position_embedding(checkpoint, out, size, patch, method, force)
+    if not quiet:
+        for note in notes:
+            console.show_note(note)
+    console.print_json(tree) if json else console.print_text(str(out))
+
+
+def export(
+    checkpoint: Checkpoint,
+    out: Exported,
+    form: Format = "",
+    labels: options.Labels = "",
+    push: Push = "",
+    force: options.Force = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write a checkpoint for other tools, and check it by running both on the same photographs.
+
+    Where the logits differ, nothing is left behind. A run folder itself loads in timm, and in transformers by way of timm.
+    """
+    if not form:
+        raise UsageError("--format is missing", "give --format onnx, timm or transformers")
+    from vitcli import api
+
+    tree, notes = api.export(checkpoint, out, form, labels, force)
+    if not quiet:
+        for note in notes:
+            console.show_note(note)
+        shown = f"largest difference of a logit on {tree['images']} photographs: {tree['max_abs_difference']:.2g}"
+        console.show_note(shown)
+    if push:
+        tree["pushed"] = api.push(out, push)
+        if not quiet:
+            console.show_note(f"pushed to {tree['pushed']}")
+    console.print_json(tree) if json else console.print_text(str(out))

@@ -1,0 +1,119 @@
+"""A model over image files, in the order in which they are named; what cannot be read is a result too."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vitcli.classes import Class
+from vitcli.config import DataConfig, EvalConfig
+from vitcli.data.augment import normalise_, to_float
+from vitcli.data.decode import BadImage, View, decode, eval_view
+from vitcli.data.sources import IMAGE_ENDINGS
+from vitcli.evaluate.evaluator import batch_size, logits_of
+from vitcli.model.linear import packed
+from vitcli.model.vit import ViT
+
+Row = dict[str, Any]
+
+
+def expand(names: Iterable[str]) -> Iterator[str]:
+    """Files as they are, folders as the images below them, patterns as what they match; in the order named, sorted within.
+
+    A name that is none of these is kept: that it cannot be read is then its result.
+    """
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            yield from (str(f) for f in sorted(path.rglob("*")) if f.suffix.lower() in IMAGE_ENDINGS and f.is_file())
+        elif not path.exists() and glob.has_magic(name):
+            yield from sorted(glob.glob(name, recursive=True)) or [name]  # noqa: PTH207 (absolute patterns too)
+        else:
+            yield name
+
+
+def predict(
+    model: ViT,
+    paths: Iterable[str],
+    classes: Sequence[Class],
+    config: EvalConfig,
+    data: DataConfig,
+    *,
+    device: torch.device,
+    bf16: bool,
+) -> Iterator[Row]:
+    """A row a path: `path`, `label`, `id` where the class has one, `score` (softmax), `topk`, or `path`, `error`.
+
+    Images are decoded in threads and the next batch while this one is computed; a row never depends on the others.
+    """
+    view = eval_view(model.config.img_size, config)
+    size = config.batch_size or batch_size(device.type, model.config.tokens)
+    with torch.inference_mode(), packed(model.eval(), bf16), ThreadPoolExecutor(data.workers or None) as pool:
+        waiting: list[tuple[tuple[str, ...], list[Any]]] = []
+        for part in _batched(paths, size):
+            waiting.append((part, [pool.submit(_read, path, view, data.max_megapixels) for path in part]))
+            if len(waiting) > 1:
+                yield from _rows(model, *waiting.pop(0), classes, config, device, bf16)
+        for part, decoded in waiting:
+            yield from _rows(model, part, decoded, classes, config, device, bf16)
+
+
+def _batched(items: Iterable[str], size: int) -> Iterator[tuple[str, ...]]:
+    iterator = iter(items)
+    while part := tuple(itertools.islice(iterator, size)):
+        yield part
+
+
+def _read(path: str, view: View, max_megapixels: float) -> NDArray[np.uint8] | str:
+    """Pixels, or why there are none."""
+    try:
+        return decode(Path(path).read_bytes(), view, max_megapixels)[0]
+    except BadImage as error:
+        return str(error)
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
+
+
+def _rows(
+    model: ViT,
+    paths: Sequence[str],
+    decoded: Sequence[Any],
+    classes: Sequence[Class],
+    config: EvalConfig,
+    device: torch.device,
+    bf16: bool,
+) -> Iterator[Row]:
+    read = [future.result() for future in decoded]
+    pixels = [item for item in read if not isinstance(item, str)]
+    best: Iterator[tuple[list[float], list[int]]] = iter(())
+    if pixels:
+        images = normalise_(to_float(torch.from_numpy(np.stack(pixels)).to(device)), config)
+        chances = logits_of(model, images, bf16, config.views).cpu().double().softmax(1)
+        top = chances.topk(min(config.top_k, len(classes)), 1)
+        best = iter(list(zip(top.values.tolist(), top.indices.tolist(), strict=True)))
+    for path, item in zip(paths, read, strict=True):
+        if isinstance(item, str):
+            yield {"path": path, "error": item}
+            continue
+        scores, indices = next(best)
+        topk = [_named(classes[index]) | {"score": score} for index, score in zip(indices, scores, strict=True)]
+        yield {"path": path, **topk[0], "topk": topk}
+
+
+def _named(item: Class) -> dict[str, str]:
+    return {"label": item.name, "id": item.id} if item.id else {"label": item.name}
+
+
+def table(rows: Sequence[Row], nested: bool) -> dict[str, list[Any]]:
+    """Rows as columns; `topk` only where the file's format holds lists."""
+    names = ["path", "label", *(["id"] if any("id" in row for row in rows) else []), "score", "error"]
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return columns | ({"topk": [row.get("topk") for row in rows]} if nested else {})
