@@ -7,17 +7,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vitcli import files
+from vitcli.analysis import report as looking
+from vitcli.analysis.posemb import Filters, principal_filters
+from vitcli.analysis.posemb import position_similarity as similarity_of
 from vitcli.classes import Class, imagenet_1k, map_labels
 from vitcli.config import (
+    AnalysisConfig,
     BenchConfig,
     DataConfig,
     EvalConfig,
@@ -32,8 +37,9 @@ from vitcli.config import (
 )
 from vitcli.config import Config as Config
 from vitcli.data.cache import Progress, silent
+from vitcli.data.samples import files_split, sample_split
 from vitcli.data.sources import open_source
-from vitcli.data.split import Source, Split, fraction_of
+from vitcli.data.split import Source, Split, fraction_of, stratified
 from vitcli.errors import CheckpointError, DataError, UsageError, did_you_mean
 from vitcli.evaluate.evaluator import Evaluation
 from vitcli.evaluate.evaluator import evaluate as measure
@@ -427,6 +433,172 @@ def probe(reference: str = "", data: str = "", **options: Any) -> dict[str, Any]
     return plan_probe(reference, data, **options).measure()
 
 
+@dataclass(frozen=True, eq=False)
+class AttentionPlan:
+    """A look at a model's attention over images, resolved and checked."""
+
+    description: Description
+    img_size: Size
+    data_name: str
+    split: Split
+    data: DataConfig
+    settings: AnalysisConfig
+    machine: runtime.Runtime
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields of `vit attn-distance --dry-run` and `vit attn-rollout --dry-run`."""
+        return {
+            "checkpoint": str(self.description.path),
+            "model": self.description.model.name,
+            "img_size": list(self.img_size),
+            "data": self.data_name,
+            "images": len(self.split),
+        }
+
+    @property
+    def model(self) -> ModelConfig:
+        """The model, for images of `img_size`."""
+        return replace(self.description.model, img_size=self.img_size)
+
+    def _loaded(self) -> ViT:
+        _, model = load(str(self.description.path), self.img_size)
+        return model.to(self.machine.device)
+
+    def distance(self, progress: Progress = silent) -> dict[str, Any]:
+        """The fields of `vit attn-distance --json`. Raises CheckpointError or DataError."""
+        return looking.attention_distance(
+            self._loaded(), self.split, self.description.eval, self.data, self.settings,
+            device=self.machine.device, bf16=self.machine.bf16, progress=progress,
+        )  # fmt: skip
+
+    def rollout(self, progress: Progress = silent) -> looking.Rollouts:
+        """Rollout of every image. Raises CheckpointError or DataError."""
+        return looking.attention_rollout(
+            self._loaded(), self.split, self.description.eval, self.data, self.settings,
+            device=self.machine.device, bf16=self.machine.bf16, progress=progress,
+        )  # fmt: skip
+
+    def overlays(
+        self, names: Sequence[str], out: Path, force: bool = False, progress: Progress = silent
+    ) -> dict[str, Any]:
+        """Roll out the attention over the files `names`, which the plan was made of, and write a picture an image into
+        the folder `out`: the fields of `vit attn-rollout --json`. Raises UsageError for a file that is in the way,
+        CheckpointError, DataError, or ResourceError.
+        """
+        paths = looking.OverlayPaths(names, out, self.settings.per_layer)
+        paths.prepare(force)
+        found = self.rollout(progress)
+        sheets = looking.write_overlays(
+            found, paths, self.description.eval, self.data, self.img_size, self.description.model.name, progress
+        )
+        grid = list(found.maps.shape[2:])
+        return {
+            "images": [
+                {"path": names[i], "overlay": str(paths.overlays[i]), "grid": grid} for i in found.positions.tolist()
+            ],
+            "contact_sheets": [str(path) for path in sheets],
+        }
+
+
+def plan_attention(
+    reference: str = "",
+    data: str = "",
+    images: Sequence[str] = (),
+    *,
+    img_size: Size | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    overrides: Overrides | None = None,
+) -> AttentionPlan:
+    """What a checkpoint's attention is looked at over: `data`, or the files `images`, or the data that the checkpoint was
+    trained on, or sample photographs where that cannot be had.
+
+    Raises CheckpointError, DataError or UsageError.
+    """
+    asked = overrides or {}
+    described, data_config, notes = _checkpoint(reference, asked, ("eval.", "data.", "analysis."))
+    settings = _analysis(asked)
+    if data and images:
+        raise UsageError(f"--data {data} and image files are two sources", "give one of them")
+    size = img_size or described.model.img_size
+    check_model(replace(described.model, img_size=size))
+    found: list[str] = []
+    warnings: list[str] = []
+    if images:
+        name, part = "files", files_split(list(images))
+        most = settings.images if "analysis.images" in asked else len(part)
+        part = part.subset(np.arange(min(most, len(part))))
+    else:
+        try:
+            source, found = _data(described, data, data_config)
+            part, why = _chosen_split(source, "", described)
+            name, found = source.id, [*found, *why]
+        except (DataError, UsageError) as error:
+            if data:
+                raise
+            name, part = "sample photographs", sample_split()
+            warnings.append(f"{error.message}; the images are {len(part)} sample photographs, --data names others")
+        if len(part) > settings.images:
+            found.append(f"images: {settings.images:,} of the {len(part):,} of split {part.name}")
+            keys = part.labels if part.labels is not None else np.zeros(len(part), np.int64)
+            part = part.subset(stratified(keys, settings.images, "analysis"))
+    machine = runtime.start(apply(Config(), _machine(device, precision)).run)
+    return AttentionPlan(
+        described, size, name, part, data_config, settings, machine, (*notes, *found, *described.notes), tuple(warnings)
+    )
+
+
+def attention_distance(reference: str = "", data: str = "", **options: Any) -> dict[str, Any]:
+    """Mean attention distance in pixels: the fields of `vit attn-distance --json`. `options` are those of `plan_attention`."""
+    return plan_attention(reference, data, **options).distance()
+
+
+def attention_rollout(reference: str, images: Sequence[str], out: Path, **options: Any) -> dict[str, Any]:
+    """Write attention rollouts over image files: the fields of `vit attn-rollout --json`. `options` are those of
+    `plan_attention`."""
+    return plan_attention(reference, "", images, **options).overlays(images, out)
+
+
+def position_similarity(
+    reference: str = "", img_size: Size | None = None
+) -> tuple[Description, NDArray[np.float64], tuple[str, ...]]:
+    """The checkpoint, at `img_size` where it is given, the cosine similarity of its position embeddings [rows, rows] in
+    raster order, and what to say. Raises CheckpointError or UsageError."""
+    described, tensors, notes = _weights(reference, img_size)
+    return described, similarity_of(tensors["pos_embed"].float(), described.model.prefix_rows), notes
+
+
+def filters(reference: str = "", overrides: Overrides | None = None) -> tuple[Description, Filters, tuple[str, ...]]:
+    """The checkpoint, the principal components of its patch embedding, and what to say. Raises CheckpointError or UsageError."""
+    asked = overrides or {}
+    _check_fitting(asked, ("analysis.",))
+    described, tensors, notes = _weights(reference)
+    return described, principal_filters(tensors["patch_embed.proj.weight"].float(), _analysis(asked).components), notes
+
+
+def _analysis(asked: Overrides) -> AnalysisConfig:
+    """What `analysis.` keys say, checked. Raises UsageError."""
+    settings = AnalysisConfig(**{k.partition(".")[2]: v for k, v in asked.items() if k.startswith("analysis.")})
+    for key in ("images", "components"):
+        if getattr(settings, key) < 1:
+            raise UsageError(f"analysis.{key} = {getattr(settings, key)}: must be at least 1")
+    if not 0 <= settings.discard < 1:
+        raise UsageError(f"analysis.discard = {settings.discard}: must be from 0 to below 1")
+    return settings
+
+
+def _weights(reference: str, img_size: Size | None = None) -> tuple[Description, Mapping[str, Tensor], tuple[str, ...]]:
+    """A checkpoint whose weights are read one by one. Raises CheckpointError or UsageError."""
+    path, notes = _located(reference)
+    opened = open_checkpoint(path)
+    checkpoint.check_digest(opened)
+    described, lazy = opened.description, checkpoint.Lazy(opened)
+    resized, tensors = checkpoint.resized(described, lazy, img_size or described.model.img_size)
+    return resized, tensors, (*notes, *described.notes)
+
+
 def bench(models: Sequence[ModelConfig], overrides: Overrides, progress: Progress = silent) -> dict[str, Any]:
     """Speed of `models` on this machine: the fields of `vit bench --json`.
 
@@ -461,6 +633,23 @@ def _machine(device: str, precision: str) -> Overrides:
     return {key: parse_value(key, value) for key, value in asked.items()}
 
 
+def _located(reference: str) -> tuple[Path, list[str]]:
+    """The checkpoint that is named, else that of the newest finished run, and what to say. Raises CheckpointError."""
+    if reference:
+        return locate(reference), []
+    path = runfolder.newest_finished()
+    return path, [f"checkpoint: {path}, the newest finished run"]
+
+
+def _check_fitting(overrides: Overrides, fitting: tuple[str, ...]) -> None:
+    """Raises UsageError for a configuration value that does not begin with one of `fitting`."""
+    wrong = next((key for key in overrides if not key.startswith(fitting)), None)
+    if wrong is not None:
+        raise UsageError(
+            f"{wrong} does not concern a measurement", f"it takes --set {', '.join(f + '…' for f in fitting)} only"
+        )
+
+
 def _checkpoint(
     reference: str, overrides: Overrides, fitting: tuple[str, ...]
 ) -> tuple[Description, DataConfig, list[str]]:
@@ -468,13 +657,8 @@ def _checkpoint(
 
     Raises UsageError for a configuration value that does not begin with one of `fitting`.
     """
-    path = locate(reference) if reference else runfolder.newest_finished()
-    notes = [] if reference else [f"checkpoint: {path}, the newest finished run"]
-    wrong = next((key for key in overrides if not key.startswith(fitting)), None)
-    if wrong is not None:
-        raise UsageError(
-            f"{wrong} does not concern a measurement", f"it takes --set {', '.join(f + '…' for f in fitting)} only"
-        )
+    path, notes = _located(reference)
+    _check_fitting(overrides, fitting)
     described = describe(path)
     values = {k.partition(".")[2]: v for k, v in overrides.items() if k.startswith("eval.")}
     config: EvalConfig = replace(described.eval, **values)

@@ -217,6 +217,18 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True)
+class AnalysisConfig:
+    """How vit looks inside a model; no part of a run."""
+
+    images: int = 128  # of the data, for attention distance, every class its share; image files are all taken
+    include_prefix: bool = False  # class token, distillation token and registers count, at distance 0 from everything
+    renormalise: bool = True  # what is left of a row of attention without these tokens sums to one again
+    discard: float = 0.0  # part of a layer's attention weights, the smallest, that rollout leaves out
+    per_layer: bool = False  # rollout up to each layer as well
+    components: int = 28  # principal components that vit filters shows
+
+
+@dataclass(frozen=True)
 class Config:
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -228,7 +240,7 @@ class Config:
 
 
 SECTIONS: dict[str, type] = {f.name: f.default_factory for f in dataclasses.fields(Config)}  # type: ignore[misc]
-COMMAND_SECTIONS: dict[str, type] = {"bench": BenchConfig, "probe": ProbeConfig}
+COMMAND_SECTIONS: dict[str, type] = {"bench": BenchConfig, "probe": ProbeConfig, "analysis": AnalysisConfig}
 """What single commands take with --set, beside the sections of a run."""
 _HINTS = {name: typing.get_type_hints(cls, include_extras=True) for name, cls in (SECTIONS | COMMAND_SECTIONS).items()}
 _FILE_ONLY = {"run.command", "run.init", "model.classes"}  # decided by the command, the checkpoint, the data
@@ -619,7 +631,9 @@ def check_model(model: ModelConfig) -> None:
     if model.pre_logits and model.pool == "cls+mean":
         raise UsageError("model.pre_logits reads one token, not model.pool = cls+mean", "leave one of them out")
     if model.registers < 0 or not 0 <= model.layer_scale < math.inf:
-        raise UsageError(f"model.registers = {model.registers}, layer_scale = {model.layer_scale}: must not be negative")
+        raise UsageError(
+            f"model.registers = {model.registers}, layer_scale = {model.layer_scale}: must not be negative"
+        )
     for key in ("dropout", "drop_path"):
         if not 0 <= getattr(model, key) <= 1:
             raise UsageError(f"model.{key} = {getattr(model, key)}: must lie between 0 and 1")

@@ -12,6 +12,7 @@ import typer
 
 from vitcli import __version__
 from vitcli.cli import console
+from vitcli.cli.analysis import attn_distance, attn_rollout, filters, posemb_similarity
 from vitcli.cli.bench import bench
 from vitcli.cli.convert import export, resize_posemb
 from vitcli.cli.evaluate import eval_
@@ -55,6 +56,10 @@ app.command("predict")(predict)
 app.command("probe")(probe)
 app.command("sweep")(sweep)
 app.command("resize-posemb")(resize_posemb)
+app.command("attn-distance")(attn_distance)
+app.command("attn-rollout")(attn_rollout)
+app.command("posemb-similarity")(posemb_similarity)
+app.command("filters")(filters)
 app.command("info")(info)
 app.command("export")(export)
 app.command("bench")(bench)

@@ -149,20 +149,33 @@ def render(image: Image.Image, view: View) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.asarray(_resized(image, view)).transpose(2, 0, 1))
 
 
+def _frame(native: Size, view: View) -> tuple[Size, Size]:
+    """The rows and columns that an image is resized to, and the top and left of the frame that is cut out of them."""
+    height, width = view.size
+    if view.mode == "square":
+        rows, columns = round(height / view.crop), round(width / view.crop)
+    else:  # the smaller scale that covers the frame; for squares, torchvision's Resize(int)
+        rows, columns = int(height / view.crop), int(width / view.crop)
+        if rows * native[1] >= columns * native[0]:
+            columns = max(columns, int(native[1] * rows / native[0]))
+        else:
+            rows = max(rows, int(native[0] * columns / native[1]))
+    return (rows, columns), (round((rows - height) / 2), round((columns - width) / 2))
+
+
+def seen_part(native: Size, view: View) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom, in pixels of an upright image of the size `native`, of what `view` shows of it."""
+    (rows, columns), (top, left) = _frame(native, view)
+    down, across = native[0] / rows, native[1] / columns
+    return left * across, top * down, (left + view.size[1]) * across, (top + view.size[0]) * down
+
+
 def _resized(image: Image.Image, view: View) -> Image.Image:
     height, width = view.size
     if (image.height, image.width) == view.size and view.crop == 1:
         return image
     method = _FILTERS[view.interpolation]
-    if view.mode == "square":
-        rows, columns = round(height / view.crop), round(width / view.crop)
-    else:  # the smaller scale that covers the frame; for squares, torchvision's Resize(int)
-        rows, columns = int(height / view.crop), int(width / view.crop)
-        if rows * image.width >= columns * image.height:
-            columns = max(columns, int(image.width * rows / image.height))
-        else:
-            rows = max(rows, int(image.height * columns / image.width))
-    top, left = round((rows - height) / 2), round((columns - width) / 2)
+    (rows, columns), (top, left) = _frame((image.height, image.width), view)
     if rows * columns > max(_LARGEST_RESIZE, 4 * height * width):
         across, down = image.width / columns, image.height / rows
         box = (

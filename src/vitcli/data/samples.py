@@ -1,13 +1,20 @@
-"""Real photographs that a dependency ships, for what needs pixels and no labels."""
+"""Images for what needs pixels and no labels: files that are named one by one, and photographs that a dependency ships."""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from importlib import resources
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from vitcli.data.decode import View, open_rgb, render
+from vitcli.data.split import Split
+from vitcli.errors import DataError
 
 PHOTOGRAPHS = ("china.jpg", "flower.jpg")
 """scikit-learn's two sample photographs (CC BY), 640 x 427 pixels."""
@@ -16,6 +23,10 @@ PIECES = 5 * len(PHOTOGRAPHS)
 
 def sample_photographs(view: View) -> UInt8[np.ndarray, "images 3 height width"]:
     """Each photograph whole and in quarters, as `view` frames them."""
+    return np.stack([render(piece, view) for piece in _pieces()])
+
+
+def _pieces() -> list[Image.Image]:
     pieces = []
     for name in PHOTOGRAPHS:
         blob = resources.files("sklearn.datasets.images").joinpath(name).read_bytes()
@@ -23,4 +34,30 @@ def sample_photographs(view: View) -> UInt8[np.ndarray, "images 3 height width"]
         across, down = image.width // 2, image.height // 2
         pieces.append(image)
         pieces += [image.crop((x, y, x + across, y + down)) for y in (0, down) for x in (0, across)]
-    return np.stack([render(piece, view) for piece in pieces])
+    return pieces
+
+
+def sample_split() -> Split:
+    """The sample photographs as unlabelled data."""
+
+    def encoded(piece: Image.Image) -> bytes:
+        stream = io.BytesIO()
+        piece.save(stream, "PNG", compress_level=1)
+        return stream.getvalue()
+
+    return _split("sample photographs", [{"bytes": encoded(piece), "path": ""} for piece in _pieces()])
+
+
+def files_split(paths: Sequence[str]) -> Split:
+    """Image files in the order named, as unlabelled data. Raises DataError for one that is not there."""
+    for path in paths:
+        if not Path(path).is_file():
+            raise DataError(f"no image {path!r}", "name image files, or a folder of them")
+    return _split("files", [{"bytes": None, "path": str(Path(path).absolute())} for path in paths])
+
+
+def _split(name: str, items: list[dict[str, Any]]) -> Split:
+    import datasets
+
+    table = datasets.Dataset.from_dict({"image": items})
+    return Split(name, table, "image", np.arange(len(items)), None, name)

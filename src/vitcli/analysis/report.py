@@ -1,0 +1,180 @@
+"""The inside of a model over images: the numbers that the command line prints, and the pictures that it writes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+from vitcli import files, plots
+from vitcli.analysis.attention import AttentionDistance, Rollout
+from vitcli.analysis.capture import reduce_attention
+from vitcli.config import AnalysisConfig, DataConfig, EvalConfig, Size
+from vitcli.data.cache import Progress, open_images, silent
+from vitcli.data.decode import eval_view, open_rgb, seen_part
+from vitcli.data.split import Split
+from vitcli.errors import UsageError
+from vitcli.evaluate.evaluator import batches
+from vitcli.model.linear import packed
+from vitcli.model.vit import ViT
+
+SHEET_IMAGES = 40
+"""Images on one contact sheet."""
+_SHEET_PIXELS = 320  # the longer side of an image on it
+
+
+def attention_distance(
+    model: ViT,
+    split: Split,
+    evaluation: EvalConfig,
+    data: DataConfig,
+    settings: AnalysisConfig,
+    *,
+    device: torch.device,
+    bf16: bool,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """The fields of `vit attn-distance --json`. Raises DataError at an image that cannot be read."""
+    config = model.config
+    distance = AttentionDistance(config, device, settings.include_prefix, settings.renormalise)
+    images = open_images(split, eval_view(config.img_size, evaluation), data, progress, where="decode")
+    with packed(model.eval(), bf16):
+        for _, pixels in batches(model, images, images.valid, evaluation, device, progress, "attention"):
+            reduce_attention(model, pixels, distance, bf16)
+    layers = distance.result()
+    return {
+        "unit": "px",
+        "img_size": list(config.img_size),
+        "patch_size": list(config.patch),
+        "images": distance.images,
+        "includes_cls": settings.include_prefix,
+        "renormalised": settings.renormalise,
+        "layers": [
+            {"layer": layer, "heads": heads.tolist(), "mean": float(heads.mean())}
+            for layer, heads in enumerate(layers, start=1)
+        ],
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Rollouts:
+    """Rollout up to each layer, of the images at `positions` of a split. The last layer's is the result."""
+
+    split: Split
+    positions: NDArray[np.int64]
+    maps: Float[np.ndarray, "layers images rows columns"]
+
+
+def attention_rollout(
+    model: ViT,
+    split: Split,
+    evaluation: EvalConfig,
+    data: DataConfig,
+    settings: AnalysisConfig,
+    *,
+    device: torch.device,
+    bf16: bool,
+    progress: Progress = silent,
+) -> Rollouts:
+    """Rollout of every image of a split. Raises DataError at an image that cannot be read."""
+    images = open_images(split, eval_view(model.config.img_size, evaluation), data, progress, where="decode")
+    maps = [np.zeros((model.config.depth, 0, *model.config.grid), np.float32)]
+    with packed(model.eval(), bf16):
+        for _, pixels in batches(model, images, images.valid, evaluation, device, progress, "attention"):
+            rollout = Rollout(model.config, len(pixels), device, settings.discard)
+            reduce_attention(model, pixels, rollout, bf16)
+            maps.append(rollout.layers())
+    return Rollouts(split, images.valid, np.concatenate(maps, axis=1))
+
+
+def distance_table(tree: dict[str, Any]) -> dict[str, list[Any]]:
+    """A row a head: the columns of `--csv`."""
+    rows = [
+        (layer["layer"], head, distance)
+        for layer in tree["layers"]
+        for head, distance in enumerate(layer["heads"], start=1)
+    ]
+    return dict(zip(("layer", "head", "distance_px"), map(list, zip(*rows, strict=True)), strict=True))
+
+
+# --- overlays ----------------------------------------------------------------------------------------------
+
+
+class OverlayPaths:
+    """Where the pictures of a rollout go, below `out`.
+
+    `<name>-rollout.png` an image, numbered where names repeat; `<name>-rollout-layers.png` beside it with `per_layer`;
+    `contact-sheet.png`, `contact-sheet-2.png` … for more than one image.
+    """
+
+    def __init__(self, names: Sequence[str], out: Path, per_layer: bool) -> None:
+        self.out = out
+        taken: dict[str, None] = {}
+        for stem in (Path(name).stem for name in names):
+            numbered = (f"{stem}{f'-{n}' if n > 1 else ''}" for n in itertools.count(1))
+            taken[next(name for name in numbered if name not in taken)] = None
+        self.overlays = [out / f"{stem}-rollout.png" for stem in taken]
+        self.layers = [path.with_name(f"{path.stem}-layers.png") for path in self.overlays] if per_layer else []
+        sheets = -(-len(names) // SHEET_IMAGES) if len(names) > 1 else 0
+        self.sheets = [out / f"contact-sheet{f'-{n}' if n > 1 else ''}.png" for n in range(1, sheets + 1)]
+
+    def prepare(self, force: bool) -> None:
+        """Make the folder. Raises UsageError for a file that is in the way, unless `force`, or ResourceError."""
+        if self.out.exists() and not self.out.is_dir():
+            raise UsageError(f"{self.out} is not a folder", "give a folder for the overlays with --out")
+        for path in (*self.overlays, *self.layers, *self.sheets):
+            files.refuse_overwrite(path, force)
+        with files.disk_errors(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+
+
+def write_overlays(
+    rollouts: Rollouts,
+    paths: OverlayPaths,
+    evaluation: EvalConfig,
+    data: DataConfig,
+    img_size: Size,
+    model: str,
+    progress: Progress = silent,
+) -> list[Path]:
+    """An overlay an image at the size of the original, contact sheets, and pictures of all layers where `paths` has any.
+
+    Returns the contact sheets. Raises ResourceError.
+    """
+    view, title = eval_view(img_size, evaluation), f"attention rollout of {model}"
+    tiles: list[tuple[str, NDArray[np.uint8]]] = []
+    for index, position in enumerate(rollouts.positions.tolist()):
+        (blob, file), *_ = rollouts.split.blobs(np.array([position]))
+        image, size = open_rgb(blob or b"", data.max_megapixels)
+        pixels, box, maps = np.asarray(image), seen_part(size, view), rollouts.maps[:, index]
+        overlay = plots.overlay(pixels, maps[-1], box)
+        plots.write_pixels(overlay, paths.overlays[position])
+        name = Path(file).name
+        if paths.layers:
+            plots.picture_tiles(_layer_tiles(pixels, maps, box), f"{name}: {title}", paths.layers[position])
+        if paths.sheets:
+            tiles.append((name, plots.shrunk(overlay, _SHEET_PIXELS)))
+        progress("overlays", index + 1, len(rollouts.positions))
+    sheets = paths.sheets[: -(-len(tiles) // SHEET_IMAGES)]
+    for number, path in enumerate(sheets):
+        plots.picture_tiles(tiles[number * SHEET_IMAGES : (number + 1) * SHEET_IMAGES], title, path)
+    return sheets
+
+
+def _layer_tiles(
+    pixels: NDArray[np.uint8], maps: Float[np.ndarray, "layers rows columns"], box: plots.Box
+) -> list[tuple[str, NDArray[np.uint8]]]:
+    small = plots.shrunk(pixels, _SHEET_PIXELS)
+    factor = small.shape[0] / pixels.shape[0]
+    left, top, right, bottom = (side * factor for side in box)
+    return [
+        (f"up to layer {layer}", plots.overlay(small, found, (left, top, right, bottom)))
+        for layer, found in enumerate(maps, start=1)
+    ]

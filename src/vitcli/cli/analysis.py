@@ -1,0 +1,364 @@
+"""`vit attn-distance`, `vit attn-rollout`, `vit posemb-similarity` and `vit filters`: the inside of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vitcli import files
+from vitcli.cli import console, options
+from vitcli.cli.train import Checkpoint
+from vitcli.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from vitcli.api import AttentionPlan
+    from vitcli.config import Size
+
+_OUTPUT = "Output"
+
+Files = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[IMAGE…]",
+        show_default=False,
+        help="Image files, folders or patterns, in place of --data; all are taken.",
+    ),
+]
+Images = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="IMAGE…", show_default=False, help="Image files, folders or patterns."),
+]
+DistanceData = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        show_default=False,
+        help="Images, labelled or not, as vit eval takes them. \\[default: the checkpoint's own]",
+    ),
+]
+Count = Annotated[
+    int | None,
+    typer.Option("--images", metavar="N", show_default=False, help="How many images of the data. \\[default: 128]"),
+]
+Plot = Annotated[
+    Path | None,
+    typer.Option(
+        "--plot", metavar="FILE.png|svg", show_default=False, help="Draw it into this file.", rich_help_panel=_OUTPUT
+    ),
+]
+Csv = Annotated[
+    Path | None,
+    typer.Option(
+        "--csv",
+        metavar="FILE",
+        show_default=False,
+        help="A row a head, as .csv, .parquet or .jsonl.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+OutFolder = Annotated[
+    Path,
+    typer.Option("--out", metavar="FOLDER", show_default=False, help="Where the overlays go.", rich_help_panel=_OUTPUT),
+]
+Discard = Annotated[
+    float | None,
+    typer.Option(
+        "--discard",
+        metavar="PART",
+        show_default=False,
+        help="Part of each layer's attention weights, the smallest, to leave out: 0 to below 1. \\[default: 0]",
+    ),
+]
+PerLayer = Annotated[
+    bool, typer.Option("--per-layer", help="Draw the rollout up to each layer as well.", rich_help_panel=_OUTPUT)
+]
+
+
+def attn_distance(
+    checkpoint: Checkpoint = "",
+    image: Files = None,
+    data: DistanceData = "",
+    images: Count = None,
+    img_size: options.ImgSize = "",
+    batch_size: options.EvalBatchSize = None,
+    plot: Plot = None,
+    csv: Csv = None,
+    force: options.Force = False,
+    set_: options.Set = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    dry_run: options.DryRun = False,
+) -> None:
+    """How far each attention head looks: the mean attention distance in pixels, averaged over queries and images.
+
+    The class token, the distillation token and registers are left out and rows sum to one again, unless
+    analysis.include_prefix=true or analysis.renormalise=false is set.
+    """
+    overrides = options.overrides(None, set_, eval__batch_size=batch_size, analysis__images=images)
+    _check_outputs(plot, csv, force=force)
+    reference, names = _arguments(checkpoint, image or [])
+    from vitcli import api
+
+    planned = api.plan_attention(
+        reference, data, names, img_size=options.size(img_size), device=device, precision=precision,
+        overrides=overrides,
+    )  # fmt: skip
+    if _announced(planned, json, quiet, dry_run):
+        return
+    reporter = console.Reporter(quiet)
+    try:
+        tree = planned.distance(reporter.progress)
+    finally:
+        reporter.close()
+    _warn_unreadable(planned, tree["images"])
+    from vitcli.analysis.attention import uniform_distance
+    from vitcli.analysis.report import distance_table
+
+    uniform = uniform_distance(planned.model.grid, planned.model.patch)
+    if csv is not None:
+        from vitcli.evaluate.report import write_table
+
+        write_table(csv, distance_table(tree))
+    if plot is not None:
+        from vitcli import plots
+
+        title = (
+            f"{_name(planned.model.name, planned.img_size)}, {tree['images']:,} images of {_short(planned.data_name)}"
+        )
+        plots.attention_distance(
+            [layer["heads"] for layer in tree["layers"]], planned.img_size[1], uniform, title, plot
+        )
+    if json:
+        console.print_json(tree)
+    else:
+        console.print_text(_distance_text(tree, planned, uniform))
+
+
+def attn_rollout(
+    out: OutFolder,
+    checkpoint: Checkpoint = "",
+    image: Images = None,
+    img_size: options.ImgSize = "",
+    batch_size: options.EvalBatchSize = None,
+    discard: Discard = None,
+    per_layer: PerLayer = False,
+    force: options.Force = False,
+    set_: options.Set = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    dry_run: options.DryRun = False,
+) -> None:
+    """Where in an image the output comes from: attention rollout, laid over each image, and a contact sheet of many.
+
+    The mean over heads, half of it and half the identity, multiplied over the layers. Prints the paths of the overlays,
+    which have the size of their images; a frame marks what the model saw where that is not all.
+    """
+    overrides = options.overrides(
+        None, set_, eval__batch_size=batch_size, analysis__discard=discard, analysis__per_layer=per_layer or None
+    )
+    reference, names = _arguments(checkpoint, image or [])
+    if not names:
+        raise UsageError("no image given", "vit attn-rollout CKPT IMAGE… --out FOLDER")
+    from vitcli import api
+
+    planned = api.plan_attention(
+        reference, "", names, img_size=options.size(img_size), device=device, precision=precision, overrides=overrides
+    )
+    if _announced(planned, json, quiet, dry_run):
+        return
+    reporter = console.Reporter(quiet)
+    try:
+        tree = planned.overlays(names, out, force, reporter.progress)
+    finally:
+        reporter.close()
+    _warn_unreadable(planned, len(tree["images"]))
+    if json:
+        console.print_json(tree)
+    else:
+        console.print_text("\n".join([*(row["overlay"] for row in tree["images"]), *tree["contact_sheets"]]))
+
+
+def posemb_similarity(
+    checkpoint: Checkpoint = "",
+    img_size: options.ImgSize = "",
+    plot: Plot = None,
+    force: options.Force = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """How alike the position embeddings of any two patches are: cosine similarity, a tile a patch."""
+    _check_outputs(plot, force=force)
+    from vitcli import api
+
+    described, similarity, notes = api.position_similarity(checkpoint, options.size(img_size))
+    _show(notes, quiet)
+    model = described.model
+    if plot is not None:
+        from vitcli import plots
+
+        title = f"position embeddings of {_name(model.name, model.img_size)}"
+        plots.position_similarity(similarity, model.grid, model.patch, title, plot)
+    if json:
+        console.print_json({"grid": list(model.grid), "similarity": similarity.round(7).tolist()})
+    else:
+        console.print_text(_similarity_text(similarity, model.grid, _name(model.name, model.img_size)))
+
+
+def filters(
+    checkpoint: Checkpoint = "",
+    plot: Plot = None,
+    force: options.Force = False,
+    set_: options.Set = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """What the patch embedding looks for: the first 28 principal components of its filters, as pictures of a patch.
+
+    analysis.components=N takes another number of them.
+    """
+    overrides = options.overrides(None, set_)
+    _check_outputs(plot, force=force)
+    from vitcli import api
+
+    described, found, notes = api.filters(checkpoint, overrides)
+    _show(notes, quiet)
+    patch = described.model.patch
+    if plot is not None:
+        from vitcli import plots
+
+        title = f"patch embedding of {described.model.name}: principal components of its filters"
+        plots.filters(found.components, found.explained_variance, patch, title, plot)
+    if json:
+        console.print_json({"explained_variance": found.explained_variance.tolist(), "patch_size": list(patch)})
+    else:
+        console.print_text(_filters_text(found.explained_variance, described.model.name, patch))
+
+
+# --- what the commands share -------------------------------------------------------------------------------
+
+
+def _arguments(checkpoint: str, names: Sequence[str]) -> tuple[str, list[str]]:
+    """The checkpoint and the image files. What ends like an image is no checkpoint: that was left out then.
+
+    Raises DataError where folders or patterns hold no image.
+    """
+    from vitcli.data.sources import IMAGE_ENDINGS
+
+    if Path(checkpoint).suffix.lower() in IMAGE_ENDINGS:
+        checkpoint, names = "", [checkpoint, *names]
+    if not names:
+        return checkpoint, []
+    from vitcli.evaluate.predictor import expand
+
+    found = list(expand(names))
+    if not found:
+        raise DataError(f"no image in {', '.join(names)}", "name image files, or folders that hold some")
+    return checkpoint, found
+
+
+def _check_outputs(plot: Path | None, csv: Path | None = None, *, force: bool) -> None:
+    """Raises UsageError for a file that exists, unless `force`, or an ending that is not known."""
+    from vitcli import plots
+
+    for path in filter(None, (plot, csv)):
+        files.refuse_overwrite(path, force)
+    if plot is not None:
+        plots.check_picture(plot)
+    if csv is not None:
+        from vitcli.evaluate.report import check_table
+
+        check_table(csv, "--csv")
+
+
+def _announced(planned: AttentionPlan, json: bool, quiet: bool, dry_run: bool) -> bool:
+    """Notes and warnings on stderr; with `dry_run` the plan on stdout, and True."""
+    _show(planned.notes, quiet)
+    for warning in planned.warnings:
+        console.show_warning(warning)
+    if dry_run:
+        tree = planned.as_json()
+        console.print_json(tree) if json else console.print_text("\n".join(f"{k:<11} {v}" for k, v in tree.items()))
+    return dry_run
+
+
+def _show(notes: Sequence[str], quiet: bool) -> None:
+    for note in () if quiet else notes:
+        console.show_note(note)
+
+
+def _warn_unreadable(planned: AttentionPlan, read: int) -> None:
+    unreadable = len(planned.split) - read
+    if unreadable:
+        console.show_warning(f"{unreadable} unreadable images are left out")
+
+
+def _name(model: str, size: Size) -> str:
+    return f"{model} at {size[0]} x {size[1]} px"
+
+
+def _short(data: str) -> str:
+    """A folder or file by its name alone."""
+    return Path(data).name if Path(data).exists() else data
+
+
+def _distance_text(tree: dict[str, Any], planned: AttentionPlan, uniform: float) -> str:
+    prefix = planned.model.prefix_tokens
+    if not prefix:
+        how = "the model has patches alone"
+    elif tree["includes_cls"]:
+        how = f"{prefix} prefix tokens included, at distance 0"
+    else:
+        how = f"{prefix} prefix tokens left out, rows {'' if tree['renormalised'] else 'not '}renormalised"
+    heads = len(tree["layers"][0]["heads"])
+    lines = [
+        f"model       {_name(planned.model.name, planned.img_size)}, patches of {tree['patch_size'][0]} x {tree['patch_size'][1]} px",
+        f"images      {tree['images']:,} of {planned.data_name}",
+        f"attention   {how}",
+        f"uniform     {uniform:.1f} px, for a head that attends to all patches alike",
+        "",
+        f"mean attention distance in px of each layer and of its {heads} heads, nearest first"
+        if heads > 1
+        else "mean attention distance in px of each layer",
+        "layer    mean",
+    ]
+    for row in tree["layers"]:
+        shown = "  ".join(f"{distance:5.1f}" for distance in sorted(row["heads"]))
+        lines.append(f"{row['layer']:>5}  {row['mean']:6.1f}" + (f"   {shown}" if heads > 1 else ""))
+    return "\n".join(lines)
+
+
+def _similarity_text(similarity: NDArray[np.float64], grid: Size, name: str) -> str:
+    import numpy as np
+
+    row, column = (places.flatten() for places in np.indices(grid))
+    down, across = abs(row[:, None] - row), abs(column[:, None] - column)
+    groups = {
+        "next patch in the row": (down == 0) & (across == 1),
+        "next patch in the column": (down == 1) & (across == 0),
+        "same row": (down == 0) & (across > 0),
+        "same column": (down > 0) & (across == 0),
+        "neither": (down > 0) & (across > 0),
+    }
+    lines = [f"position embeddings of {name}, {grid[0]} x {grid[1]} patches", "mean cosine similarity of two patches:"]
+    lines += [f"  {what:<25} {similarity[where].mean():6.3f}" for what, where in groups.items() if where.any()]
+    return "\n".join(lines)
+
+
+def _filters_text(explained: NDArray[np.float64], name: str, patch: Size) -> str:
+    lines = [
+        f"patch embedding of {name}, patches of {patch[0]} x {patch[1]} px",
+        "principal components of its filters, % of their variance:",
+    ]
+    lines += [f"  {index:>3}  {100 * part:5.1f}" for index, part in enumerate(explained, start=1)]
+    return "\n".join([*lines, f"  sum  {100 * explained.sum():5.1f}"])
