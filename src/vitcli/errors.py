@@ -14,6 +14,7 @@ A message is one line and names the offending value, file, row or key; a hint sa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 
@@ -60,6 +61,19 @@ class ResourceError(VitError):
 class Interrupted(VitError):
     code = 75
     kind = "interrupted"
+
+
+_OUT_OF_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|out of memory|cannot allocate memory|bad_alloc|could not create a (memory|primitive)",
+    re.IGNORECASE,
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch, oneDNN or Python had no memory left; each says so in its own way."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+    )
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:

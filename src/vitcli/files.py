@@ -21,6 +21,8 @@ from vitcli.errors import ResourceError, UsageError
 
 MANIFEST = "manifest.json"
 _TEMPORARY = ".writing-"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says of a disk, or a user's share of it, that is full."""
 
 
 def fsync_path(path: Path) -> None:
@@ -34,29 +36,24 @@ def fsync_path(path: Path) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path, needed: int = 0) -> Iterator[None]:
-    """Turn a full, read-only or missing disk into a ResourceError that says what is needed and free."""
+    """Turn a full, read-only, broken or missing disk into a ResourceError that says what is needed and free.
+
+    That something stands at `path` already is left as it is: it says who was first, not how the disk is.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             size = f"{needed:,} bytes are needed, " if needed else ""
             raise ResourceError(
                 f"no space left for {path}: {size}{free_bytes(path):,} are free",
                 "free some space, or choose another folder with --out",
             ) from None
-        if error.errno in (
-            errno.EACCES,
-            errno.EPERM,
-            errno.EROFS,
-            errno.ENOTDIR,
-            errno.ENOENT,
-            errno.EISDIR,
-            errno.ENAMETOOLONG,
-        ):
-            raise ResourceError(
-                f"cannot write {path}: {error.strerror}", "choose a folder that can be written, with --out"
-            ) from None
-        raise
+        if error.errno is None or error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        raise ResourceError(
+            f"cannot write {path}: {error.strerror}", "choose a folder that can be written, with --out"
+        ) from None
 
 
 def free_bytes(path: Path) -> int:
@@ -157,18 +154,67 @@ def replace_folder(path: Path, fill: Callable[[Path], None], size: int = 0) -> N
 def folder_fault(path: Path) -> str:
     """What is wrong with a folder that `write_folder` wrote; empty if it is whole."""
     try:
-        entries = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        for name, entry in entries.items():
-            file = path / name
-            if file.stat().st_size != entry["bytes"]:
-                return f"{file} has {file.stat().st_size} bytes, not {entry['bytes']}"
-            if sha256_file(file) != entry["sha256"]:
-                return f"{file} does not have the sha256 it was written with"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{path} has no readable manifest ({error})"
-    return ""
+        entries = _manifest(path)
+        there = {f.name for f in path.iterdir()} - {MANIFEST}
+        if there != set(entries) or not entries:
+            odd = sorted(there ^ set(entries)) or ["no file"]
+            return f"{path} does not hold what its manifest lists ({odd[0]})"
+        return next(filter(None, (_file_fault(path / name, entry) for name, entry in entries.items())), "")
+    except _BROKEN as error:
+        return f"{path} has no readable manifest ({str(error)[:200]})"
+
+
+def file_fault(path: Path) -> str:
+    """What is wrong with a file of a folder that `write_folder` wrote; empty if it is whole, or in no such folder."""
+    if not (path.parent / MANIFEST).is_file():
+        return ""
+    try:
+        entries = _manifest(path.parent)
+        return _file_fault(path, entries[path.name]) if path.name in entries else ""
+    except _BROKEN as error:
+        return f"{path.parent} has no readable manifest ({str(error)[:200]})"
+
+
+_BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    if not isinstance(entries, dict):
+        raise ValueError("not a table of files")
+    return entries
+
+
+def _file_fault(file: Path, entry: dict[str, Any]) -> str:
+    if file.stat().st_size != entry["bytes"]:
+        return f"{file} has {file.stat().st_size} bytes, not {entry['bytes']}"
+    return "" if sha256_file(file) == entry["sha256"] else f"{file} does not have the sha256 it was written with"
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Temporary files and folders that a killed write left in `folder`."""
+    """Temporary files and folders that a killed write, or a killed deletion, left in `folder`."""
     return sorted(folder.glob(f"{_TEMPORARY}*")) if folder.is_dir() else []
+
+
+def remove_leftovers(folder: Path) -> list[str]:
+    """Delete what `leftovers` finds; only for a folder that nobody else writes into. Returns the names."""
+    left = leftovers(folder)
+    for path in left:
+        _remove(path)
+    return [path.name for path in left]
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder in such a way that a kill leaves it whole or leaves a leftover. Raises no error."""
+    doomed = path.with_name(f"{_TEMPORARY}{secrets.token_hex(4)}-{path.name}")
+    with contextlib.suppress(OSError):
+        path.rename(doomed)
+        _remove(doomed)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()

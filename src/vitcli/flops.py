@@ -66,14 +66,21 @@ class Memory:
         return self.state + self.activations
 
 
+def saved_bytes(model: ModelConfig, optimizer: str, ema: bool, frozen_backbone: bool = False) -> int:
+    """Bytes of a saved step: weights, what the optimizer keeps, the average; float32 all of them."""
+    count = parameters(model)
+    trained = head_parameters(model) if frozen_backbone else count
+    moments = {"adamw": 2, "sgd": 1, "muon": 1}[optimizer]
+    return 4 * (count + trained * moments + (count if ema else 0))
+
+
 def training_memory(
     model: ModelConfig, micro_batch: int, optimizer: str, ema: bool, bf16: bool, frozen_backbone: bool = False
 ) -> Memory:
     """An estimate: state exactly, activations as the tensors that a block keeps for its backward pass."""
     count = parameters(model)
     trained = head_parameters(model) if frozen_backbone else count
-    moments = {"adamw": 2, "sgd": 1, "muon": 1}[optimizer]
-    state = 4 * (count + trained * (1 + moments) + (count if ema else 0)) + (2 * count if bf16 else 0)
+    state = saved_bytes(model, optimizer, ema, frozen_backbone) + 4 * trained + (2 * count if bf16 else 0)
     d, m, t = model.width, model.mlp, model.tokens
     item = 2 if bf16 else 4
     # kept by a block: two residual inputs and two normalised inputs, q, k, v, the attended values, the

@@ -15,11 +15,19 @@ from typing import Any
 
 import torch
 
-from vitcli import files
+from vitcli import files, flops
 from vitcli.data.cache import Images, open_images, silent, working_view
 from vitcli.data.loader import TrainLoader
 from vitcli.data.split import Split
-from vitcli.errors import CheckpointError, DivergedError, Interrupted, ResourceError, UsageError, VitError
+from vitcli.errors import (
+    CheckpointError,
+    DivergedError,
+    Interrupted,
+    ResourceError,
+    UsageError,
+    VitError,
+    is_out_of_memory,
+)
 from vitcli.evaluate.evaluator import Evaluation, evaluate
 from vitcli.evaluate.probe import MOST_IMAGES
 from vitcli.model.vit import ViT, init_mimetic, init_weights
@@ -30,9 +38,9 @@ from vitcli.train.objectives import Classify
 from vitcli.train.optim import Average, Optimizer, lr_factor
 from vitcli.train.plan import Plan, replan
 from vitcli.train.runfolder import Place
-from vitcli.train.runlog import Log, metrics_file, read_lines, rewind
-from vitcli.train.runtime import Runtime, Signals
-from vitcli.train.step import Update, train_step
+from vitcli.train.runlog import Log, Metrics, read_lines
+from vitcli.train.runtime import Runtime, Signals, Stopped
+from vitcli.train.step import DIVERGED_HINT, Update, train_step
 from vitcli.weights.checkpoint import HEADS, Tensors, adapt, load, resized
 from vitcli.weights.describe import WEIGHTS
 
@@ -53,38 +61,65 @@ def train(plan: Plan, place: Place, log: Log) -> tuple[Path, Report]:
     if place.how == "finished":
         log("note", text=f"{place.folder} is finished already")
         return place.folder, json.loads((place.folder / "report.json").read_text(encoding="utf-8"))
-    is_new = place.how == "new"
-    if is_new:
-        runfolder.create(place.folder, plan)
-    else:
+    is_new, existed = place.how == "new", place.folder.exists()
+    if not is_new:
         plan = replan(plan, runfolder.continued(plan, place.folder))
         log("note", text=f"going on with the unfinished run {place.folder}")
-    with runfolder.lock(place.folder), _status_of(place.folder, is_new):
+    with (
+        contextlib.closing(log),
+        runfolder.lock(place.folder),
+        Signals() as signals,
+        _status_of(place.folder, is_new, existed),
+    ):
+        if is_new:
+            runfolder.create(place.folder, plan)
         _preflight(plan, place.folder)
-        return place.folder, _Run(plan, place.folder, log).finish()
+        return place.folder, _Run(plan, place.folder, log, signals).finish()
 
 
 @contextlib.contextmanager
-def _status_of(folder: Path, is_new: bool) -> Iterator[None]:
-    """Write how the run ended; a new folder that never came to a first step is removed."""
+def _status_of(folder: Path, is_new: bool, existed: bool) -> Iterator[None]:
+    """Write how the run ended; what a new run that never came to a first step made is removed.
+
+    A signal before the first step of a run that goes on is an interruption like any other: its state is there.
+    """
     try:
         yield
     except (KeyboardInterrupt, Exception) as error:
-        started = any((folder / "state").glob("step-*")) or (folder / "metrics.jsonl").exists()
-        if is_new and not started and not isinstance(error, Interrupted):
-            shutil.rmtree(folder, ignore_errors=True)
-        elif isinstance(error, VitError) and not isinstance(error, Interrupted):
+        saved = state.steps(folder / "state")
+        if isinstance(error, Stopped) and saved:
+            runfolder.write_status(folder, "saved", saved[-1], Interrupted.code)
+            raise Interrupted(
+                f"stopped by {error} before a new step; step {saved[-1]} is saved in {folder}",
+                "run the same command again to go on",
+            ) from None
+        if is_new and not saved and not (folder / "metrics.jsonl").exists():
+            _undo(folder, existed)
+        elif not isinstance(error, (Interrupted, KeyboardInterrupt)):
+            code = error.code if isinstance(error, VitError) else VitError.code
             with contextlib.suppress(ResourceError):
-                runfolder.write_status(folder, "failed", runfolder.status(folder).get("step", 0), error.code)
+                runfolder.write_status(folder, "failed", runfolder.status(folder).get("step", 0), code)
         raise
 
 
+def _undo(folder: Path, existed: bool) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if existed:
+        with contextlib.suppress(OSError):
+            folder.mkdir(exist_ok=True)
+
+
 def _preflight(plan: Plan, folder: Path) -> None:
-    """Raises ResourceError where two saved steps and the checkpoint do not fit on the disk."""
-    needed, free = 2 * plan.memory().state, files.free_bytes(folder)
+    """Raises ResourceError where the disk has no room for what a run needs at its fullest: two saved steps, the one
+    that is being written, and the checkpoint.
+    """
+    config = plan.config
+    step = flops.saved_bytes(config.model, config.optim.name, config.train.ema > 0, plan.frozen)
+    there = sum(f.stat().st_size for f in (folder / "state").glob("step-*/*"))
+    needed, free = (state.KEPT_STEPS + 1) * step + 4 * flops.parameters(config.model) - there, files.free_bytes(folder)
     if needed > free:
         raise ResourceError(
-            f"{folder} has {free:,} bytes free; two saved steps need {needed:,}",
+            f"{folder} has {free:,} bytes free; saved steps of {step:,} bytes and the checkpoint need {needed:,}",
             "free some space, or choose another folder with --out",
         )
 
@@ -103,10 +138,10 @@ class _Progress:
 class _Run:
     """The parts of a run in one place, made in the order in which they need each other."""
 
-    def __init__(self, plan: Plan, folder: Path, log: Log) -> None:
-        self.plan, self.folder, self.log, self.config = plan, folder, log, plan.config
-        self.log.sinks.append(metrics_file(folder / "metrics.jsonl"))
+    def __init__(self, plan: Plan, folder: Path, log: Log, signals: Signals) -> None:
+        self.plan, self.folder, self.log, self.config, self.signals = plan, folder, log, plan.config, signals
         saved, faults = state.newest(folder / "state")
+        files.remove_leftovers(folder)
         for fault in faults:
             log("warning", text=fault)
         self.runtime = self._runtime(saved)
@@ -126,9 +161,10 @@ class _Run:
         self.start: Start | None = None
         if saved is not None:
             self._restore(saved)
-        rewind(folder / "metrics.jsonl", self.at.step)
+        self.metrics = Metrics(folder / "metrics.jsonl", self.at.step)
+        self.writer = state.Writer()
         self.reserve = EXIT_SECONDS
-        self.signals = Signals()
+        runfolder.write_status(folder, "running", self.at.step)
 
     # --- parts ---
 
@@ -137,7 +173,7 @@ class _Run:
         machine = self.plan.runtime
         if saved is None:
             return machine
-        then = saved.values["runtime"]
+        then = self._known(saved)
         if then["device"] == machine.device.type:
             torch.set_num_threads(then["threads"])
             machine = replace(machine, bf16=then["precision"] == "bf16", threads=then["threads"])
@@ -149,12 +185,33 @@ class _Run:
             )
         return machine
 
+    def _known(self, saved: state.Saved) -> dict[str, Any]:
+        """The machine of a saved step. Raises CheckpointError where the step lacks what every vit writes."""
+        try:
+            then = saved.values["runtime"]
+            position, seconds = saved.values["loader"]["step"], saved.values["seconds"]
+            if (
+                position == saved.step
+                and seconds >= 0
+                and then["threads"] > 0
+                and {"device", "precision"} <= then.keys()
+            ):
+                return dict(then)
+            raise ValueError(f"position {position}")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"step {saved.step} in {self.folder} is not one that this vit reads: {error}",
+                "start anew with --resume never",
+            ) from None
+
     def _open_images(self) -> Images:
         plan = self.plan
         assert plan.train is not None
         view = working_view(plan.native, plan.uniform, self.config.model.img_size, self.config.augment)
         images = open_images(plan.train, view, self.config.data, self.log.progress)
+        self.unreadable: dict[str, int] = {}  # images left out, by split
         if images.bad:
+            self.unreadable[plan.train.name] = len(images.bad)
             position, reason = images.bad[0]
             self.log(
                 "warning",
@@ -180,22 +237,36 @@ class _Run:
         return model
 
     def _anchors(self) -> list[Anchor]:
-        lines = read_lines(self.folder / "state" / "clock.jsonl") if self.config.train.time_budget else []
-        return [Anchor(int(a["step"]), a["progress"], int(a["remaining"]), a["seconds"]) for a in lines]
+        path = self.folder / "state" / "clock.jsonl"
+        if not self.config.train.time_budget or not path.exists():
+            return []
+        lines = read_lines(path)
+        try:
+            anchors = [Anchor(int(a["step"]), a["progress"], int(a["remaining"]), a["seconds"] + 0.0) for a in lines]
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise CheckpointError(f"{path} is not what vit writes: {error}", "start anew with --resume never") from None
+        files.write_text(path, "".join(json.dumps(line) + "\n" for line in lines))  # without a line that was cut off
+        return anchors
 
     def _restore(self, saved: state.Saved) -> None:
+        wrong = saved.unfinite()
+        if wrong:
+            raise CheckpointError(
+                f"step {saved.step} in {self.folder} holds NaN or infinite numbers ({wrong})",
+                "start anew with --resume never",
+            )
         try:
             self.model.load_state_dict(saved.groups["model"])
             self.objective.load_state_dict(saved.groups.get("objective", {}))
             self.optimizer.restore(saved.groups.get("optimizer", {}))
             if self.average is not None:
                 self.average.weights = {k: v.to(self.runtime.device) for k, v in saved.groups["average"].items()}
-        except (KeyError, RuntimeError) as error:
+            if "probe" in saved.values:
+                self.start = Start.of(saved.groups, saved.values)
+        except (KeyError, RuntimeError, TypeError) as error:
             raise CheckpointError(
                 f"the state of {self.folder} does not fit its configuration: {error}", "start anew with --resume never"
             ) from None
-        if "probe" in saved.values:
-            self.start = Start.of(saved.groups, saved.values)
         used = max([saved.values["seconds"], *(a.seconds for a in self.clock.anchors)])
         self.at = _Progress(self.loader.restore(saved.values["loader"]), used, saved.step, saved_step=saved.step)
         self.log("note", text=f"resumed at step {saved.step}")
@@ -203,22 +274,39 @@ class _Run:
     # --- running ---
 
     def finish(self) -> Report:
-        """Train to the end, evaluate, write what the run leaves."""
-        with Signals() as self.signals:
-            rate = self._measure_evaluation()
-            if self.plan.fits_head and self.at.resumed_from is None:
-                self._fit_head(rate)
-            self._train()
-            if self.at.saved_step != self.at.step:
-                self._save("running")
-            selection = self._select()
-            scores = self._evaluate()
-            return self._write(scores, selection)
+        """Train to the end, evaluate, write what the run leaves. What was being saved is saved, whatever happens."""
+        try:
+            return self._finish()
+        except Interrupted:
+            self._save("saved", Interrupted.code)
+            self.writer.wait()
+            runfolder.write_status(self.folder, "saved", self.at.step, Interrupted.code)
+            raise
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise ResourceError(
+                    f"out of memory on {self.runtime.device} at step {self.at.step}",
+                    "evaluate fewer images at a time with --set eval.batch_size=…, or train a smaller --model",
+                ) from None
+            raise
+        finally:
+            with contextlib.suppress(Exception):  # where there is one already, it is the error to be shown
+                self.writer.wait()
+
+    def _finish(self) -> Report:
+        rate = self._measure_evaluation()
+        if self.plan.fits_head and self.at.resumed_from is None:
+            self._fit_head(rate)
+        self._train()
+        self._save("running")
+        selection = self._select()
+        scores = self._evaluate()
+        self.writer.wait()
+        return self._write(scores, selection)
 
     def _stop_if_signalled(self) -> None:
-        """Raises Interrupted after a signal, at a step that is saved."""
-        if self.signals.received and self.at.saved_step == self.at.step:
-            runfolder.write_status(self.folder, "saved", self.at.step, Interrupted.code)
+        """Raises Interrupted after a signal; `finish` then saves, if this step is not saved."""
+        if self.signals.received and self.signals.is_training:
             name = signal.Signals(self.signals.received).name
             raise Interrupted(
                 f"stopped by {name} at step {self.at.step}, saved in {self.folder}",
@@ -233,6 +321,7 @@ class _Run:
     def _write(self, scores: dict[str, Any] | None, selection: dict[str, Any] | None) -> Report:
         seconds = self._seconds()
         images_seen = self.at.step * self.config.train.batch_size
+        self.metrics.flush()
         lines = read_lines(self.folder / "metrics.jsonl")
         rates = [line["images_per_second"] for line in lines if "images_per_second" in line]
         report: Report = {
@@ -246,6 +335,8 @@ class _Run:
             "resumed_from": self.at.resumed_from,
             "warnings": self.log.warnings,
         }
+        if self.unreadable:
+            report["unreadable"] = self.unreadable
         if selection is not None:
             report["selection"] = selection
         artifacts.write(self.plan, self.folder, self._weights(), report, lines)
@@ -257,11 +348,15 @@ class _Run:
 
     def _train(self) -> None:
         self.at.saved_at = time.monotonic()
-        first, since, then = self.at.step, self.at.step, time.monotonic()
+        self.signals.is_training = True
+        since, then = self.at.step, time.monotonic()
         batches = self.loader.batches(self.at.step)
         with contextlib.closing(batches):
             while not self.clock.finished(self.at.step):
-                update = self._step(next(batches), first)
+                if self._evaluation_is_due():
+                    self._evaluate()
+                    since, then = self.at.step, time.monotonic()
+                update = self._step(next(batches))
                 step, every = self.at.step, self.config.train.log_every_steps
                 if self.clock.is_due(step, self._seconds()):
                     anchor = self.clock.estimate(step, self._seconds(), self.reserve)
@@ -271,43 +366,66 @@ class _Run:
                     rate = (step - since) * self.config.train.batch_size / max(now - then, 1e-9)
                     since, then = step, now
                     self._log_step(update, rate)
-                if (
-                    self.config.train.eval_every_steps
-                    and step % self.config.train.eval_every_steps == 0
-                    and not self.clock.finished(step)
-                ):
-                    self._evaluate()
-                    since, then = step, time.monotonic()
-                if self.signals.received:
-                    self._save("saved", Interrupted.code)
-                    self._stop_if_signalled()
+                self._stop_if_signalled()
                 if self._save_is_due():
                     self._save("running")
+                self.writer.check()
 
-    def _step(self, batch: Any, first: int) -> Update:
+    def _evaluation_is_due(self) -> bool:
+        """Between two steps. A run that goes on does it once more at the step where it begins."""
+        every, step = self.config.train.eval_every_steps, self.at.step
+        return every > 0 and step > 0 and step % every == 0
+
+    def _step(self, batch: Any) -> Update:
         step, total = self.at.step, self.clock.total(self.at.step)
         self.factor = lr_factor(self.config.optim, step, self.clock.progress(step), total)
         self.optimizer.set_factor(self.factor)
         try:
             update = train_step(self.model, self.objective, self.optimizer, batch, self.config, step, self.runtime)
-        except torch.OutOfMemoryError:
-            micro = self.config.train.batch_size // self.config.train.accumulate
-            raise ResourceError(
-                f"out of memory on {self.runtime.device} with {micro} images at a time",
-                f"run again with --set train.accumulate={2 * self.config.train.accumulate}: the result is the same",
-            ) from None
-        except DivergedError:
-            if self.at.saved_step < 0 and step > first:
-                self._save("failed", 5)
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise self._out_of_memory() from None
             raise
+        except DivergedError as error:
+            self._keep_last_good_step()
+            kept = f"; step {self.at.saved_step} is kept" if self.at.saved_step > 0 else ""
+            raise DivergedError(error.message + kept, error.hint) from None
         self.at.step = step + 1
         if self.average is not None:
             self.average.update(self.model, step)
         return update
 
+    def _keep_last_good_step(self) -> None:
+        """Where nothing is saved yet, save the weights before the update that was not made, unless they are spoilt."""
+        if self.at.saved_step < 0 < self.at.step:
+            with contextlib.suppress(DivergedError):
+                self._save("failed", DivergedError.code)
+        self.writer.wait()
+
+    def _out_of_memory(self) -> ResourceError:
+        """With the number of micro-batches that needs less than half of the memory, as far as arithmetic tells."""
+        train = self.config.train
+
+        def activations(accumulate: int) -> int:
+            changed = replace(self.config, train=replace(train, accumulate=accumulate))
+            return replace(self.plan, config=changed).memory().activations
+
+        fitting = [
+            n
+            for n in range(train.accumulate + 1, train.batch_size + 1)
+            if train.batch_size % n == 0 and 2 * activations(n) <= activations(train.accumulate)
+        ]
+        images = train.batch_size // train.accumulate
+        return ResourceError(
+            f"out of memory on {self.runtime.device} with {images} image{'s' * (images > 1)} at a time",
+            f"run again with --set train.accumulate={fitting[0]}: the result is the same"
+            if fitting
+            else "take a smaller --model or --img-size, or --set run.attention=recompute",
+        )
+
     def _log_step(self, update: Update, rate: float) -> None:
         step = self.at.step
-        self.log(
+        self._record(
             "step",
             step=step,
             epoch=self.loader.epoch(step),
@@ -321,6 +439,13 @@ class _Run:
             **update.metrics,
         )
 
+    def _record(self, event: str, **fields: Any) -> None:
+        """An event that is a line of metrics.jsonl as well."""
+        delayed = self.metrics.add(fields)
+        if delayed:
+            self.log("warning", text=delayed)
+        self.log(event, **fields)
+
     def _save_is_due(self) -> bool:
         every, seconds = self.config.train.save_every_steps, self.config.train.save_every_seconds
         return (every > 0 and self.at.step % every == 0) or (
@@ -328,7 +453,34 @@ class _Run:
         )
 
     def _save(self, status: str, code: int | None = None) -> None:
+        """Begin to write this step, if it is not written yet, and `status` after it; training goes on meanwhile.
+
+        Raises DivergedError where a number to be saved is not finite: then the step before it stays the newest.
+        """
+        if self.at.saved_step == self.at.step:
+            return
         started = time.monotonic()
+        self.writer.wait()
+        saved, step = self._state(), self.at.step
+        wrong = saved.unfinite()
+        if wrong:
+            raise DivergedError(
+                f"{wrong} holds NaN or infinite numbers after step {step}"
+                + (f"; step {self.at.saved_step} is kept" if self.at.saved_step > 0 else ""),
+                DIVERGED_HINT,
+            )
+        self.metrics.flush()
+        copied = saved.copied()
+
+        def write() -> None:
+            state.save(self.folder / "state", copied)
+            runfolder.write_status(self.folder, status, step, code)
+
+        self.writer.begin(write)
+        self.at.saved_step, self.at.saved_at = step, time.monotonic()
+        self.log("saved", step=step, seconds=self.at.saved_at - started)
+
+    def _state(self) -> state.Saved:
         groups: dict[str, Tensors] = {"model": dict(self.model.state_dict()), "optimizer": self.optimizer.state()}
         if self.objective.state_dict():
             groups["objective"] = dict(self.objective.state_dict())
@@ -342,11 +494,7 @@ class _Run:
         if self.start is not None:
             groups |= self.start.groups()
             values["probe"] = self.start.values()
-        if self.at.saved_step != self.at.step:
-            state.save(self.folder / "state", state.Saved(self.at.step, groups, values))
-        runfolder.write_status(self.folder, status, self.at.step, code)
-        self.at.saved_step, self.at.saved_at = self.at.step, time.monotonic()
-        self.log("saved", step=self.at.step, seconds=self.at.saved_at - started)
+        return state.Saved(self.at.step, groups, values)
 
     # --- measuring ---
 
@@ -393,8 +541,9 @@ class _Run:
         result = self._score(self._held_out)
         scores = {k: result.metrics[k] for k in ("split", "top1", "top5", "loss", "ece", "n")}
         if result.unreadable:
+            self.unreadable[self._held_out.name] = result.unreadable
             self.log("warning", text=f"{result.unreadable} unreadable images are left out of the evaluation")
-        self.log(
+        self._record(
             "eval",
             step=self.at.step,
             epoch=self.loader.epoch(self.at.step),

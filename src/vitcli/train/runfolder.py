@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -17,7 +18,8 @@ from vitcli import files
 from vitcli.config import Config, apply, as_dict, layer, read_toml, to_toml
 from vitcli.errors import CheckpointError, UsageError, VitError
 from vitcli.train.plan import Plan
-from vitcli.weights.describe import WEIGHTS
+from vitcli.weights.checkpoint import check_digest
+from vitcli.weights.describe import WEIGHTS, open_checkpoint
 
 RUNS = Path("runs")
 
@@ -163,7 +165,18 @@ def _given(folder: Path, plan: Plan, resume: str) -> Place:
             f"{folder} holds a run of another configuration: {differences(folder, plan)}",
             "give --out another name, or --resume never to start beside it",
         )
-    return Place(folder, "finished" if status(folder).get("status") == "done" else "unfinished")
+    return Place(folder, "finished" if _is_finished(folder) else "unfinished")
+
+
+def _is_finished(folder: Path) -> bool:
+    """Whether a run ended and what it gives away is whole; where it is not, its end is done once more from the state."""
+    if status(folder).get("status") != "done":
+        return False
+    with contextlib.suppress(OSError, ValueError, RecursionError, VitError):
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        check_digest(open_checkpoint(folder / WEIGHTS))
+        return isinstance(report, dict) and isinstance(report.get("checkpoint"), str)
+    return False
 
 
 def continued(plan: Plan, folder: Path) -> Config:
@@ -179,25 +192,29 @@ def continued(plan: Plan, folder: Path) -> Config:
 
 
 def create(folder: Path, plan: Plan) -> None:
-    """The folder with what describes the run. Raises ResourceError."""
-    with files.disk_errors(folder):
-        (folder / "state").mkdir(parents=True, exist_ok=True)
+    """What describes the run, into its locked folder. Raises ResourceError, or UsageError where another run was first."""
+    if (folder / "state" / "identity.json").exists():
+        raise UsageError(f"{folder} was just taken by another run", "run the command again")
     files.write_text(folder / "run.toml", to_toml(plan.config))
     files.write_json(folder / "state" / "identity.json", identity(plan))
     write_status(folder, "running", 0)
 
 
 def _is_locked(folder: Path) -> bool:
+    """Whether a process is at work in `folder`, or none may be."""
     try:
-        with lock(folder):
+        with lock(folder, patience=0):
             return False
-    except UsageError:
+    except VitError:
         return True
 
 
 @contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Only one process writes into a run folder; the lock dies with it. Raises UsageError naming the other."""
+def lock(folder: Path, patience: float = 1.0) -> Iterator[None]:
+    """Only one process writes into a run folder, which is made where there is none; the lock dies with the process.
+
+    Raises UsageError naming the other after `patience` seconds, or ResourceError where nothing can be written.
+    """
     try:
         import fcntl
     except ImportError:  # no such locks on this system
@@ -205,17 +222,28 @@ def lock(folder: Path) -> Iterator[None]:
         return
     path = folder / "state" / "lock"
     with files.disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UsageError(
-                f"{folder} is in use by {file.read().strip() or 'another process'}",
-                "wait for it, or give --out another name",
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        until = time.monotonic() + patience  # another process may be looking whether the folder is in use
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    file.seek(0)
+                    raise UsageError(
+                        f"{folder} is in use by {file.read().strip() or 'another process'}",
+                        "wait for it, or give --out another name",
+                    ) from None
+                time.sleep(0.05)
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+                    raise
+                break  # a network disk without locks
+        with contextlib.suppress(OSError):  # on a full disk the lock holds, though it does not say for whom
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
         yield

@@ -7,68 +7,164 @@
 | `progress` | what, done, total: decoding, evaluating                                                        |
 | `step`     | step, epoch, images_seen, loss, lr, grad_norm, images_per_second, seconds, total               |
 | `eval`     | step, epoch, images_seen, seconds, eval                                                        |
-| `saved`    | step                                                                                           |
+| `saved`    | step, seconds: how long training stood still for it                                            |
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
+import queue
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from vitcli import files
 
 Event = dict[str, Any]
 Sink = Callable[[str, Event], None]
 
 LINE_FIELDS = ("step", "epoch", "images_seen", "loss", "lr", "grad_norm", "images_per_second", "seconds", "eval")
+PATIENCE = 10.0
+"""Seconds that a sink may take for one event."""
 
 
 class Log:
-    """Hands each event to every sink; a sink that fails is dropped with one warning, and training goes on."""
+    """Hands each event to every sink and waits for it, but not for ever: one that fails, or takes longer than
+    `patience` seconds, is dropped with one warning, and training goes on.
+    """
 
-    def __init__(self, sinks: Sequence[Sink]) -> None:
-        self.sinks = list(sinks)
+    def __init__(self, sinks: Sequence[Sink], patience: float = PATIENCE) -> None:
+        self._sinks = [_Apart(sink, patience) for sink in sinks]
         self.warnings: list[str] = []
 
     def __call__(self, event: str, **fields: Any) -> None:
         if event == "warning":
             self.warnings.append(fields["text"])
-        for sink in list(self.sinks):
+        for sink in list(self._sinks):
+            if sink not in self._sinks:  # dropped meanwhile
+                continue
             try:
                 sink(event, fields)
             except Exception as error:
-                self.sinks.remove(sink)
+                self._sinks.remove(sink)
                 self("warning", text=f"a log stopped: {type(error).__name__}: {error}")
 
     def progress(self, what: str, done: int, total: int) -> None:
         self("progress", what=what, done=done, total=total)
 
+    def close(self) -> None:
+        """End the sinks' threads; what is logged later starts them again."""
+        for sink in self._sinks:
+            sink.close()
 
-def metrics_file(path: Path) -> Sink:
-    """`metrics.jsonl`: a line a logged step or evaluation."""
 
-    def sink(event: str, fields: Event) -> None:
-        if event in ("step", "eval"):
-            line = {key: fields[key] for key in LINE_FIELDS if key in fields}
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, allow_nan=False) + "\n")
+class _Apart:
+    """A sink on a thread of its own, so that one that hangs holds up nothing but itself, not even the process's end."""
 
-    return sink
+    def __init__(self, sink: Sink, patience: float) -> None:
+        self.sink, self.patience = sink, patience
+        self._thread: threading.Thread | None = None
+
+    def __call__(self, event: str, fields: Event) -> None:
+        """Raises the sink's own error, or TimeoutError."""
+        if self._thread is None:
+            self._events: queue.SimpleQueue[tuple[str, Event] | None] = queue.SimpleQueue()
+            self._ends: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+            self._thread = threading.Thread(target=self._work, name="vit-log", daemon=True)
+            self._thread.start()
+        self._events.put((event, fields))
+        try:
+            error = self._ends.get(timeout=self.patience)
+        except queue.Empty:
+            raise TimeoutError(f"no answer for {self.patience:g} s") from None
+        if error is not None:
+            raise error
+
+    def _work(self) -> None:
+        while (item := self._events.get()) is not None:
+            try:
+                self.sink(*item)
+                self._ends.put(None)
+            except Exception as error:
+                self._ends.put(error)
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._events.put(None)
+            self._thread.join(self.patience)
+            self._thread = None
+
+
+class Metrics:
+    """`metrics.jsonl`: a line a logged step or evaluation. It belongs to the run, so no line is ever dropped.
+
+    On a full disk lines wait in memory until there is room, or until a step is saved, which then fails.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        """Lines of an earlier session are kept up to `step`, at which this one begins."""
+        self.path = path
+        self._waiting: list[str] = []
+        rewind(path, step)
+        self._whole = path.stat().st_size if path.exists() else 0
+
+    def add(self, fields: Event) -> str:
+        """Write a line. Returns why it has to wait, where it has and none waited before; else nothing."""
+        line = {key: fields[key] for key in LINE_FIELDS if key in fields}
+        first = not self._waiting
+        self._waiting.append(json.dumps(line, allow_nan=False) + "\n")
+        try:
+            self._write()
+        except OSError as error:
+            return f"{self.path} has to wait: {error.strerror or error}" if first else ""
+        return ""
+
+    def flush(self) -> None:
+        """Bring every line to the disk. Raises ResourceError."""
+        with files.disk_errors(self.path):
+            self._write()
+            if self.path.exists():
+                files.fsync_path(self.path)
+
+    def _write(self) -> None:
+        text = "".join(self._waiting).encode()
+        if not text:
+            return
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666)
+        try:
+            os.ftruncate(descriptor, self._whole)  # a part of a line that a full disk took
+            os.lseek(descriptor, self._whole, os.SEEK_SET)
+            written = 0
+            while written < len(text):
+                written += os.write(descriptor, text[written:])
+        finally:
+            os.close(descriptor)
+        self._whole += len(text)
+        self._waiting.clear()
 
 
 def read_lines(path: Path) -> list[Event]:
-    """The whole lines of a `metrics.jsonl`; a line that a kill cut off is left out."""
+    """The whole lines of a file of JSON objects; a line that a kill cut off is left out."""
     lines = []
     if path.exists():
-        for text in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):
-                lines.append(json.loads(text))
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
+                line = json.loads(text)
+                if isinstance(line, dict):
+                    lines.append(line)
     return lines
 
 
 def rewind(path: Path, step: int) -> None:
-    """Leave out the lines after `step`, which are about to be done again."""
+    """Leave out what a run that goes on from `step` does again: later lines, and the evaluation at `step`."""
+
+    def stays(line: Event) -> bool:
+        at = line.get("step")
+        return isinstance(at, int) and (at < step or (at == step and "eval" not in line))
+
     if path.exists():
-        kept = [line for line in read_lines(path) if line.get("step", 0) <= step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        kept = [line for line in read_lines(path) if stays(line)]
+        files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -156,23 +156,42 @@ def process_seconds() -> float:
 _IMPORTED = time.monotonic()
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal came before the first step; nothing new is worth saving. An `except Exception` lets it through."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
 class Signals:
-    """While training: SIGINT, SIGTERM and SIGUSR1 set a flag that the loop looks at; a second one stops at once."""
+    """SIGINT, SIGTERM, SIGHUP and SIGUSR1 while a run is at work.
+
+    Once `is_training`, one sets a flag that the loop looks at after every step, and a second one ends the process at
+    once. Before that one raises Stopped, but for SIGUSR1, by which schedulers warn long before they kill.
+    """
 
     def __init__(self) -> None:
         self.received = 0
+        self.is_training = False
         self._previous: dict[int, Any] = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received and number != signal.SIGUSR1:
+        warns = number == getattr(signal, "SIGUSR1", None)
+        if self.received and not warns:
             os._exit(128 + number)
         if not self.received:
-            sys.stderr.write("\nfinishing this step and saving; once more stops at once\n")
-        self.received = number
+            self.received = number
+            if not self.is_training and not warns:
+                raise Stopped(number)
+            with contextlib.suppress(OSError):  # not sys.stderr: the signal may have come while that was written to
+                os.write(2, b"\nfinishing this step and saving; once more stops at once\n")
 
     def __enter__(self) -> Signals:
-        names = ("SIGINT", "SIGTERM", "SIGUSR1")
+        names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
         for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
+            if signal.getsignal(number) is signal.SIG_IGN and number == getattr(signal, "SIGHUP", None):
+                continue  # nohup
             try:
                 self._previous[number] = signal.signal(number, self._handle)
             except ValueError:  # not the main thread: a notebook keeps its own handling

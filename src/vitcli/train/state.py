@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vitcli import files
+from vitcli.errors import CheckpointError
 from vitcli.weights.checkpoint import Tensors, write_safetensors
 
 KEPT_STEPS = 2
-_STEP = re.compile(r"step-(\d{9})")
+_STEP = re.compile(r"step-(\d{9,})")
+_BROKEN = "broken-"
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +29,31 @@ class Saved:
     groups: dict[str, Tensors]
     values: dict[str, Any]
 
+    def copied(self) -> Saved:
+        """The same in memory of its own, so that training may go on while it is written."""
+        groups = {
+            name: {k: t.detach().to("cpu", copy=True) for k, t in tensors.items()}
+            for name, tensors in self.groups.items()
+        }
+        return Saved(self.step, groups, self.values)
+
+    def unfinite(self) -> str:
+        """The first tensor that holds NaN or infinite numbers; empty if none does."""
+        for group, tensors in self.groups.items():
+            for name, tensor in tensors.items():
+                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                    return f"{group} {name}"
+        return ""
+
+
+# --- writing -----------------------------------------------------------------------------------------------
+
 
 def save(folder: Path, saved: Saved) -> None:
-    """Write a step folder, verify it, move the pointer, delete what is older than the newest two. Raises ResourceError."""
+    """Write a step folder, move the pointer, delete what is older than the newest two. Raises ResourceError.
+
+    Nothing is deleted before the two that stay have been read again and have their sha256.
+    """
     path = folder / f"step-{saved.step:09d}"
     size = sum(t.numel() * t.element_size() for group in saved.groups.values() for t in group.values())
 
@@ -38,34 +65,125 @@ def save(folder: Path, saved: Saved) -> None:
     if not path.exists():
         files.write_folder(path, fill, size)
     files.write_text(folder / "latest", path.name + "\n")
-    if not files.folder_fault(path):
-        for old in _steps(folder)[:-KEPT_STEPS]:
-            shutil.rmtree(old, ignore_errors=True)
+    _retire(folder)
+
+
+def _retire(folder: Path) -> None:
+    """Delete all but the newest two whole steps; where there are not two, nothing."""
+    steps = _steps(folder)
+    if len(steps) <= KEPT_STEPS and not any(folder.glob(f"{_BROKEN}*")):
+        return
+    whole = 0
+    for path in reversed(steps):
+        if whole == KEPT_STEPS:
+            files.remove_folder(path)
+        elif not files.folder_fault(path):
+            whole += 1
+    if whole == KEPT_STEPS:
+        for path in folder.glob(f"{_BROKEN}*"):
+            files.remove_folder(path)
+
+
+class Writer:
+    """Writes steps on a thread of its own, one at a time, while training goes on.
+
+    An error of a write is raised where the writer is next asked; until then the step before it is the newest.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def begin(self, work: Callable[[], None]) -> None:
+        """Start `work`, after what was begun before. Raises its error."""
+        self.wait()
+
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:  # raised again where the writer is next asked
+                self._error = error
+
+        self._thread = threading.Thread(target=run, name="vit-save")
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise the error of a write that has ended; does not wait for one that has not."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until everything is written. Raises the error of the write."""
+        if self._thread is not None:
+            self._thread.join()
+        self._thread, error, self._error = None, self._error, None
+        if error is not None:
+            raise error
+
+
+# --- reading -----------------------------------------------------------------------------------------------
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps that are saved, whole or not, in order."""
+    return [_number(path) for path in _steps(folder)]
 
 
 def _steps(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("step-*") if p.is_dir() and _STEP.fullmatch(p.name))
+    found = [p for p in folder.glob("step-*") if p.is_dir() and _STEP.fullmatch(p.name)]
+    return sorted(found, key=_number)
+
+
+def _number(path: Path) -> int:
+    match = _STEP.fullmatch(path.name)
+    assert match is not None
+    return int(match[1])
 
 
 def newest(folder: Path) -> tuple[Saved | None, list[str]]:
-    """The newest whole step and what was wrong with newer ones, which are set aside."""
-    faults = [f"ignored {p.name}, which a killed save left" for p in files.leftovers(folder)]
-    for left in files.leftovers(folder):
-        shutil.rmtree(left, ignore_errors=True)
+    """The newest whole step, and what was wrong with newer ones, which are set aside under another name.
+
+    Raises CheckpointError where there are steps and none is whole; then nothing is touched.
+    """
+    faults = [f"ignored {name}, which a killed save left" for name in files.remove_leftovers(folder)]
+    broken: list[tuple[Path, str]] = []
     for path in reversed(_steps(folder)):
         fault = files.folder_fault(path)
         if fault:
-            faults.append(f"{fault}; went back to an older step")
-            path.rename(path.with_name(f"broken-{path.name}"))
+            broken.append((path, fault))
             continue
-        return _read(path), faults
+        saved = _read(path)
+        for newer, why in broken:
+            _set_aside(newer)
+            faults.append(f"{why}; went back to step {saved.step}")
+        return saved, faults
+    if broken:
+        raise CheckpointError(
+            f"no saved step of {folder.parent} is whole: {broken[0][1]}",
+            "start anew beside it with --resume never, or restore the folder from a copy",
+        )
     return None, faults
 
 
+def _set_aside(path: Path) -> None:
+    number = 1
+    while (aside := path.with_name(f"{_BROKEN}{number}-{path.name}")).exists():
+        number += 1
+    path.rename(aside)
+
+
 def _read(path: Path) -> Saved:
+    """A step whose files are as they were written. Raises CheckpointError where they are not what this vit writes."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    match = _STEP.fullmatch(path.name)
-    assert match is not None
-    groups = {f.stem: load_file(f) for f in sorted(path.glob("*.safetensors"))}
-    return Saved(int(match[1]), groups, json.loads((path / "values.json").read_text(encoding="utf-8")))
+    try:
+        groups = {f.stem: load_file(f) for f in sorted(path.glob("*.safetensors"))}
+        values = json.loads((path / "values.json").read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("values.json is not a table")
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot read the saved step {path}: {str(error)[:200]}", "start anew with --resume never"
+        ) from None
+    return Saved(_number(path), groups, values)

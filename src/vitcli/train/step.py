@@ -18,6 +18,8 @@ from vitcli.train.objectives import draw_noise
 from vitcli.train.optim import Optimizer
 from vitcli.train.runtime import Runtime
 
+DIVERGED_HINT = "lower --set optim.lr=…, lengthen optim.warmup_steps, or clip gradients with optim.clip=1"
+
 
 @dataclass(frozen=True)
 class Update:
@@ -52,8 +54,7 @@ def train_step(
     if not (math.isfinite(total) and math.isfinite(norm)):
         ids = ", ".join(str(i) for i in batch.ids[:8].tolist())
         raise DivergedError(
-            f"the loss is {total} and the gradient's norm {norm} at step {step + 1} (samples {ids} …)",
-            "lower --set optim.lr=…, lengthen optim.warmup_steps, or clip gradients with optim.clip=1",
+            f"the loss is {total} and the gradient's norm {norm} at step {step + 1} (samples {ids} …)", DIVERGED_HINT
         )
     optimizer.step()
     return Update(total, norm, metrics)
