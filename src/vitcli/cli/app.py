@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import re
+import signal
 import sys
 from typing import Annotated
 
@@ -21,7 +21,7 @@ from vitcli.cli.predict import predict
 from vitcli.cli.probe import probe
 from vitcli.cli.sweep import sweep
 from vitcli.cli.train import finetune, pretrain
-from vitcli.errors import ResourceError, UsageError, VitError, did_you_mean
+from vitcli.errors import ResourceError, UsageError, VitError, did_you_mean, is_out_of_memory
 
 app = typer.Typer(
     name="vit",
@@ -65,13 +65,11 @@ app.command("export")(export)
 app.command("bench")(bench)
 
 
-_OUT_OF_MEMORY = ResourceError("out of memory", "a smaller --batch-size, or --set train.accumulate=2, needs less")
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code (errors.py)."""
     # OpenMP's threads wait by spinning, by default for a millisecond, which other work on the same cores pays for
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    _occupy_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
     code = run(arguments)
     try:
@@ -83,46 +81,48 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """The exit code of a command; errors are shown, a closed pipe is quiet."""
-    as_json = "--json" in arguments
+    """The exit code of a command; errors are shown, a closed pipe is quiet. The code is true even if nobody can read why."""
     try:
+        return int(app(arguments, prog_name="vit", standalone_mode=False) or 0)
+    except KeyboardInterrupt as stopped:
+        return 128 + getattr(stopped, "number", signal.SIGINT)
+    except Exception as raised:
+        if isinstance(raised, OSError) and raised.errno == errno.EPIPE:
+            _silence()
+            return 0
+        error = raised if isinstance(raised, VitError) else _understood(raised)
         try:
-            return int(app(arguments, prog_name="vit", standalone_mode=False) or 0)
-        except VitError as error:
-            return _fail(error, as_json)
-        except KeyboardInterrupt:
-            return 130
-        except MemoryError:
-            return _fail(_OUT_OF_MEMORY, as_json)
-        except Exception as error:
-            if isinstance(error, BrokenPipeError) or (isinstance(error, OSError) and error.errno == errno.EPIPE):
-                raise
-            return _fail(_understood(error), as_json)
-    except (BrokenPipeError, OSError):
-        _silence()
-        return 0
+            _show(error, "--json" in arguments)
+        except (OSError, ResourceError):
+            _silence()
+        return error.code
 
 
-def _fail(error: VitError, as_json: bool) -> int:
+def _show(error: VitError, as_json: bool) -> None:
     if os.environ.get("VIT_TRACEBACK") == "1":
         import traceback
 
         traceback.print_exc()
     console.show_error(error, as_json)
-    return error.code
+
+
+_NO_RESOURCE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
+    errno.EACCES, errno.EPERM,
+}  # fmt: skip
 
 
 def _understood(error: Exception) -> VitError:
-    """A usage error of the parser, a full disk, a bug in vit."""
+    """A usage error of the parser, no memory, a full or broken disk, a bug in vit."""
     if hasattr(error, "format_message"):
         return _usage(error)
-    if isinstance(error, RuntimeError) and re.search(r"can't allocate memory|out of memory", str(error)):
-        return _OUT_OF_MEMORY
+    if is_out_of_memory(error):
+        return ResourceError("out of memory", "a smaller --batch-size, or --set train.accumulate=2, needs less")
     if isinstance(error, typer.Abort):
-        return UsageError("aborted")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return UsageError("aborted", "run the command again")
+    if isinstance(error, OSError) and error.errno in _NO_RESOURCE:
         return ResourceError(
-            f"{error.strerror}: {error.filename or 'a file'}", "free some space, or choose another folder"
+            f"{error.filename or 'a file'}: {error.strerror}", "free some space, or choose a place that can be used"
         )
     return VitError(
         f"a bug in vit: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
@@ -144,6 +144,19 @@ def _usage(error: Exception) -> UsageError:
         name = message.split("'")[1]
         return UsageError(f"no command {name!r}", did_you_mean(name, context.command.list_commands(context)))
     return UsageError(message.rstrip("."), hint)
+
+
+def _occupy_streams() -> None:
+    """A standard stream that the caller closed goes nowhere, rather than into the next file that is opened."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w")
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w")
 
 
 def _silence() -> None:

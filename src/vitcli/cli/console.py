@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import sys
 import time
 from typing import IO, TYPE_CHECKING, Any
 
-from vitcli.errors import VitError
+from vitcli.errors import ResourceError, VitError
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -18,13 +20,31 @@ PLAIN_SECONDS = 5.0
 
 
 def print_json(tree: Any) -> None:
-    sys.stdout.write(json.dumps(tree, ensure_ascii=False, allow_nan=False) + "\n")
-    sys.stdout.flush()
+    _deliver(json.dumps(tree, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def print_text(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    _deliver(text + "\n")
+
+
+def _deliver(text: str) -> None:
+    """The result. Raises ResourceError where it cannot be written, BrokenPipeError where nobody reads."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise
+        raise ResourceError(
+            f"cannot write the result to stdout: {error.strerror}", "free some space, or send it somewhere else"
+        ) from None
+
+
+def _say(text: str) -> None:
+    """What is for people. That it cannot be written, on a full disk or to nobody, is no reason to stop."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def _colour(stream: IO[str]) -> bool:
@@ -37,22 +57,19 @@ def _styled(text: str, code: str) -> str:
 
 def show_error(error: VitError, as_json: bool) -> None:
     """The message and the hint, a line each; with --json the error object on stdout as well."""
-    sys.stderr.write(f"{_styled('error:', '1;31')} {' '.join(error.message.split())}\n")
+    _say(f"{_styled('error:', '1;31')} {' '.join(error.message.split())}\n")
     if error.hint:
-        sys.stderr.write(f"{_styled('hint:', '1;36')} {' '.join(error.hint.split())}\n")
-    sys.stderr.flush()
+        _say(f"{_styled('hint:', '1;36')} {' '.join(error.hint.split())}\n")
     if as_json:
         print_json(error.as_json())
 
 
 def show_note(text: str) -> None:
-    sys.stderr.write(_styled(text, "2") + "\n")
-    sys.stderr.flush()
+    _say(_styled(text, "2") + "\n")
 
 
 def show_warning(text: str) -> None:
-    sys.stderr.write(f"{_styled('warning:', '1;33')} {text}\n")
-    sys.stderr.flush()
+    _say(f"{_styled('warning:', '1;33')} {text}\n")
 
 
 def duration(seconds: float) -> str:
@@ -155,5 +172,4 @@ class Reporter:
         self.last, self.has_printed = now, not is_last
         left = (now - self.started) / max(done, 1) * (total - done)
         rest = f", {duration(left)} left" if not is_last else ""
-        sys.stderr.write(f"{what} {done:,}/{total:,}{'  ' + detail if detail else ''}{rest}\n")
-        sys.stderr.flush()
+        _say(f"{what} {done:,}/{total:,}{'  ' + detail if detail else ''}{rest}\n")

@@ -28,7 +28,7 @@ from vitcli.config import AugmentConfig, DataConfig, Size
 from vitcli.data import decode
 from vitcli.data.decode import BadImage, View
 from vitcli.data.split import Rows, Split
-from vitcli.errors import DataError
+from vitcli.errors import DataError, ResourceError
 
 Pixels = NDArray[np.uint8]
 Progress = Callable[[str, int, int], None]
@@ -129,7 +129,13 @@ def _by_threads(work: Work, parts: list[slice], workers: int) -> Generator[Fault
         return
     with ThreadPoolExecutor(workers) as pool:
         window = 4 * workers
-        pending = [pool.submit(work, part) for part in parts[:window]]
+        try:
+            pending = [pool.submit(work, part) for part in parts[:window]]
+        except RuntimeError as error:
+            raise ResourceError(
+                f"no thread can be started to decode images: {error}",
+                "decode everything in the main thread with --set data.workers=0",
+            ) from None
         for index in range(len(parts)):
             result = pending[index].result()
             if window + index < len(parts):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from vitcli.config import Config
 from vitcli.data.augment import Augmenter, Batch, mix
 from vitcli.data.cache import Images
+from vitcli.errors import ResourceError
 from vitcli.randomness import permutation
 
 _IMAGES_TOGETHER, _BYTES_TOGETHER = 1024, 16_000_000
@@ -149,8 +150,14 @@ class _Read:
 T = TypeVar("T")
 
 
+NO_WORKERS = "read everything in the main thread with --set data.workers=0"
+
+
 def ahead(make: Callable[[int], T], numbers: Iterable[int], depth: int) -> Generator[T, None, None]:
-    """make(n) for each number in order, up to `depth` of them made by a thread before they are asked for."""
+    """make(n) for each number in order, up to `depth` of them made by a thread before they are asked for.
+
+    Raises what `make` raises, in its place, and ResourceError where the thread cannot be started or has died.
+    """
     if depth == 0:
         yield from map(make, numbers)
         return
@@ -172,19 +179,33 @@ def ahead(make: Callable[[int], T], numbers: Iterable[int], depth: int) -> Gener
                     return
                 put(make(number), None)
             put(None, StopIteration())
-        except BaseException as error:  # raised again where the item is asked for
+        except Exception as error:  # raised again where the item is asked for
             put(None, error)
 
     thread = threading.Thread(target=work, name="vit-ahead", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise ResourceError(f"no thread can be started to read images ahead: {error}", NO_WORKERS) from None
     try:
         while True:
-            item, error = waiting.get()
-            if isinstance(error, StopIteration):
+            item, fault = _next(waiting, thread)
+            if isinstance(fault, StopIteration):
                 return
-            if error is not None:
-                raise error
+            if fault is not None:
+                raise fault
             yield cast(T, item)
     finally:
         stop.set()
         thread.join()
+
+
+def _next(waiting: queue.Queue[tuple[T | None, BaseException | None]], thread: threading.Thread) -> Any:
+    """The next item that waits. Raises ResourceError where there is none and nobody to make one."""
+    while True:
+        alive = thread.is_alive()
+        try:
+            return waiting.get(timeout=1.0)
+        except queue.Empty:
+            if not alive:
+                raise ResourceError("the thread that reads images ahead has died", NO_WORKERS) from None
