@@ -57,8 +57,10 @@ class Lazy(Mapping[str, Tensor]):
         return len(expected_shapes(self._model))
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor = self._joined(name) if name in self._parts or self._stored is None else torch.empty(1, 0, 0)
+        if name not in self:
+            raise KeyError(name)
         stored = self._stored
+        tensor = self._joined(name) if name in self._parts else torch.empty(0)
         if stored is not None and name in ("pos_embed", "cls_token", "reg_token"):
             tensor = self._folded(name, tensor, stored)
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():

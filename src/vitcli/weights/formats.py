@@ -4,8 +4,8 @@
 |-------------------------------------------------------|--------------------------------------------------|
 | a class token that the head reads                     | ViTForImageClassification                        |
 | two distilled heads                                   | DeiTForImageClassificationWithTeacher            |
-| layer scale, registers, or a mean beside a class token | Dinov2…ForImageClassification                   |
-| no class token, the mean after the last LayerNorm     | SiglipForImageClassification, its vision encoder |
+| layer scale, registers, or a mean beside a class token | Dinov2…ForImageClassification, if it is square |
+| no class token, the mean after the last LayerNorm     | SiglipForImageClassification, if it is square    |
 
 transformers has nothing that holds the others: a tanh layer before the head, a LayerNorm after the mean.
 """
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcli.config import ModelConfig, Size
+from vitcli.config import ModelConfig, Size, format_size
 from vitcli.errors import CheckpointError
 from vitcli.weights.describe import Description
 from vitcli.weights.layouts import (
@@ -51,7 +51,7 @@ def timm_config(description: Description) -> dict[str, Any]:
     arguments, which timm gives from beside them.
     """
     model, config = description.model, description.eval
-    arguments = {
+    arguments: dict[str, Any] = {
         "img_size": list(model.img_size),
         "patch_size": list(model.patch),
         "embed_dim": model.width,
@@ -135,6 +135,7 @@ def transformers_architecture(model: ModelConfig) -> Architecture:
                 "transformers has no image classifier with layer scale or registers and no class token",
                 "export it with --format timm or --format onnx",
             )
+        _check_square(model, "SigLIP")
         return _SIGLIP
     if model.layer_scale or model.registers or model.pool != "cls":
         if model.mlp % model.width:
@@ -142,8 +143,18 @@ def transformers_architecture(model: ModelConfig) -> Architecture:
                 f"transformers' DINOv2 takes an MLP of whole widths, not {model.mlp} for {model.width}",
                 "export it with --format timm or --format onnx",
             )
+        _check_square(model, "DINOv2")
         return _REGISTERS if model.registers else _DINOV2
     return _VIT
+
+
+def _check_square(model: ModelConfig, family: str) -> None:
+    """Raises CheckpointError for a grid that is none: these families take its root for both sides."""
+    if model.img_size[0] != model.img_size[1] or model.patch[0] != model.patch[1]:
+        raise CheckpointError(
+            f"transformers' {family}, which alone holds such a model, takes square images, not {format_size(model.img_size)}",
+            "export it with --format timm or --format onnx",
+        )
 
 
 def transformers_config(description: Description) -> dict[str, Any]:

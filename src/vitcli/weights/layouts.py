@@ -170,14 +170,14 @@ TRANSFORMERS_VIT = Layout(
 TRANSFORMERS_DEIT = Layout(
     "transformers DeiT",  # models/deit/modeling_deit.py
     ("embeddings.distillation_token",),
-    _HF_EMBEDDINGS
-    | _HF_BLOCK
-    | _HF_NEW_BLOCK
-    | {
+    {
         "embeddings.distillation_token": "dist_token",
         "cls_classifier.{p}": "head.{p}",
         "distillation_classifier.{p}": "head_dist.{p}",
-    },
+    }
+    | _HF_EMBEDDINGS
+    | _HF_BLOCK
+    | _HF_NEW_BLOCK,
     dropped=_HF_DROPPED | {"pooler.dense.{p}": "a layer that no head reads"},
     prefixes=("deit.",),
     norm_eps=1e-12,
@@ -337,7 +337,7 @@ _FILE_KEYS = ("embeddings.", "encoder.", "layernorm.", "pooler.")
 def keys_for(name: str, layout: Layout, prefix: str = "") -> list[tuple[str, str]]:
     """The keys that a file of `layout` has for vit's tensor `name`, each with its part (q, k, v, or empty for all of it).
 
-    `prefix` is put before what is not a head. Where a family has new and old names, the old ones are in its files.
+    `prefix` is put before what is not a head. Where a table has several keys for one, its first is what files have.
     """
     keys: dict[str, str] = {}
     for key, target in layout.table.items():

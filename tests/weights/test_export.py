@@ -1,0 +1,316 @@
+"""What export writes is loaded by the tool that it is for, and gives the same numbers; otherwise nothing is left."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from conftest import draw_image, run_vit
+from vitcli.classes import Class
+from vitcli.config import EvalConfig, ModelConfig, model_config
+from vitcli.errors import CheckpointError, UsageError
+from vitcli.model.vit import ViT, init_weights
+from vitcli.weights import export, formats
+from vitcli.weights.checkpoint import build, load, save
+from vitcli.weights.describe import Description, describe
+from vitcli.weights.formats import timm_config
+
+pytest.importorskip("torchvision_shim", reason="timm and transformers import torchvision")
+
+CLASSES = (Class("tench", "n01440764"), Class("Schnäuzer"), Class("老虎"))
+PLAIN = model_config("ViT-w64d2h2/8", (32, 48), 3)
+SQUARE = dataclasses.replace(PLAIN, img_size=(32, 32))
+
+
+def checkpoint(path: Path, model: ModelConfig = PLAIN, **seen: Any) -> Path:
+    vit = ViT(model)
+    init_weights(vit, 0)
+    generator = torch.Generator().manual_seed(0)
+    tensors = {n: t + 0.1 * torch.randn(t.shape, generator=generator) for n, t in vit.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    config = EvalConfig(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), **seen)
+    save(Description(path, model, CLASSES, config), tensors)
+    return path
+
+
+MODELS = {
+    "class token": PLAIN,
+    "mean without class token": dataclasses.replace(PLAIN, pool="mean", class_token=False),
+    "mean without class token, square": dataclasses.replace(SQUARE, pool="mean", class_token=False),
+    "tanh": dataclasses.replace(PLAIN, gelu="tanh"),
+    "distilled": dataclasses.replace(PLAIN, distilled=True),
+    "registers": dataclasses.replace(SQUARE, registers=4, layer_scale=0.1),
+    "layer scale, not square": dataclasses.replace(PLAIN, layer_scale=0.1),
+    "layer scale without class row": dataclasses.replace(SQUARE, layer_scale=0.1, prefix_positions=False),
+    "mean beside a class token": dataclasses.replace(SQUARE, pool="mean"),
+    "norm after the mean": dataclasses.replace(PLAIN, pool="mean", norm="after"),
+    "class token and mean": dataclasses.replace(SQUARE, pool="cls+mean", layer_scale=1.0),
+    "tanh layer": dataclasses.replace(PLAIN, pre_logits=True),
+}
+NOT_IN = {
+    "timm": {"class token and mean", "tanh layer"},
+    "transformers": {"norm after the mean", "tanh layer", "mean without class token", "layer scale, not square"},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("form", ["timm", "transformers"])
+def test_folders_for_timm_and_transformers(tmp_path, form, name):
+    path = checkpoint(tmp_path / "run" / "model.safetensors", MODELS[name])
+    description, tensors = load(str(path))
+    out = tmp_path / "out"
+    if name in NOT_IN[form]:
+        with pytest.raises(CheckpointError, match=form):
+            export.export(description, tensors, out, form)
+        assert not out.exists()
+        return
+    tree = export.export(description, tensors, out, form)
+    assert set(tree) == {"path", "format", "max_abs_difference", "images"}
+    assert tree["max_abs_difference"] < 1e-4 and tree["images"] == 10
+    again, loaded = load(str(out))
+    images = torch.randn(2, 3, *description.model.img_size)
+    with torch.no_grad():
+        ours, theirs = build(description.model, tensors)(images), build(again.model, loaded)(images)
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+    assert [c.name for c in again.classes] == [c.name for c in CLASSES]
+    assert again.eval.mean == description.eval.mean
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if n not in NOT_IN["timm"]])
+def test_a_run_folder_itself_loads_in_timm_and_by_way_of_it_in_transformers(tmp_path, name):
+    import timm
+    import transformers
+
+    path = checkpoint(tmp_path / "run" / "model.safetensors", MODELS[name])
+    description, tensors = load(str(path))
+    tree = timm_config(description)
+    assert "model_type" not in tree and "num_classes" not in tree["model_args"]
+    (path.parent / "config.json").write_text(json.dumps(tree))
+    images = torch.randn(2, 3, *description.model.img_size)
+    with torch.no_grad():
+        ours = build(description.model, tensors)(images)
+        model = timm.create_model(f"local-dir:{path.parent}", pretrained=True).eval()
+        torch.testing.assert_close(model(images), ours, rtol=1e-4, atol=1e-5)
+        wrapped = transformers.AutoModelForImageClassification.from_pretrained(path.parent).eval()
+        torch.testing.assert_close(wrapped(images).logits, ours, rtol=1e-4, atol=1e-5)
+    assert wrapped.config.id2label == {0: "tench", 1: "Schnäuzer", 2: "老虎"}
+
+
+@pytest.mark.parametrize("seen", [{}, {"crop": 0.875}, {"resize": "square"}, {"resize": "square", "crop": 0.8}])
+def test_the_pipeline_of_transformers_gives_the_same_labels_and_scores(tmp_path, seen):
+    import transformers
+
+    square = dataclasses.replace(PLAIN, img_size=(32, 32))
+    path = checkpoint(tmp_path / "run" / "model.safetensors", square, **seen)
+    export.export(*load(str(path)), tmp_path / "out", "transformers")
+    picture = draw_image(1, 0, size=60).resize((60, 47))
+    picture.save(tmp_path / "a.png")
+    pipe = transformers.pipeline("image-classification", model=str(tmp_path / "out"), device="cpu")
+    theirs = pipe(str(tmp_path / "a.png"), top_k=3)
+    done = run_vit("predict", path, tmp_path / "a.png", "--json", cwd=tmp_path)
+    ours = done.json["topk"]
+    assert [row["label"] for row in theirs] == [row["label"] for row in ours]
+    for one, other in zip(theirs, ours, strict=True):
+        assert one["score"] == pytest.approx(other["score"], abs=5e-3)  # the processors resize with other filters
+
+
+def test_onnx_has_a_free_batch_and_says_what_it_is(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = checkpoint(tmp_path / "model.safetensors")
+    description, tensors = load(str(path))
+    tree = export.export(description, tensors, tmp_path / "model.onnx", "onnx")
+    assert tree["max_abs_difference"] < 1e-4
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "model.safetensors"]
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    for batch in (1, 3, 17):
+        images = np.random.default_rng(0).normal(size=(batch, 3, 32, 48)).astype(np.float32)
+        (logits,) = session.run(["logits"], {"images": images})
+        with torch.no_grad():
+            ours = build(description.model, tensors)(torch.from_numpy(images))
+        np.testing.assert_allclose(logits, ours.numpy(), rtol=1e-4, atol=1e-4)
+    said = session.get_modelmeta().custom_metadata_map
+    assert json.loads(said["labels"]) == ["tench", "Schnäuzer", "老虎"]
+    assert json.loads(said["preprocessing"])["mean"] == [0.4, 0.5, 0.6]
+    assert json.loads(said["preprocessing"])["size"] == [32, 48]
+
+
+@pytest.mark.parametrize("form", export.FORMATS)
+def test_other_numbers_are_an_error_and_leave_nothing(tmp_path, monkeypatch, form):
+    if form == "onnx":
+        pytest.importorskip("onnxruntime")
+    path = checkpoint(tmp_path / "model.safetensors")
+    description, tensors = load(str(path))
+    changed = dict(tensors) | {"head.bias": tensors["head.bias"] + 0.01}
+    monkeypatch.setattr(export, "build", lambda model, _: build(model, tensors))
+    if form == "onnx":  # what is exported there is the model itself
+        other = build(description.model, changed)
+        monkeypatch.setattr(export, "_onnx", _with_model(export._onnx, other))
+    with pytest.raises(CheckpointError, match="other logits"):
+        export.export(description, changed, tmp_path / "out.onnx", form)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def _with_model(write: Any, other: ViT) -> Any:
+    return lambda description, tensors, model, place: write(description, tensors, other, place)
+
+
+def test_what_is_in_the_way_is_not_replaced_without_force(tmp_path):
+    path = checkpoint(tmp_path / "model.safetensors")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("x")
+    with pytest.raises(UsageError, match="exists"):
+        export.export(*load(str(path)), tmp_path / "out", "timm")
+    assert (tmp_path / "out" / "mine.txt").exists()
+    export.export(*load(str(path)), tmp_path / "out", "timm", force=True)
+    assert describe(tmp_path / "out" / "model.safetensors").classes == CLASSES
+
+
+def test_a_tool_that_is_not_installed_is_said_before_anything_is_done(tmp_path, monkeypatch):
+    path = checkpoint(tmp_path / "model.safetensors")
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="onnx, which is not installed") as caught:
+        export.check_format("onnx", describe(path))
+    assert "vitcli[onnx]" in caught.value.hint
+
+
+def test_unknown_formats_and_models_without_a_head(tmp_path):
+    path = checkpoint(tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match="unknown format"):
+        export.check_format("keras", describe(path))
+    bare = dataclasses.replace(describe(path), model=dataclasses.replace(PLAIN, classes=0), classes=())
+    with pytest.raises(CheckpointError, match="no classification head"):
+        export.check_format("timm", bare)
+
+
+def test_transformers_files_have_q_k_and_v_apart_under_the_names_of_its_files(tmp_path):
+    description, tensors = load(str(checkpoint(tmp_path / "model.safetensors")))
+    export.export(description, tensors, tmp_path / "out", "transformers")
+    written = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
+    block = "vit.encoder.layer.1.attention.attention"
+    parts = [written[f"{block}.{name}.weight"] for name in ("query", "key", "value")]
+    assert torch.equal(torch.cat(parts), tensors["blocks.1.attn.qkv.weight"])
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["layer_norm_eps"], config["model_type"]) == (1e-6, "vit")
+    assert config["id2label"] == {"0": "tench", "1": "Schnäuzer", "2": "老虎"}
+    processor = formats.preprocessor_config(description)
+    assert processor["image_mean"] == [0.4, 0.5, 0.6]
+
+
+# --- the command -------------------------------------------------------------------------------------------
+
+
+def test_the_command_exports_and_says_how_far_both_sides_differ(tmp_path):
+    path = checkpoint(tmp_path / "model.safetensors")
+    done = run_vit("export", path, "out", "--format", "timm", "--json", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert done.json["path"] == "out" and done.json["max_abs_difference"] < 1e-4
+    assert "largest difference" in done.err
+    again = run_vit("export", path, "out", "--format", "timm", cwd=tmp_path)
+    assert again.code == 2 and "exists" in again.err
+    none = run_vit("export", path, "other", cwd=tmp_path)
+    assert none.code == 2 and "--format" in none.err
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """The three requests of an upload, as the Hugging Face hub answers them."""
+
+    commits: list[list[dict[str, Any]]]
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+    def _answer(self, tree: Any) -> None:
+        body = json.dumps(tree).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        self._answer({"id": "someone/model", "sha": "0" * 40, "siblings": [], "name": "someone", "type": "user"})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path.endswith("/repos/create"):
+            self._answer({"url": f"http://{self.headers['Host']}/someone/model", "name": "someone/model"})
+        elif "/preupload/" in self.path:
+            files = json.loads(body)["files"]
+            self._answer(
+                {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]}
+            )
+        elif "/commit/" in self.path:
+            type(self).commits.append([json.loads(line) for line in body.decode().splitlines()])
+            url = f"http://{self.headers['Host']}/someone/model/commit/1"
+            self._answer({"success": True, "commitOid": "1" * 40, "commitUrl": url, "hookOutput": ""})
+        else:
+            self._answer({})
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    Hub.commits = []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_an_export_is_pushed_to_a_hub(tmp_path, hub):
+    path = checkpoint(tmp_path / "model.safetensors")
+    env = {"HF_ENDPOINT": hub, "HF_TOKEN": "hf_x", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    done = run_vit(
+        "export", path, "out", "--format", "timm", "--push", "someone/model", "--json", cwd=tmp_path, env=env
+    )
+    assert done.code == 0, done.err
+    assert done.json["pushed"] == f"{hub}/someone/model"
+    (commit,) = Hub.commits
+    sent = {
+        line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in commit if line["key"] == "file"
+    }
+    assert set(sent) == {"config.json", "model.safetensors"}
+    assert sent["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
+
+
+def test_a_hub_that_does_not_answer_is_a_lack_of_resources_and_the_export_stays(tmp_path):
+    path = checkpoint(tmp_path / "model.safetensors")
+    env = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_x", "HF_HUB_OFFLINE": "0"}
+    done = run_vit("export", path, "out", "--format", "timm", "--push", "someone/model", cwd=tmp_path, env=env)
+    assert done.code == 6 and "someone/model" in done.err
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_real_weights_keep_their_predictions(tmp_path, deit_weights, shared_data):
+    timm = pytest.importorskip("timm")
+    done = run_vit(
+        "export", deit_weights, tmp_path / "out", "--format", "timm", "--labels", "imagenet-1k", cwd=tmp_path
+    )
+    assert done.code == 0, done.err
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    photos = sorted((shared_data / "photos").glob("*/*.jpg"))[::12]
+    rows = [
+        json.loads(line) for line in run_vit("predict", deit_weights, *photos, "--json", cwd=tmp_path).out.splitlines()
+    ]
+    cfg = timm.data.resolve_data_config({}, model=model)
+    transform = timm.data.create_transform(**cfg)
+    with torch.no_grad():
+        images = torch.stack([transform(Image.open(p).convert("RGB")) for p in photos])
+        chances = model(images).softmax(1)
+    for row, chance in zip(rows, chances, strict=True):
+        assert row["score"] == pytest.approx(float(chance.max()), abs=1e-4)
+        assert model.pretrained_cfg["label_names"][int(chance.argmax())] == row["label"]
