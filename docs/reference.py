@@ -18,7 +18,7 @@ from vitcli.data.sources import PRESETS
 from vitcli.recipes import RECIPES
 
 PAGE = Path(__file__).with_name("reference.md")
-COMMANDS = ("pretrain", "finetune", "eval", "probe", "sweep", "info", "bench")
+COMMANDS = ("pretrain", "finetune", "eval", "predict", "probe", "sweep", "resize-posemb", "info", "export", "bench")
 
 
 def help_of(*command: str) -> str:
