@@ -15,6 +15,7 @@ A message is one line and names the offending value, file, row or key; a hint sa
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Iterable
 
 
@@ -61,6 +62,17 @@ class ResourceError(VitError):
 class Interrupted(VitError):
     code = 75
     kind = "interrupted"
+
+
+class Stopped(BaseException):
+    """A signal came before there was anything new to save; the exit code is 128 + `number`.
+
+    No Exception, which much code catches, and no KeyboardInterrupt, which the parser takes for Ctrl-C.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
 
 
 _OUT_OF_MEMORY = re.compile(

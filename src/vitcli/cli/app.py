@@ -21,7 +21,7 @@ from vitcli.cli.predict import predict
 from vitcli.cli.probe import probe
 from vitcli.cli.sweep import sweep
 from vitcli.cli.train import finetune, pretrain
-from vitcli.errors import ResourceError, UsageError, VitError, did_you_mean, is_out_of_memory
+from vitcli.errors import ResourceError, Stopped, UsageError, VitError, did_you_mean, is_out_of_memory
 
 app = typer.Typer(
     name="vit",
@@ -84,8 +84,10 @@ def run(arguments: list[str]) -> int:
     """The exit code of a command; errors are shown, a closed pipe is quiet. The code is true even if nobody can read why."""
     try:
         return int(app(arguments, prog_name="vit", standalone_mode=False) or 0)
-    except KeyboardInterrupt as stopped:
-        return 128 + getattr(stopped, "number", signal.SIGINT)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except Stopped as stopped:
+        return 128 + stopped.number
     except Exception as raised:
         if isinstance(raised, OSError) and raised.errno == errno.EPIPE:
             _silence()

@@ -51,13 +51,14 @@ class Split:
         return [_blob(item) for item in column]
 
     def describe(self, position: int) -> str:
-        """The path, or the split and row, of an image, for messages."""
+        """The split and row of an image, and its path where it has one, for messages."""
         row = int(self.rows[position])
         item = self.table[row][self.image_column]
         path = item.get("path") if isinstance(item, dict) else None
+        where = f"row {row} of split {self.table_name!r}"
         if path and (Path(path).is_absolute() or "://" in path):
-            return str(path)
-        return f"row {row} of split {self.table_name!r}" + (f" ({path})" if path else "")
+            return f"{path} ({where})"
+        return where + (f" ({path})" if path else "")
 
     @property
     def table_name(self) -> str:
@@ -72,14 +73,16 @@ def _blob(item: Any) -> tuple[bytes | None, str]:
         return item["bytes"], path
     if not path:
         return None, ""
-    try:
-        if "://" in path:
-            import fsspec
+    if "://" not in path:
+        with contextlib.suppress(OSError, ValueError):
+            return Path(path).read_bytes(), path
+        return None, path
+    import fsspec
 
-            with fsspec.open(path, "rb") as file:
-                return file.read(), path
-        return Path(path).read_bytes(), path
-    except OSError:
+    try:
+        with fsspec.open(path, "rb") as file:
+            return file.read(), path
+    except Exception:  # each kind of address has errors of its own, and each means that the image cannot be had
         return None, path
 
 

@@ -24,6 +24,7 @@ from vitcli.errors import (
     DivergedError,
     Interrupted,
     ResourceError,
+    Stopped,
     UsageError,
     VitError,
     is_out_of_memory,
@@ -39,7 +40,7 @@ from vitcli.train.optim import Average, Optimizer, lr_factor
 from vitcli.train.plan import Plan, replan
 from vitcli.train.runfolder import Place
 from vitcli.train.runlog import Log, Metrics, read_lines
-from vitcli.train.runtime import Runtime, Signals, Stopped
+from vitcli.train.runtime import Runtime, Signals
 from vitcli.train.step import DIVERGED_HINT, Update, train_step
 from vitcli.weights.checkpoint import HEADS, Tensors, adapt, load, resized
 from vitcli.weights.describe import WEIGHTS
@@ -85,7 +86,7 @@ def _status_of(folder: Path, is_new: bool, existed: bool) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyboardInterrupt, Exception) as error:
+    except (Stopped, KeyboardInterrupt, Exception) as error:
         saved = state.steps(folder / "state")
         if isinstance(error, Stopped) and saved:
             runfolder.write_status(folder, "saved", saved[-1], Interrupted.code)
@@ -95,7 +96,7 @@ def _status_of(folder: Path, is_new: bool, existed: bool) -> Iterator[None]:
             ) from None
         if is_new and not saved and not (folder / "metrics.jsonl").exists():
             _undo(folder, existed)
-        elif not isinstance(error, (Interrupted, KeyboardInterrupt)):
+        elif isinstance(error, Exception) and not isinstance(error, Interrupted):
             code = error.code if isinstance(error, VitError) else VitError.code
             with contextlib.suppress(ResourceError):
                 runfolder.write_status(folder, "failed", runfolder.status(folder).get("step", 0), code)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from vitcli.config import RunConfig
-from vitcli.errors import ResourceError
+from vitcli.errors import ResourceError, Stopped
 from vitcli.model.attention import Attention, AttentionPath, best_path
 from vitcli.model.vit import ViT
 
@@ -154,14 +154,6 @@ def process_seconds() -> float:
 
 
 _IMPORTED = time.monotonic()
-
-
-class Stopped(KeyboardInterrupt):
-    """A signal came before the first step; nothing new is worth saving. An `except Exception` lets it through."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
 
 
 class Signals:
