@@ -146,6 +146,7 @@ class TrainConfig:
     head_bias: float = 0.0  # the new head's bias; -10 and -6.9 are big_vision's for sigmoid losses
     init: Literal["paper", "mimetic"] = "paper"  # of random weights: the paper's code's, or like trained attention
     head: Literal["zero", "linear"] = "zero"  # a new head starts at zero, or as a linear probe of the frozen features
+    low_res: float = 0.0  # part of the run, from its start, that trains on smaller images: half the size, then 3/4
     dev: float = 0.0  # part of the training images kept back to choose by, at most 2,000
     report_on: Literal["held-out", "dev"] = "held-out"  # the images that the run's own scores are of
     freeze: Literal["", "backbone"] = ""
@@ -574,6 +575,7 @@ def check(config: Config) -> Config:
         "train.label_smoothing": train.label_smoothing,
         "data.fraction": data.fraction,
         "train.dev": train.dev,
+        "train.low_res": train.low_res,
         "augment.pad": augment.pad,
         "optim.layer_decay": optim.layer_decay,
         "eval.crop": config.eval.crop,

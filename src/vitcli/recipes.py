@@ -153,7 +153,9 @@ def small(facts: Facts) -> Config:
             mixup=0.2 if mildly else 0.0,
             ramp=0.0 if mildly else 5.0,
         ),
-        train=TrainConfig(batch_size=_batch_size(facts.images, 128), epochs=epochs, init="mimetic"),
+        train=TrainConfig(
+            batch_size=_batch_size(facts.images, 128), epochs=epochs, init="mimetic", low_res=0.0 if mildly else 0.45
+        ),
         optim=OptimConfig(
             name="muon",
             lr=2e-3,

@@ -39,7 +39,7 @@ def test_estimates_come_every_fifty_steps() -> None:
         if clock.is_due(step, step * 0.1):
             due.append(step)
             clock.estimate(step, step * 0.1, 0.0)
-    assert due == [3, 10, 25, 50, 100, 150, 200, 250, 300]
+    assert due == [1, 2, 4, 10, 25, 50, 100, 150, 200, 250, 300]
 
 
 def test_kept_anchors_are_replayed() -> None:

@@ -8,7 +8,7 @@ until `normalise`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -46,6 +46,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def resized(self, size: Size) -> Batch:
+        """The same batch at another size, by an antialiased bilinear resize."""
+        views = tuple(F.interpolate(v, size, mode="bilinear", align_corners=False, antialias=True) for v in self.views)
+        return replace(self, views=views)
 
     def rows(self, part: slice) -> Batch:
         """A micro-batch, or a process's share."""

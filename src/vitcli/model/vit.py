@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vitcli.config import ModelConfig, Size, check_model
 from vitcli.model.attention import Attention
 from vitcli.model.linear import Linear, linear
+from vitcli.model.posemb import resize_position_embedding
 
 Branch = Callable[[Tensor], Tensor]
 
@@ -136,6 +137,7 @@ class ViT(nn.Module):
         super().__init__()
         check_model(config)
         self.config = config
+        self.also_takes: Size | None = None  # another image size, for which positions are interpolated in every pass
         self.patch_embed = PatchEmbed(config.patch, config.width)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.width)) if config.class_token else None
         self.dist_token = nn.Parameter(torch.empty(1, 1, config.width)) if config.distilled else None
@@ -157,8 +159,10 @@ class ViT(nn.Module):
 
     def embed(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens dim"]:
         """Patches, prefix tokens and positions: the input of the first block."""
-        rows = self.config.prefix_rows
-        patches = self.patch_embed(images) + self.pos_embed[:, rows:]
+        rows, patch = self.config.prefix_rows, self.config.patch
+        grid = (images.shape[2] // patch[0], images.shape[3] // patch[1])
+        positions = resize_position_embedding(self.pos_embed, self.config.grid, grid, rows)
+        patches = self.patch_embed(images) + positions[:, rows:]
         prefix: list[Tensor] = [token for token in (self.cls_token, self.dist_token) if token is not None]
         if rows:
             prefix = [torch.cat(prefix, dim=1) + self.pos_embed[:, :rows]]
@@ -207,9 +211,9 @@ class ViT(nn.Module):
     ) -> Float[Tensor, "batch classes"]:
         """Logits of normalised images, of a distilled model the mean of both heads'; without a head the features.
 
-        Raises ValueError for images of another size than the configuration's.
+        Raises ValueError for images of another size than the configuration's, or `also_takes`.
         """
-        if tuple(images.shape[2:]) != tuple(self.config.img_size):
+        if tuple(images.shape[2:]) not in (tuple(self.config.img_size), self.also_takes):
             raise ValueError(f"images of {tuple(images.shape[2:])}, the model takes {tuple(self.config.img_size)}")
         if self.head_dist is None:
             return self.head(self.features(images, keep))

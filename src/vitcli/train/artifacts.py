@@ -15,7 +15,9 @@ from vitcli.weights.describe import WEIGHTS, Description
 from vitcli.weights.formats import timm_config
 
 
-def describe_run(plan: Plan, folder: Path, steps: int, images_seen: int, scores: dict[str, Any]) -> Description:
+def describe_run(
+    plan: Plan, folder: Path, steps: int, images_seen: int, train_flops: int, scores: dict[str, Any]
+) -> Description:
     """The document that goes into the checkpoint's header."""
     config, source = plan.config, plan.source
     parent = (
@@ -41,7 +43,7 @@ def describe_run(plan: Plan, folder: Path, steps: int, images_seen: int, scores:
         "seed": config.run.seed,
         "steps": steps,
         "images_seen": images_seen,
-        "train_flops": plan.train_flops(images_seen),
+        "train_flops": train_flops,
         **parent,
     }
     kept = {k: v for k, v in scores.items() if k in ("split", "top1", "top5", "loss", "ece", "n")}
@@ -101,7 +103,9 @@ vit info model.safetensors
 
 def write(plan: Plan, folder: Path, tensors: Tensors, report: dict[str, Any], lines: list[Event]) -> None:
     """Everything but the state. The report comes last: where it stands, the run is whole. Raises ResourceError."""
-    description = describe_run(plan, folder, report["steps"], report["images_seen"], report["eval"] or {})
+    description = describe_run(
+        plan, folder, report["steps"], report["images_seen"], report["train_flops"], report["eval"] or {}
+    )
     checkpoint.save(description, tensors)
     files.write_json(folder / "config.json", timm_config(description))
     plots.curves(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 ESTIMATE_EVERY = 50  # steps
-_FIRST_ESTIMATES = (3, 10, 25)
+_FIRST_ESTIMATES = (1, 2, 4, 10, 25)
 _LARGEST_GAP = 0.02  # of the budget
 
 
@@ -60,9 +60,20 @@ class Clock:
         return (
             step in _FIRST_ESTIMATES
             or step % ESTIMATE_EVERY == 0
-            or (late and step >= _FIRST_ESTIMATES[0])
+            or late
             or seconds >= self.budget
         )
+
+    def change_speed(self, step: int, seconds: float, ratio: float) -> Anchor | None:
+        """An anchor where each step takes `ratio` times as long from now on; None without a budget or where one is kept."""
+        if self.budget is None or self.anchors[-1].step >= step:
+            return None
+        last, total = self._anchor(step), self.total(step)
+        remaining = max(0, int((total - step) / ratio))
+        self._measured = []
+        anchor = Anchor(step, self.progress(step), remaining, max(seconds, last.seconds))
+        self.anchors.append(anchor)
+        return anchor
 
     def estimate(self, step: int, seconds: float, reserve: float) -> Anchor:
         """A new anchor from the time used; `reserve` seconds are needed after the last step.

@@ -8,6 +8,7 @@ import shutil
 import signal
 import statistics
 import time
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 from vitcli import files, flops
+from vitcli.data.augment import Batch
 from vitcli.data.cache import Images, open_images, silent, working_view
 from vitcli.data.loader import TrainLoader
 from vitcli.data.split import Split
@@ -34,6 +36,7 @@ from vitcli.evaluate.probe import MOST_IMAGES
 from vitcli.model.vit import ViT, init_mimetic, init_weights
 from vitcli.train import artifacts, runfolder, state
 from vitcli.train.clock import Anchor, Clock
+from vitcli.train.growth import size_at, slower
 from vitcli.train.head import Start, fit_head, halfway
 from vitcli.train.objectives import Classify
 from vitcli.train.optim import Average, Optimizer, lr_factor
@@ -331,7 +334,7 @@ class _Run:
             "images_seen": images_seen,
             "seconds": seconds,
             "images_per_second": statistics.median_low(rates) if rates else 0.0,
-            "train_flops": self.plan.train_flops(images_seen),
+            "train_flops": self.plan.train_flops(images_seen, self._seen_until),
             "eval": scores,
             "resumed_from": self.at.resumed_from,
             "warnings": self.log.warnings,
@@ -381,6 +384,7 @@ class _Run:
         step, total = self.at.step, self.clock.total(self.at.step)
         self.factor = lr_factor(self.config.optim, step, self.clock.progress(step), total)
         self.optimizer.set_factor(self.factor)
+        batch = self._at_its_size(batch)
         try:
             update = train_step(self.model, self.objective, self.optimizer, batch, self.config, step, self.runtime)
         except (MemoryError, RuntimeError) as error:
@@ -395,6 +399,24 @@ class _Run:
         if self.average is not None:
             self.average.update(self.model, step)
         return update
+
+    def _at_its_size(self, batch: Batch) -> Batch:
+        """At a smaller size in the first part of the run (train.low_res); where images grow, steps get slower."""
+        model, low_res, step = self.config.model, self.config.train.low_res, self.at.step
+        if not low_res:
+            return batch
+        size = size_at(model, low_res, self.clock.progress(step))
+        before = size_at(model, low_res, self.clock.progress(max(0, step - 1)))
+        if size != before:
+            anchor = self.clock.change_speed(step, self._seconds(), slower(model, before, size))
+            if anchor is not None:
+                files.append_line(self.folder / "state" / "clock.jsonl", anchor.as_json())
+        self.model.also_takes = size
+        return batch if size == model.img_size else batch.resized(size)
+
+    def _seen_until(self, progress: float) -> float:
+        """The part of the steps so far that were done before a part `progress` of the run."""
+        return bisect_left(range(self.at.step), progress, key=self.clock.progress) / max(1, self.at.step)
 
     def _keep_last_good_step(self) -> None:
         """Where nothing is saved yet, save the weights before the update that was not made, unless they are spoilt."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from vitcli.data.split import Source, Split, dev_split, fraction_of, typical_siz
 from vitcli.errors import DataError, UsageError
 from vitcli.recipes import Facts, configure, default_recipe
 from vitcli.train import runtime
+from vitcli.train.growth import stages
 from vitcli.weights.describe import Description, describe, locate
 
 _FIXED_BY_PARENT = (
@@ -104,8 +106,15 @@ class Plan:
     def frozen(self) -> bool:
         return self.config.train.freeze == "backbone"
 
-    def train_flops(self, images_seen: int) -> int:
-        return flops.training_flops(self.config.model, images_seen, self.frozen)
+    def train_flops(self, images_seen: int, share: Callable[[float], float] = lambda progress: progress) -> int:
+        """Of training on so many images. `share` is the part of them that was seen up to a part of the run."""
+        total, before = 0, 0.0
+        for until, size in stages(self.config.model, self.config.train.low_res):
+            part = (share(until) if until < 1 else 1.0) - before
+            model = replace(self.config.model, img_size=size)
+            total += flops.training_flops(model, round(images_seen * part), self.frozen)
+            before += part
+        return total
 
     def memory(self) -> flops.Memory:
         config = self.config

@@ -1,0 +1,34 @@
+"""Images that grow: the first part of a run trains at a smaller size, where a step costs a fraction.
+
+A model learns what is where from small images nearly as well, and sees several times as many of them (the idea of progressive
+resizing, as in Touvron et al., 2019, "Fixing the train-test resolution discrepancy"; the numbers are in docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vitcli import flops
+from vitcli.config import ModelConfig, Size
+
+_STEPS = ((0.36, 0.5), (1.0, 0.75))
+"""Up to which part of the low-resolution part, and the part of the image's sides."""
+
+
+def stages(model: ModelConfig, low_res: float) -> list[tuple[float, Size]]:
+    """(part of the run at which it ends, image size), in order; the last ends at 1 and has the model's own size."""
+    found = []
+    for until, part in _STEPS if low_res else ():
+        rows, columns = (max(1, round(part * cells)) for cells in model.grid)
+        found.append((until * low_res, (rows * model.patch[0], columns * model.patch[1])))
+    return [*found, (1.0, model.img_size)]
+
+
+def size_at(model: ModelConfig, low_res: float, progress: float) -> Size:
+    """The image size of a step that begins when a part `progress` of the run is done."""
+    return next((size for until, size in stages(model, low_res) if progress < until), model.img_size)
+
+
+def slower(model: ModelConfig, before: Size, after: Size) -> float:
+    """How many times as long a step takes at the size `after`, by its operations."""
+    return flops.macs(replace(model, img_size=after)) / flops.macs(replace(model, img_size=before))
