@@ -48,10 +48,18 @@ class Started:
     """A `vit` at work."""
 
     def __init__(
-        self, arguments: Sequence[object], cwd: Path, before: str = "", env: dict[str, str] | None = None, out: str = ""
+        self,
+        arguments: Sequence[object],
+        cwd: Path,
+        before: str = "",
+        env: dict[str, str] | None = None,
+        out: str = "",
+        err: str = "",
     ) -> None:
-        number = sum(1 for _ in cwd.glob(".*.err"))
-        self.out, self.err = cwd / f".{number}.out", cwd / f".{number}.err"
+        """`before` is Python that the process runs first, to inject a fault; `out` and `err` take its output."""
+        number = sum(1 for _ in cwd.glob(".*.log"))
+        (cwd / f".{number}.log").touch()
+        self.out, self.err = Path(out or cwd / f".{number}.out"), Path(err or cwd / f".{number}.err")
         self.pid: int = Zygote.ask(
             {
                 "start": {
@@ -59,7 +67,7 @@ class Started:
                     "cwd": str(cwd),
                     "before": before,
                     "env": env or {},
-                    "out": out or str(self.out),
+                    "out": str(self.out),
                     "err": str(self.err),
                 }
             }
@@ -74,10 +82,10 @@ class Started:
             self.code = Zygote.ask({"poll": self.pid})
         return self.code is not None
 
-    def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until something is so; it must become so before the process ends."""
+    def until(self, condition: Callable[..., object], *arguments: object) -> None:
+        """Wait until `condition(*arguments)`; it must come to that before the process ends."""
         deadline = time.monotonic() + PATIENCE
-        while not condition():
+        while not condition(*arguments):
             assert not self.is_over(), f"ended with {self.code} before that: {self.said()}"
             assert time.monotonic() < deadline, f"it never came to that: {self.said()}"
             time.sleep(0.002)
@@ -120,9 +128,19 @@ def pretrain(data: Path | str, *more: object, steps: int = 12, out: str = "run")
     return ["pretrain", "--data", data, *options, *settings, *more]
 
 
+SLOW_STEPS = "import time\nfrom vitcli.train import loop\nstep = loop.train_step\n" + (
+    "def slow(*arguments):\n    time.sleep(0.05)\n    return step(*arguments)\nloop.train_step = slow\n"
+)
+"""Steps long enough for a test to act between two of them."""
+
+
 def last_step(folder: Path) -> int:
     """The last step in metrics.jsonl."""
     return max((line["step"] for line in read_lines(folder / "metrics.jsonl")), default=0)
+
+
+def has_logged(folder: Path, step: int) -> bool:
+    return last_step(folder) >= step
 
 
 def saved_steps(folder: Path) -> list[int]:

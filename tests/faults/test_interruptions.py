@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import SLOW_STEPS, Started, assert_same_run, has_logged, last_step, pretrain, run, saved_steps
 
-from processes import Started, assert_same_run, last_step, pretrain, run, saved_steps
 from vitcli import files
 from vitcli.train import runfolder, state
 
@@ -39,6 +39,14 @@ def finish(command: list[object], folder: Path) -> dict[str, object]:
     return report
 
 
+def has_saved_more(folder: Path, before: int) -> bool:
+    return max(state.steps(folder / "state"), default=0) > before
+
+
+def is_time(until: float, folder: Path, step: int) -> bool:
+    return time.monotonic() > until or has_logged(folder, step)
+
+
 # --- 1: kill -9 at random moments ----------------------------------------------------------------------------
 
 
@@ -55,9 +63,9 @@ def kill_at_random(data: Path, folder: Path, kills: int, optimizer: str, steps: 
             until = time.monotonic() + draw.uniform(0, 1.5)
         else:  # shortly after something new was saved
             before = max(state.steps(folder / "run" / "state"), default=0)
-            process.until(lambda: max(state.steps(folder / "run" / "state"), default=0) > before)
+            process.until(has_saved_more, folder / "run", before)
             until = time.monotonic() + draw.uniform(0, 0.1)
-        process.until(lambda: time.monotonic() > until or last_step(folder / "run") >= at)
+        process.until(is_time, until, folder / "run", at)
         process.send(signal.SIGKILL)
         assert process.wait().code == -signal.SIGKILL, "the kill came too late"
         inside += bool(files.leftovers(folder / "run" / "state"))
@@ -220,22 +228,16 @@ def test_row_03_a_step_folder_is_never_written_again(tmp_path: Path) -> None:
 
 def kill_at(command: list[object], folder: Path, step: int) -> None:
     process = Started(command, folder)
-    process.until(lambda: last_step(folder / "run") >= step)
+    process.until(has_logged, folder / "run", step)
     process.send(signal.SIGKILL)
     assert process.wait().code == -signal.SIGKILL, "the kill came too late"
-
-
-SLOW_STEPS = "import time\nfrom vitcli.train import loop\nstep = loop.train_step\n" + (
-    "def slow(*arguments):\n    time.sleep(0.05)\n    return step(*arguments)\nloop.train_step = slow"
-)
-"""Steps long enough for a test to act between two of them."""
 
 
 def test_row_04_two_interruptions_inside_one_epoch(class_folders: Path, reference: Path, tmp_path: Path) -> None:
     """An epoch is nine steps; both fall into the first, the second one past a step that was done twice."""
     for step in (3, 6):
         process = Started(pretrain(class_folders), tmp_path, before=SLOW_STEPS)
-        process.until(lambda step=step: last_step(tmp_path / "run") >= step)  # type: ignore[misc]
+        process.until(has_logged, tmp_path / "run", step)
         process.send(signal.SIGKILL)
         assert process.wait().code == -signal.SIGKILL
         assert step <= last_step(tmp_path / "run") < 9
@@ -247,7 +249,7 @@ def test_row_04_two_interruptions_inside_one_epoch(class_folders: Path, referenc
 def test_row_05_another_number_of_workers(class_folders: Path, reference: Path, tmp_path: Path) -> None:
     for workers, step in ((0, 3), (3, 6)):
         process = Started(pretrain(class_folders, "--set", f"data.workers={workers}"), tmp_path, before=SLOW_STEPS)
-        process.until(lambda step=step: last_step(tmp_path / "run") >= step)  # type: ignore[misc]
+        process.until(has_logged, tmp_path / "run", step)
         process.send(signal.SIGKILL)
         assert process.wait().code == -signal.SIGKILL
     report = finish(pretrain(class_folders, "--set", "data.workers=1"), tmp_path)
@@ -353,9 +355,9 @@ def test_row_07_fifty_signals_at_random_moments(class_folders: Path, tmp_path: P
         at = (number + 1) * (steps - 8) // 50
         process = Started(command, tmp_path)
         before = last_step(tmp_path / "run")
-        process.until(lambda before=before: last_step(tmp_path / "run") > before)  # type: ignore[misc]
+        process.until(has_logged, tmp_path / "run", before + 1)
         until = time.monotonic() + draw.uniform(0, 0.1)
-        process.until(lambda: time.monotonic() > until or last_step(tmp_path / "run") >= at)
+        process.until(is_time, until, tmp_path / "run", at)
         process.send(signal.SIGINT if name == "SIGINT" else signal.SIGTERM)
         if name == "second":
             time.sleep(draw.uniform(0, 0.02))
