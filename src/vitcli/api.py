@@ -583,9 +583,11 @@ def _analysis(asked: Overrides) -> AnalysisConfig:
     settings = AnalysisConfig(**{k.partition(".")[2]: v for k, v in asked.items() if k.startswith("analysis.")})
     for key in ("images", "components"):
         if getattr(settings, key) < 1:
-            raise UsageError(f"analysis.{key} = {getattr(settings, key)}: must be at least 1")
+            raise UsageError(
+                f"analysis.{key} = {getattr(settings, key)}: must be at least 1", "leave it out for the default"
+            )
     if not 0 <= settings.discard < 1:
-        raise UsageError(f"analysis.discard = {settings.discard}: must be from 0 to below 1")
+        raise UsageError(f"analysis.discard = {settings.discard}: must be from 0 to below 1", "0.9 keeps a tenth")
     return settings
 
 

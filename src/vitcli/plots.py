@@ -192,7 +192,7 @@ def position_similarity(
     for index, tile in enumerate(similarity.reshape(rows * columns, rows, columns)):
         top, left = index // columns * high, index % columns * wide
         cells[top : top + rows, left : left + columns] = tile
-    scale = min(9.0 / columns, 7.2 / rows)
+    scale = min(8.0 / columns, 6.0 / rows)
     figure = _figure(max(3.6, columns * scale) + 1.6, max(3.0, rows * scale) + 0.9)
     axes = figure.subplots()
     picture = axes.imshow(cells, cmap="viridis", vmin=-1, vmax=1, interpolation="nearest")
@@ -214,7 +214,7 @@ def filters(
     """Principal components of the patch embedding as pictures of a patch, each from its least to its greatest number."""
     columns = min(7, len(components))
     rows = -(-len(components) // columns)
-    figure = _figure(max(5.2, 1.3 * columns), 1.3 * rows * patch[0] / patch[1] + 0.35 * rows + 0.8)
+    figure = _figure(max(5.2, 1.3 * columns), 1.25 * rows * patch[0] / patch[1] + 0.24 * rows + 0.6)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
@@ -298,15 +298,15 @@ def picture_tiles(tiles: Sequence[tuple[str, NDArray[np.uint8]]], title: str, pa
 
     columns = min(len(tiles), max(3, round((1.7 * len(tiles)) ** 0.5)))
     rows = -(-len(tiles) // columns)
-    side = 12.4 / max(columns, 5)
-    figure = _figure(max(5.0, columns * side + 0.9), rows * (side + 0.22) + 0.5)
+    side = 10.4 / max(columns, 5)
+    figure = _figure(max(5.0, columns * side + 0.9), rows * (side + 0.2) + 0.4)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    letters = max(8, round(side * 13))
+    letters = max(8, round(side * 15))
     for axes, (name, picture) in zip(grid.flat, tiles, strict=False):
         axes.imshow(picture)
-        axes.set_title(name if len(name) <= letters else f"…{name[1 - letters :]}", fontsize=8, pad=2)
+        axes.set_title(name if len(name) <= letters else f"…{name[1 - letters :]}", fontsize=7.5, pad=2)
     key = figure.colorbar(
         ScalarMappable(cmap="viridis"), ax=grid, shrink=0.6, aspect=35, pad=0.01, ticks=[0, 1], fraction=0.03
     )

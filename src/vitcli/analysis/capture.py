@@ -6,8 +6,7 @@ the layer's output, then dropped, so memory holds one layer's attention of one m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -17,14 +16,15 @@ from vitcli.model.attention import attention_weights
 from vitcli.model.vit import Block, ViT
 
 MICRO_BYTES = {"cpu": 16_000_000, "mps": 64_000_000, "cuda": 256_000_000}
-"""Weights that are formed at once, at least one image's. On a CPU they stay in the cache: one image of ViT-B/16 at 384 px."""
+"""Weights that exist at once, at least one image's: one image of ViT-B/16 at 384 px on a CPU."""
+_HEADS_BYTES = {"cpu": 2_000_000, "mps": 64_000_000, "cuda": 256_000_000}
+"""Weights that are formed and multiplied at once, at least one head's, so that on a CPU they stay in the cache."""
 
 
-class Reducer(Protocol):
-    """What is done with attention weights. It keeps what it makes of them, never the weights."""
-
-    def __call__(self, layer: int, images: slice, weights: Float[Tensor, "images heads tokens tokens"]) -> None:
-        """Take the weights of `layer`, counted from 1, of these images of the batch: float32, each row sums to one."""
+Reducer = Callable[[int, slice, Tensor], None]
+"""What is done with attention weights: called with a layer, counted from 1, with which images of the batch they are of, and
+with the weights [images, heads, tokens, tokens] in float32, whose rows sum to one. It keeps what it makes of them, not the
+weights: their memory is used again for the next ones."""
 
 
 @torch.inference_mode()
@@ -37,49 +37,49 @@ def reduce_attention(
     evaluation; the weights are made from the same q and k in float32 either way. Raises ValueError for images of
     another size than the model's.
     """
-    if tuple(images.shape[2:]) != tuple(model.config.img_size):
-        raise ValueError(f"images of {tuple(images.shape[2:])}, the model takes {tuple(model.config.img_size)}")
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+    config, batch, device = model.config, len(images), images.device
+    if tuple(images.shape[2:]) != tuple(config.img_size):
+        raise ValueError(f"images of {tuple(images.shape[2:])}, the model takes {tuple(config.img_size)}")
+    matrix = 4 * config.tokens**2
+    size = min(batch, _at_once(MICRO_BYTES, device, config.heads * matrix))
+    heads = _at_once(_HEADS_BYTES, device, size * matrix)
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         x = model.embed(images)
+        memory = torch.empty(size, config.heads, config.tokens, config.tokens, device=device)
         for layer, block in enumerate(model.blocks, start=1):
             assert isinstance(block, Block)
-            if layer == len(model.blocks):
-                _weights_alone(block, layer, x, reduce)
-            else:
-                x = _through(block, layer, x, reduce)
+            qkv = block.attn.project(block.norm1(x))
+            is_last = layer == len(model.blocks)
+            mixed = None if is_last else torch.empty_like(x, dtype=qkv.dtype)
+            for part in (slice(start, min(start + size, batch)) for start in range(0, batch, size)):
+                weights = memory[: part.stop - part.start]
+                _attend(qkv[:, part], heads, weights, None if mixed is None else mixed[part])
+                reduce(layer, part, weights)
+            del qkv
+            if mixed is not None:  # what the block's own `forward` does from here on
+                x = x + block.ls1(block.attn.proj(mixed))
+                del mixed
+                x = x + block.mlp_branch(x)
 
 
-def _through(
-    block: Block, layer: int, x: Float[Tensor, "batch tokens width"], reduce: Reducer
-) -> Float[Tensor, "batch tokens width"]:
-    """The block's output, as its own `forward` has it, by way of the weights."""
-    qkv = block.attn.project(block.norm1(x))
-    mixed = x.new_empty(*qkv.shape[1:2], qkv.shape[3], qkv.shape[2], qkv.shape[4], dtype=qkv.dtype)
-    for part in _micro_batches(qkv[0]):
-        q, k, v = qkv[:, part]
-        weights = _weights(q, k)
-        reduce(layer, part, weights)
-        mixed[part] = (weights.to(v.dtype) @ v).transpose(1, 2)
-        del weights
-    x = x + block.ls1(block.attn.proj(mixed.flatten(2)))
-    del qkv, mixed
-    return x + block.mlp_branch(x)
+def _attend(
+    qkv: Float[Tensor, "3 images heads tokens dim"],
+    heads: int,
+    weights: Float[Tensor, "images heads tokens tokens"],
+    mixed: Float[Tensor, "images tokens width"] | None,
+) -> None:
+    """Fill `weights`, and `mixed` with what they make of v, the heads side by side."""
+    q, k, v = qkv.unbind(0)
+    by_head = None if mixed is None else mixed.unflatten(2, (q.shape[1], q.shape[3])).transpose(1, 2)
+    for start in range(0, q.shape[1], heads):
+        part = slice(start, start + heads)
+        with torch.autocast(q.device.type, enabled=False):
+            found = attention_weights(q[:, part].float(), k[:, part].float())
+        weights[:, part] = found
+        if by_head is not None:
+            by_head[:, part] = found.to(v.dtype) @ v[:, part]
 
 
-def _weights_alone(block: Block, layer: int, x: Float[Tensor, "batch tokens width"], reduce: Reducer) -> None:
-    qkv = block.attn.project(block.norm1(x))
-    for part in _micro_batches(qkv[0]):
-        reduce(layer, part, _weights(qkv[0, part], qkv[1, part]))
-
-
-def _weights(
-    q: Float[Tensor, "images heads tokens dim"], k: Float[Tensor, "images heads tokens dim"]
-) -> Float[Tensor, "images heads tokens tokens"]:
-    with torch.autocast(q.device.type, enabled=False):
-        return attention_weights(q.float(), k.float())
-
-
-def _micro_batches(q: Float[Tensor, "batch heads tokens dim"]) -> Iterator[slice]:
-    batch, heads, tokens, _ = q.shape
-    size = max(1, MICRO_BYTES.get(q.device.type, MICRO_BYTES["cpu"]) // (4 * heads * tokens * tokens))
-    return (slice(start, min(start + size, batch)) for start in range(0, batch, size))
+def _at_once(most: dict[str, int], device: torch.device, each: int) -> int:
+    """How many things of `each` bytes; one at least."""
+    return max(1, most.get(device.type, most["cpu"]) // each)

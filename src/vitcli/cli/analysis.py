@@ -314,12 +314,13 @@ def _short(data: str) -> str:
 
 def _distance_text(tree: dict[str, Any], planned: AttentionPlan, uniform: float) -> str:
     prefix = planned.model.prefix_tokens
+    tokens = f"{prefix} prefix token{'s' if prefix > 1 else ''}"
     if not prefix:
         how = "the model has patches alone"
     elif tree["includes_cls"]:
-        how = f"{prefix} prefix tokens included, at distance 0"
+        how = f"{tokens} included, at distance 0"
     else:
-        how = f"{prefix} prefix tokens left out, rows {'' if tree['renormalised'] else 'not '}renormalised"
+        how = f"{tokens} left out, rows {'' if tree['renormalised'] else 'not '}renormalised"
     heads = len(tree["layers"][0]["heads"])
     lines = [
         f"model       {_name(planned.model.name, planned.img_size)}, patches of {tree['patch_size'][0]} x {tree['patch_size'][1]} px",
