@@ -364,7 +364,7 @@ def test_row_07_fifty_signals_at_random_moments(class_folders: Path, tmp_path: P
             if not process.is_over():
                 process.send(signal.SIGINT)
         codes.append(process.wait().code)
-    assert set(codes) <= ({75, 130, -signal.SIGINT} if name == "second" else {75}), codes
+    assert set(codes) <= ({75, 130, 143} if name == "second" else {75}), codes
     assert name != "second" or codes.count(130) >= 10, codes
     finish(command, tmp_path)
     assert_same_run(same, tmp_path / "run")

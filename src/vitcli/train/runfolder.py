@@ -158,14 +158,22 @@ def _given(folder: Path, plan: Plan, resume: str) -> Place:
         while folder.with_name(f"{folder.name}-{number}").exists():
             number += 1
         return Place(folder.with_name(f"{folder.name}-{number}"), "new")
-    if not folder.is_dir() or not status(folder):
+    if not folder.is_dir() or not (folder / "state").is_dir():
         raise UsageError(f"{folder} exists and is not a run folder", "give --out a new name")
+    if _has_not_begun(folder):
+        return Place(folder, "new")
     if not _is_same(folder, plan):
         raise UsageError(
             f"{folder} holds a run of another configuration: {differences(folder, plan)}",
             "give --out another name, or --resume never to start beside it",
         )
     return Place(folder, "finished" if _is_finished(folder) else "unfinished")
+
+
+def _has_not_begun(folder: Path) -> bool:
+    """Whether a run was killed before its folder was complete, so that there is nothing of it but a lock."""
+    begun = status(folder) or (folder / "metrics.jsonl").exists() or any((folder / "state").glob("step-*"))
+    return (folder / "state" / "lock").is_file() and not begun
 
 
 def _is_finished(folder: Path) -> bool:
@@ -192,8 +200,10 @@ def continued(plan: Plan, folder: Path) -> Config:
 
 
 def create(folder: Path, plan: Plan) -> None:
-    """What describes the run, into its locked folder. Raises ResourceError, or UsageError where another run was first."""
-    if (folder / "state" / "identity.json").exists():
+    """What describes the run, into its locked folder; the status comes last. Raises ResourceError, or UsageError where
+    another run was first.
+    """
+    if status(folder):
         raise UsageError(f"{folder} was just taken by another run", "run the command again")
     files.write_text(folder / "run.toml", to_toml(plan.config))
     files.write_json(folder / "state" / "identity.json", identity(plan))
