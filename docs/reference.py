@@ -18,7 +18,10 @@ from vitcli.data.sources import PRESETS
 from vitcli.recipes import RECIPES
 
 PAGE = Path(__file__).with_name("reference.md")
-COMMANDS = ("pretrain", "finetune", "eval", "predict", "probe", "sweep", "resize-posemb", "info", "export", "bench")
+COMMANDS = (
+    "pretrain", "finetune", "eval", "predict", "probe", "sweep", "resize-posemb", "attn-distance", "attn-rollout",
+    "posemb-similarity", "filters", "info", "export", "bench",
+)  # fmt: skip
 
 
 def help_of(*command: str) -> str:

@@ -163,11 +163,12 @@ def attention_distance(
     means = [float(np.mean(heads)) for heads in layers]
     axes.plot(depth, means, color=ORANGE, linewidth=1.6, marker="_", markersize=13, markeredgewidth=2.2, zorder=4,
               label="mean of the layer")  # fmt: skip
-    for height, style, name in ((uniform, ":", "attention to all patches alike"), (image_width, "--", "image width")):
+    for height, style, name in ((uniform, ":", "attention to all\npatches alike"), (image_width, "--", "image width")):
         axes.axhline(height, color=GRAY, linestyle=style, linewidth=1.3, zorder=1)
+        pixels = f"{height:,.1f}".removesuffix(".0")
         axes.annotate(
-            f"{name}, {height:.0f} px", (1, height), xycoords=("axes fraction", "data"), textcoords="offset points",
-            xytext=(-4, 4), ha="right", va="bottom", color="#555555", fontsize=9,
+            f"{name}\n{pixels} px", (1, height), xycoords=("axes fraction", "data"), textcoords="offset points",
+            xytext=(6, 0), ha="left", va="center", color="#555555", fontsize=9, annotation_clip=False,
         )  # fmt: skip
     axes.set_xlim(0.5, len(layers) + 0.5)
     axes.set_ylim(0, 1.08 * image_width)
@@ -175,7 +176,7 @@ def attention_distance(
     axes.set_xlabel("network depth (layer)")
     axes.set_ylabel("mean attention distance (pixels)")
     axes.set_title(title, loc="left", fontsize=11)
-    axes.legend(loc="upper left", bbox_to_anchor=(0.0, 0.93), frameon=False, fontsize=9)
+    axes.legend(loc="upper left", bbox_to_anchor=(0.0, 0.92), frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     _save(figure, path)
