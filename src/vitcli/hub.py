@@ -36,9 +36,12 @@ def hint(error: BaseException) -> str:
         "network",
         "unreachable",
         "retries",
+        "server error",
+        "service unavailable",
+        "too many requests",
     )
     if any(word in text for word in ("gated", "401", "403", "authenticated", "private")):
         return "check the id; for a private or gated repository ask for access on its page, then log in with: hf auth login"
     if any(word in text for word in network):
-        return "no network? HF_HUB_OFFLINE=1 uses cached copies only; a local file or folder needs neither"
+        return "no network, or the hub is down? HF_HUB_OFFLINE=1 uses cached copies only; a local file or folder needs neither"
     return "check the id (user/name), its configuration (user/name:config) and revision (user/name@rev)"

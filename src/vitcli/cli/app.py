@@ -89,13 +89,13 @@ def run(arguments: list[str]) -> int:
     except Stopped as stopped:
         return 128 + stopped.number
     except Exception as raised:
-        if isinstance(raised, OSError) and raised.errno == errno.EPIPE:
+        if isinstance(raised, console.Unread):
             _silence()
             return 0
         error = raised if isinstance(raised, VitError) else _understood(raised)
         try:
             _show(error, "--json" in arguments)
-        except (OSError, ResourceError):
+        except (OSError, ResourceError, console.Unread):
             _silence()
         return error.code
 

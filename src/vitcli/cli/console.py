@@ -19,6 +19,10 @@ PLAIN_SECONDS = 5.0
 """Between two lines of progress where stderr is not a terminal."""
 
 
+class Unread(Exception):
+    """Nobody reads stdout any more. No OSError, since the parser would make exit code 1 of a closed pipe."""
+
+
 def print_json(tree: Any) -> None:
     _deliver(json.dumps(tree, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -28,13 +32,13 @@ def print_text(text: str) -> None:
 
 
 def _deliver(text: str) -> None:
-    """The result. Raises ResourceError where it cannot be written, BrokenPipeError where nobody reads."""
+    """The result. Raises ResourceError where it cannot be written, Unread where nobody reads."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
         if error.errno == errno.EPIPE:
-            raise
+            raise Unread from None
         raise ResourceError(
             f"cannot write the result to stdout: {error.strerror}", "free some space, or send it somewhere else"
         ) from None

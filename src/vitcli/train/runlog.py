@@ -36,8 +36,8 @@ class Log:
     `patience` seconds, is dropped with one warning, and training goes on.
     """
 
-    def __init__(self, sinks: Sequence[Sink], patience: float = PATIENCE) -> None:
-        self._sinks = [_Apart(sink, patience) for sink in sinks]
+    def __init__(self, sinks: Sequence[Sink], patience: float | None = None) -> None:
+        self._sinks = [_Apart(sink, PATIENCE if patience is None else patience) for sink in sinks]
         self.warnings: list[str] = []
 
     def __call__(self, event: str, **fields: Any) -> None:
@@ -70,11 +70,9 @@ class _Apart:
 
     def __call__(self, event: str, fields: Event) -> None:
         """Raises the sink's own error, or TimeoutError."""
-        if self._thread is None:
-            self._events: queue.SimpleQueue[tuple[str, Event] | None] = queue.SimpleQueue()
-            self._ends: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
-            self._thread = threading.Thread(target=self._work, name="vit-log", daemon=True)
-            self._thread.start()
+        if self._thread is None and not self._start():
+            self.sink(event, fields)
+            return
         self._events.put((event, fields))
         try:
             error = self._ends.get(timeout=self.patience)
@@ -82,6 +80,18 @@ class _Apart:
             raise TimeoutError(f"no answer for {self.patience:g} s") from None
         if error is not None:
             raise error
+
+    def _start(self) -> bool:
+        """Whether the system gave a thread."""
+        self._events: queue.SimpleQueue[tuple[str, Event] | None] = queue.SimpleQueue()
+        self._ends: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        thread = threading.Thread(target=self._work, name="vit-log", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            return False
+        self._thread = thread
+        return True
 
     def _work(self) -> None:
         while (item := self._events.get()) is not None:

@@ -104,8 +104,12 @@ class Writer:
             except BaseException as error:  # raised again where the writer is next asked
                 self._error = error
 
-        self._thread = threading.Thread(target=run, name="vit-save")
-        self._thread.start()
+        thread = threading.Thread(target=run, name="vit-save")
+        try:
+            thread.start()
+            self._thread = thread
+        except RuntimeError:  # the system gives no thread
+            work()
 
     def check(self) -> None:
         """Raise the error of a write that has ended; does not wait for one that has not."""

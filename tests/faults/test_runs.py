@@ -1,0 +1,309 @@
+"""Rows 26 to 34: what surrounds a run: its configuration, its neighbours, threads, memory, network, logs, streams."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import SLOW_STEPS, Started, assert_same_run, has_logged, pretrain, run, saved_steps
+
+from conftest import run_vit
+from vitcli import api, files
+from vitcli.config import read_toml
+from vitcli.train import runfolder, runlog
+from vitcli.weights.checkpoint import load
+
+# --- 26, 27: configuration and neighbours -----------------------------------------------------------------------
+
+
+def test_row_26_a_changed_configuration_is_refused_with_the_differences(class_folders: Path, tmp_path: Path) -> None:
+    process = Started(pretrain(class_folders), tmp_path, before=SLOW_STEPS)
+    process.until(has_logged, tmp_path / "run", 5)
+    process.send(signal.SIGTERM)
+    assert process.wait().code == 75
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name != "lock"}
+    refused = run(pretrain(class_folders, "--set", "optim.lr=0.5", "--seed", "3"), tmp_path)
+    assert refused.code == 2
+    message = refused.json["error"]["message"]
+    assert re.search(r"optim\.lr: \S+ there, 0\.5 now", message) and re.search(r"run\.seed: 0 there, 3 now", message)
+    assert "--resume never" in refused.json["error"]["hint"]
+    assert {p: p.read_bytes() for p in before} == before, "nothing of the run is touched"
+    same = run(pretrain(class_folders, "--set", "data.workers=1", "--set", "train.accumulate=2"), tmp_path)
+    assert same.code == 0 and same.json["resumed_from"], "what changes only how it is done is not compared"
+
+
+def test_row_27_the_second_of_two_runs_into_one_folder_is_told_who_is_there(
+    class_folders: Path, tmp_path: Path
+) -> None:
+    command = pretrain(class_folders)
+    first = Started(command, tmp_path, before=SLOW_STEPS.replace("0.05", "0.5"))
+    first.until(has_logged, tmp_path / "run", 2)
+    second = run(command, tmp_path)
+    assert second.code == 2
+    assert f"in use by process {first.pid} on {os.uname().nodename}" in second.json["error"]["message"]
+    first.send(signal.SIGKILL)  # which leaves no lock behind
+    first.wait()
+    assert run(command, tmp_path).json["resumed_from"] >= 2
+
+
+def test_row_27_of_two_that_start_at_once_one_has_the_folder_to_itself(class_folders: Path, tmp_path: Path) -> None:
+    """Both find no folder there; the configuration that is written is the winner's."""
+    meet = (
+        "import time\nfrom vitcli.train import runfolder\nchoose = runfolder.choose\n"
+        "def late(*arguments):\n    place = choose(*arguments)\n    time.sleep(max(0, {until} - time.time()))\n    return place\n"
+        "runfolder.choose = late\n"
+    )
+    for seed in (0, 10):
+        meeting = meet.format(until=time.time() + 4) + SLOW_STEPS
+        both = [
+            Started(pretrain(class_folders, "--seed", seed + i, out=f"run-{seed}"), tmp_path, before=meeting)
+            for i in range(2)
+        ]
+        codes = [process.wait().code for process in both]
+        assert sorted(codes) == [0, 2], [process.said() for process in both]
+        stored = read_toml(tmp_path / f"run-{seed}" / "run.toml")
+        assert stored["run.seed"] == seed + codes.index(0)
+
+
+# --- 30: those who read ahead ------------------------------------------------------------------------------------
+
+# vit decodes in threads, so no process of a data worker can be killed and no shared memory can run out. What is left
+# of the row is a thread that dies, and a system that gives none.
+
+BATCHES = ("--batch-size", "64", "--set", "train.save_every_steps=20")
+KILL_READER = """
+import ctypes, threading
+from vitcli.train import loop
+step, calls = loop.train_step, 0
+def kill(*arguments):
+    global calls
+    calls += 1
+    if calls == 5:
+        for thread in threading.enumerate():
+            if thread.name == "vit-ahead":
+                assert ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+                open("killed", "w").close()
+    return step(*arguments)
+loop.train_step = kill
+"""
+NO_THREADS = """
+import resource, threading
+threading.stack_size(2**38)
+resource.setrlimit(resource.RLIMIT_AS, (2**36, 2**36))
+"""
+
+
+@pytest.mark.parametrize("fault", ["dies", "cannot be started"])
+def test_row_30_a_reader_that_dies_is_no_hang(class_folders: Path, tmp_path: Path, fault: str) -> None:
+    command = pretrain(class_folders, *BATCHES, steps=120)
+    stopped = run(command, tmp_path, before=KILL_READER if fault == "dies" else NO_THREADS)
+    assert stopped.code == 6, stopped.err
+    assert (tmp_path / "killed").exists() == (fault == "dies")
+    error = stopped.json["error"]
+    assert "thread" in error["message"] and "--set data.workers=0" in error["hint"]
+    done = run([*command, "--set", "data.workers=0"], tmp_path, before="" if fault == "dies" else NO_THREADS)
+    assert done.code == 0, done.err
+    assert fault != "dies" or done.json["resumed_from"]
+
+
+def test_row_30_a_tiny_shared_memory_is_enough(class_folders: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vitcli", *map(str, pretrain(class_folders, "--set", "data.workers=2"))]
+    script = 'mount -t tmpfs -o size=4k tmpfs /dev/shm && dd if=/dev/zero of=/dev/shm/full bs=4k count=1 && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, "sh", *command], cwd=tmp_path, capture_output=True, text=True, timeout=240
+    )
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip("a namespace of its own needs root and a kernel that allows it")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 12
+
+
+# --- 31: memory --------------------------------------------------------------------------------------------------
+
+
+def limited(megabytes: int) -> str:
+    """Python that leaves so much address space beyond what the process has when training starts."""
+    return (
+        "import resource\nfrom vitcli.train import loop\nrun = loop._Run._train\n"
+        "def limit(self):\n"
+        "    used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        f"    resource.setrlimit(resource.RLIMIT_AS, (used + {megabytes} * 2**20,) * 2)\n    run(self)\n"
+        "loop._Run._train = limit"
+    )
+
+
+def test_row_31_out_of_memory_on_the_cpu_and_the_hint_leads_out(class_folders: Path, tmp_path: Path) -> None:
+    command = [
+        "pretrain", "--data", class_folders, "--model", "s/4", "--img-size", "48", "--batch-size", "48", "--steps", "1",
+        "--set", "model.depth=3", "--set", "data.workers=0", "--precision", "fp32", "--out", "run", "--json",
+    ]  # fmt: skip
+    hints, limit = [], limited(300)
+    while (done := run([*command, *(("--set", hints[-1]) if hints else ())], tmp_path, before=limit)).code:
+        assert done.code == 6 and "out of memory on cpu with" in done.json["error"]["message"], done.err
+        found = re.search(r"--set (train\.accumulate=(\d+))", done.json["error"]["hint"])
+        assert found and 48 % int(found[2]) == 0, done.json
+        assert found[1] not in hints
+        hints.append(found[1])
+    assert hints, "it never ran out of memory"
+
+
+def test_row_31_out_of_memory_on_cuda(class_folders: Path, tmp_path: Path) -> None:
+    """The one fault that is imitated: its exception, at the step where it comes."""
+    before = (
+        "import torch\nfrom vitcli.train import loop\nstep, calls = loop.train_step, 0\n"
+        "def full(*arguments):\n    global calls\n    calls += 1\n"
+        "    if calls == 6: raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')\n"
+        "    return step(*arguments)\nloop.train_step = full"
+    )
+    done = run(pretrain(class_folders, "--batch-size", "9"), tmp_path, before=before)
+    assert done.code == 6, done.err
+    assert "with 9 images at a time" in done.json["error"]["message"]
+    assert "train.accumulate=3" in done.json["error"]["hint"], "2 does not divide 9"
+    assert saved_steps(tmp_path / "run") == [2, 4]
+    again = run(pretrain(class_folders, "--batch-size", "9", "--set", "train.accumulate=3"), tmp_path)
+    assert again.code == 0 and again.json["resumed_from"] == 4
+
+
+# --- 32: network -------------------------------------------------------------------------------------------------
+
+
+class _Refusing(http.server.BaseHTTPRequestHandler):
+    asked = 0
+
+    def do_GET(self) -> None:
+        type(self).asked += 1
+        self.send_error(503)
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    """A hub that is there and answers nothing."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Refusing)
+    _Refusing.asked = 0
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize("state", ["unreachable", "failing"])
+def test_row_32_no_network_is_said_at_once_without_a_storm_of_retries(tmp_path: Path, hub: str, state: str) -> None:
+    endpoint = hub if state == "failing" else "http://127.0.0.1:9"
+    env = {
+        "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0", "NO_PROXY": "*",
+        "HF_HOME": str(tmp_path / "hf"), "HF_DATASETS_CACHE": str(tmp_path / "hf" / "datasets"),
+    }  # fmt: skip
+    started = time.monotonic()
+    done = run_vit("pretrain", "--data", "cifar10", "--json", cwd=tmp_path, env=env)
+    assert done.code == 3, done.err
+    assert time.monotonic() - started < 60
+    assert "uoft-cs/cifar10" in done.json["error"]["message"]
+    assert "HF_HUB_OFFLINE" in done.json["error"]["hint"], done.json
+    assert _Refusing.asked <= 2 and (_Refusing.asked > 0) == (state == "failing")
+    assert "Traceback" not in done.err and not (tmp_path / "runs").exists()
+
+
+# --- 33: those who listen ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["raises", "hangs"])
+def test_row_33_a_sink_that_fails_is_one_warning(
+    class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Trackers are sinks; there are no adapters yet, so these are sinks of a test's own."""
+    monkeypatch.setattr(runlog, "PATIENCE", 0.5)
+    heard: list[str] = []
+    release = threading.Event()
+
+    def broken(event: str, fields: dict[str, Any]) -> None:
+        if event == "step":
+            heard.append("broken")
+            if how == "raises":
+                raise ConnectionError("the tracker is gone")
+            release.wait()
+
+    def good(event: str, fields: dict[str, Any]) -> None:
+        heard.append(event)
+
+    settings = {"model": "mu/4", "batch_size": 8, "steps": 6, "precision": "fp32", "train__log_every_steps": 1}
+    folder, report = api.train(
+        "pretrain", data=str(class_folders), out=str(tmp_path / "run"), sinks=[broken, good], **settings
+    )
+    release.set()
+    assert heard.count("broken") == 1 and heard.count("step") == 6
+    assert len(report["warnings"]) == 1 and "a log stopped" in report["warnings"][0]
+    assert ("the tracker is gone" if how == "raises" else "no answer for 0.5 s") in report["warnings"][0]
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 7
+
+
+def test_row_33_a_sink_that_hangs_does_not_keep_the_process(class_folders: Path, tmp_path: Path) -> None:
+    before = (
+        "import time\nfrom vitcli.cli import console\nfrom vitcli.train import runlog\nrunlog.PATIENCE = 0.5\n"
+        "said = console.Reporter.__call__\n"
+        "def hang(self, event, fields):\n    if event == 'step': time.sleep(1e6)\n    said(self, event, fields)\n"
+        "console.Reporter.__call__ = hang"
+    )
+    done = Started(pretrain(class_folders), tmp_path, before=before).wait(60)
+    assert done.code == 0, done.err
+    assert any("no answer" in warning for warning in done.json["warnings"])
+
+
+# --- 34: streams -------------------------------------------------------------------------------------------------
+
+
+def shell(script: str, folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = ["bash", "-c", f'vit() {{ {sys.executable} -m vitcli "$@"; }}; {script}', "bash", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_row_34_a_closed_stream_changes_nothing(class_folders: Path, tmp_path: Path, closed: str) -> None:
+    """And the next file that is opened does not take its number, to be written notes into."""
+    done = shell(f'vit "$@" {closed}; exit $?', tmp_path, *pretrain(class_folders))
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+    load(str(tmp_path / "run"))  # digest and all
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["steps"] == 12
+    assert not files.folder_fault(max((tmp_path / "run" / "state").glob("step-*")))
+
+
+def test_row_34_the_exit_status_is_true_where_nobody_reads(class_folders: Path, tmp_path: Path) -> None:
+    """Whoever has the other end of the pipe is gone before anything is written."""
+    closed = 'vit "$@" 2>&1 | (exec <&-; sleep 0.1); exit ${PIPESTATUS[0]}'
+    for arguments, code in (
+        (pretrain(class_folders), 0),
+        (["eval", "missing.safetensors", "--json"], 4),
+        (["pretrain", "--set", "optim.lrr=1", "--json"], 2),
+    ):
+        done = shell(closed, tmp_path, *arguments)
+        assert (done.returncode, done.stderr) == (code, "")
+    assert runfolder.status(tmp_path / "run")["status"] == "done"
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["info", "b/16"], 6), (["eval", "missing.safetensors"], 4)])
+def test_row_34_stdout_on_a_full_disk(tmp_path: Path, arguments: list[str], code: int) -> None:
+    done = shell('vit "$@" --json > /dev/full; exit $?', tmp_path, *arguments)
+    assert done.returncode == code
+    assert done.stderr.count("error:") == 1 and "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+def test_row_34_runs_are_the_same_however_loud(class_folders: Path, tmp_path: Path) -> None:
+    assert run(pretrain(class_folders, out="a"), tmp_path).code == 0
+    assert run(pretrain(class_folders, "--quiet", out="b"), tmp_path).code == 0
+    assert_same_run(tmp_path / "a", tmp_path / "b")
