@@ -80,6 +80,16 @@ def _epochs_of(facts: Facts, dimensions: tuple[int, int, int], tokens: int) -> f
     return _TRAINING_PART * (facts.compute or 0) / (6 * _weights(dimensions) * tokens * facts.images)
 
 
+_LOW_RES_IMAGES, _MOST_LOW_RES = 18_000, 0.45
+"""What a run spends on smaller images, in the time of so many whole ones, and at most which part of it."""
+
+
+def _low_res(facts: Facts, model: ModelConfig, epochs: float) -> float:
+    """The part of a run on smaller images: they teach the beginning quickly, and no more than that however long it is."""
+    fitting = _epochs_of(facts, (model.width, model.depth, model.heads), model.tokens) or epochs
+    return round(min(_MOST_LOW_RES, _LOW_RES_IMAGES / max(1.0, fitting * facts.images)), 3)
+
+
 def _small_model(facts: Facts) -> ModelConfig:
     """A size and patch that two cores train in minutes: about 8 x 8 patches, at the images' own size up to 64 px.
 
@@ -154,7 +164,10 @@ def small(facts: Facts) -> Config:
             ramp=0.0 if mildly else 5.0,
         ),
         train=TrainConfig(
-            batch_size=_batch_size(facts.images, 128), epochs=epochs, init="mimetic", low_res=0.0 if mildly else 0.45
+            batch_size=_batch_size(facts.images, 128),
+            epochs=epochs,
+            init="mimetic",
+            low_res=0.0 if mildly else _low_res(facts, model, epochs),
         ),
         optim=OptimConfig(
             name="muon",

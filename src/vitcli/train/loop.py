@@ -52,7 +52,7 @@ Report = dict[str, Any]
 
 EXIT_SECONDS = 1.5
 """What pictures, the report and the interpreter's end take after the evaluation, kept back from a time budget."""
-_TIMED_IMAGES = 256
+_TIMED_IMAGES = 512
 _HEAD_PART = 0.15
 """Part of a time budget that the fit of a new head may take."""
 
