@@ -44,7 +44,7 @@ class Facts:
     new_head: bool = True  # finetune: the classes are not the checkpoint's
     compute: float | None = None  # FLOPs of a matrix product that fit into the time budget, if there is one
     imbalance: float = 1.0  # images of the largest class over those of the smallest
-    parent_seen: int | None = None  # finetune: images that the checkpoint says it was trained on
+    parent_seen: int | None = None  # finetune: images on which the checkpoint was trained from random weights, if it was
 
 
 def _model(facts: Facts, default: str, img_size: Size = (224, 224)) -> ModelConfig:
@@ -173,6 +173,7 @@ def small(facts: Facts) -> Config:
             name="muon",
             lr=2e-3,
             muon_lr=0.02,
+            muon_momentum=0.95 if mildly else 0.9,
             weight_decay=0.5,
             schedule="linear",
             warmup=0.05,
@@ -182,12 +183,18 @@ def small(facts: Facts) -> Config:
     )
 
 
+_YOUNG = 200
+"""Passes over the data below which a checkpoint that was trained from random weights still has much to learn."""
 _IMBALANCED = 2.0
 """Largest class over smallest from which fine-tuning draws every class equally often."""
 
 
 def finetune(facts: Facts) -> Config:
-    """Moving trained weights to new images: AdamW with layer-wise decay, crop and flip, cosine."""
+    """Moving trained weights to new images: AdamW with layer-wise decay, crop and flip, cosine.
+
+    A checkpoint of fewer than 200 passes over data of the same classes goes on as it was trained, with Muon at half its rate:
+    what it needs at a higher resolution is more training.
+    """
     parent = facts.parent or _small_model(facts)
     model = _model(replace(facts, parent=parent), "", parent.img_size)
     tiny = max(parent.img_size) <= 64
@@ -196,6 +203,11 @@ def finetune(facts: Facts) -> Config:
     if max(model.img_size) > 1.2 * max(parent.img_size):
         evaluation = replace(evaluation, crop=1.0)
     epochs = float(round(min(40.0, max(5.0, 20 * (1500 / max(facts.images, 1)) ** 0.3))))
+    young = not facts.new_head and facts.parent_seen is not None and facts.parent_seen < _YOUNG * facts.images
+    tuning = OptimConfig(name="adamw", lr=1e-4, weight_decay=0.05, warmup=0.1, layer_decay=0.75, clip=1.0)
+    training = OptimConfig(
+        name="muon", lr=1e-3, muon_lr=0.01, weight_decay=0.5, schedule="linear", warmup=0.1, clip=1.0
+    )
     return Config(
         run=RunConfig(recipe="finetune"),
         model=model,
@@ -206,13 +218,13 @@ def finetune(facts: Facts) -> Config:
             flip=0.5 if facts.mirror else 0.0,
         ),
         train=TrainConfig(
-            batch_size=_batch_size(facts.images, 64),
+            batch_size=_batch_size(facts.images, 128 if young else 64),
             epochs=epochs,
-            label_smoothing=0.1,
+            label_smoothing=0.0 if young else 0.1,
             head="linear" if facts.new_head else "zero",
             dev=min(0.2, max(0.1, 100 / max(facts.images, 1))) if facts.new_head else 0.0,
         ),
-        optim=OptimConfig(name="adamw", lr=1e-4, weight_decay=0.05, warmup=0.1, layer_decay=0.75, clip=1.0),
+        optim=training if young else tuning,
         eval=evaluation,
     )
 

@@ -209,7 +209,7 @@ def make_plan(request: Request) -> Plan:
         not keep_head,
         _compute(request, machine, overrides),
         _imbalance(train),
-        parent.provenance.get("images_seen") if parent else None,
+        parent.provenance.get("images_seen") if parent and parent.provenance.get("command") == "pretrain" else None,
     )
     recipe = overrides.get("run.recipe") or default_recipe(facts)
     config = _with_overrides(configure(recipe, facts), overrides, parent)
