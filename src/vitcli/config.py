@@ -362,7 +362,10 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
 
 
 def _scalar(value: Any, kind: type, key: str) -> Any:
-    wrong = UsageError(f"{key} = {value!r}: not {'an' if kind is int else 'a'} {_TYPE_NAMES[kind]}")
+    wrong = UsageError(
+        f"{key} = {value!r}: not {'an' if kind is int else 'a'} {_TYPE_NAMES[kind]}",
+        f"write {key}={_EXAMPLES[kind]}, or another {_TYPE_NAMES[kind]}" if kind in _EXAMPLES else "",
+    )
     if kind is str:
         if not isinstance(value, str):
             raise wrong
@@ -398,6 +401,7 @@ def _scalar(value: Any, kind: type, key: str) -> Any:
     )
 
 
+_EXAMPLES = {int: "3", float: "0.5", str: '"text"'}
 _TYPE_NAMES = {int: "integer", float: "number", bool: "true or false", str: "text"}
 
 
@@ -521,6 +525,14 @@ def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
 # --- checks ------------------------------------------------------------------------------------------------
 
 
+def _usual(key: str) -> str:
+    """A hint at the value that a key has where nothing else is said."""
+    section, name = check_key(key)
+    value = getattr(SECTIONS[section](), name)
+    shown = " to ".join(f"{v:g}" for v in value) if isinstance(value, tuple) and len(value) == 2 else value
+    return "leave it out" if value is None else f"its default is {shown}"
+
+
 def check(config: Config) -> Config:
     """`config` if its fields fit together. Raises UsageError with the key and a way out."""
     model, train, augment, optim, data = config.model, config.train, config.augment, config.optim, config.data
@@ -547,7 +559,7 @@ def check(config: Config) -> Config:
     }
     for key, value in positive.items():
         if value is not None and value <= 0:
-            raise UsageError(f"{key} = {value}: must be above 0")
+            raise UsageError(f"{key} = {value}: must be above 0", _usual(key))
     for key, value in {
         "data.workers": data.workers,
         "augment.randaugment_layers": augment.randaugment_layers,
@@ -567,7 +579,7 @@ def check(config: Config) -> Config:
         "train.save_every_seconds": train.save_every_seconds,
     }.items():
         if value is not None and value < 0:
-            raise UsageError(f"{key} = {value}: must not be negative")
+            raise UsageError(f"{key} = {value}: must not be negative", _usual(key))
     for key, value in {
         "augment.flip": augment.flip,
         "augment.erase": augment.erase,
@@ -583,28 +595,34 @@ def check(config: Config) -> Config:
         "optim.final_lr": optim.final_lr,
     }.items():
         if not 0 <= value <= 1:
-            raise UsageError(f"{key} = {value}: must lie between 0 and 1")
+            raise UsageError(f"{key} = {value}: must lie between 0 and 1", _usual(key))
     if data.fraction == 0:
-        raise UsageError("data.fraction = 0: no image is left")
+        raise UsageError("data.fraction = 0: no image is left", _usual("data.fraction"))
     if train.batch_size % train.accumulate:
         raise UsageError(
             f"train.batch_size = {train.batch_size} is not a multiple of train.accumulate = {train.accumulate}",
             "each micro-batch has batch_size / accumulate images",
         )
     if train.dev == 1:
-        raise UsageError("train.dev = 1: no image is left to train on")
+        raise UsageError("train.dev = 1: no image is left to train on", "a tenth is usual: --set train.dev=0.1")
     if train.report_on == "dev" and not train.dev:
         raise UsageError("train.report_on = dev needs a dev part", "keep images back with --set train.dev=0.1")
     if not 0 < augment.scale[0] <= augment.scale[1] <= 1:
-        raise UsageError(f"augment.scale = {augment.scale}: not a range within 0 and 1")
+        raise UsageError(f"augment.scale = {augment.scale}: not a range within 0 and 1", _usual("augment.scale"))
     if not 0 < augment.ratio[0] <= augment.ratio[1]:
-        raise UsageError(f"augment.ratio = {augment.ratio}: not a range")
+        raise UsageError(f"augment.ratio = {augment.ratio}: not a range above 0", _usual("augment.ratio"))
     if not all(0 <= beta < 1 for beta in (*optim.betas, optim.momentum, optim.muon_momentum)):
-        raise UsageError(f"optim.betas = {optim.betas}, momentum = {optim.momentum}: each must be in [0, 1)")
+        raise UsageError(
+            f"optim.betas = {optim.betas}, optim.momentum = {optim.momentum}, optim.muon_momentum = {optim.muon_momentum}: "
+            "each must be at least 0 and below 1",
+            _usual("optim.betas"),
+        )
     if min(config.eval.std) <= 0:
-        raise UsageError(f"eval.std = {config.eval.std}: each must be above 0")
+        raise UsageError(f"eval.std = {config.eval.std}: each must be above 0", _usual("eval.std"))
     if config.eval.views not in (1, 2):
-        raise UsageError(f"eval.views = {config.eval.views}: 1 is the image, 2 the image and its mirror image")
+        raise UsageError(
+            f"eval.views = {config.eval.views}: not 1 or 2", "1 is the image, 2 the image and its mirror image"
+        )
     return config
 
 
@@ -612,9 +630,14 @@ def check_model(model: ModelConfig) -> None:
     """Raises UsageError where the dimensions do not fit together."""
     for key in ("width", "depth", "heads", "mlp"):
         if getattr(model, key) < 1:
-            raise UsageError(f"model.{key} = {getattr(model, key)}: must be at least 1")
+            raise UsageError(
+                f"model.{key} = {getattr(model, key)}: must be at least 1", "leave it out to take the model's own"
+            )
     if model.width % model.heads:
-        raise UsageError(f"model.width = {model.width} is not a multiple of model.heads = {model.heads}")
+        raise UsageError(
+            f"model.width = {model.width} is not a multiple of model.heads = {model.heads}",
+            "every head has width / heads channels; 64 are usual",
+        )
     for side, pixels, patch in zip(("height", "width"), model.img_size, model.patch, strict=True):
         if pixels % patch:
             near = max(patch, round(pixels / patch) * patch)
@@ -634,8 +657,9 @@ def check_model(model: ModelConfig) -> None:
         raise UsageError("model.pre_logits reads one token, not model.pool = cls+mean", "leave one of them out")
     if model.registers < 0 or not 0 <= model.layer_scale < math.inf:
         raise UsageError(
-            f"model.registers = {model.registers}, layer_scale = {model.layer_scale}: must not be negative"
+            f"model.registers = {model.registers}, model.layer_scale = {model.layer_scale}: must not be negative",
+            "0 is none",
         )
     for key in ("dropout", "drop_path"):
         if not 0 <= getattr(model, key) <= 1:
-            raise UsageError(f"model.{key} = {getattr(model, key)}: must lie between 0 and 1")
+            raise UsageError(f"model.{key} = {getattr(model, key)}: must lie between 0 and 1", "0 switches it off")

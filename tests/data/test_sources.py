@@ -140,7 +140,7 @@ def test_train_and_test_folders(class_folders: Path) -> None:
     paths = [Path(path) for _, path in source.held_out().blobs(np.arange(24))]
     assert [p.parent.name for p in paths] == ["blue"] * 8 + ["green"] * 8 + ["red"] * 8
     assert blobs(source.held_out()) == [p.read_bytes() for p in paths]
-    assert source.held_out().describe(3) == str(paths[3])
+    assert source.held_out().describe(3) == f"{paths[3]} (row 3 of split 'test')"
     assert source.notes == ()
 
 

@@ -20,7 +20,7 @@ from conftest import Result
 from vitcli import files
 from vitcli.train.runlog import read_lines
 
-PATIENCE = 240.0
+PATIENCE = float(os.environ.get("VIT_TEST_PATIENCE", "240"))
 """Seconds for anything to happen; only a hang takes so long."""
 TIMING = ("seconds", "images_per_second")
 

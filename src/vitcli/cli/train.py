@@ -133,7 +133,9 @@ def _train(
     dry_run: bool,
 ) -> None:
     if resume not in ("auto", "never"):
-        raise UsageError(f"--resume {resume}: not one of auto, never")
+        raise UsageError(
+            f"--resume {resume}: not one of auto, never", "auto goes on with an unfinished run, never starts beside it"
+        )
     if overrides.get("run.command", command) != command:
         raise UsageError(
             f"the configuration is of vit {overrides['run.command']}", f"run vit {overrides['run.command']} --config …"

@@ -77,7 +77,7 @@ def make_source(
         )
     splits = {s: part for s, part in splits.items() if len(part)}
     if not splits:
-        raise DataError(f"{id_} is empty")
+        raise DataError(f"{id_} has no rows in any split", "is it the right file or folder, and whole?")
     candidates = [
         s for s in (held_out, "test", "validation") if s in splits and splits[s].labels is not None and s != "train"
     ]

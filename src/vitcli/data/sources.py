@@ -81,7 +81,9 @@ def open_source(config: DataConfig) -> Source:
         path = Path(text).expanduser().resolve()
         is_folder, is_file = path.is_dir(), path.is_file()
     except (OSError, RuntimeError, ValueError) as error:
-        raise DataError(f"no data set {text[:80]!r}: {str(error)[:80]}") from None
+        raise DataError(
+            f"no data set {text[:80]!r}: {str(error)[:80]}", "name digits, a preset, a folder, a file or a hub id"
+        ) from None
     if is_folder:
         return _folder(path, config)
     if is_file:
@@ -141,7 +143,10 @@ def _folder(root: Path, config: DataConfig) -> Source:
         try:
             saved = datasets.load_from_disk(str(root))
         except Exception as error:
-            raise DataError(f"cannot read the saved data set {root}: {first_line(error)}") from None
+            raise DataError(
+                f"cannot read the saved data set {root}: {first_line(error)}",
+                "is it whole? datasets.load_from_disk should read it",
+            ) from None
         tables = dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
         key = _stat_key(root, sorted(root.rglob("*.arrow")))
         return make_source(name, str(root), tables, dict.fromkeys(tables, key), config)
@@ -293,7 +298,7 @@ def _zip_tables(path: Path) -> dict[str, datasets.Dataset]:
     parts = [tuple(p for p in name.split("/") if p) for name in members]
     kept = [i for i, p in enumerate(parts) if not any(q.startswith((".", "__MACOSX")) for q in p)]
     if not kept:
-        raise DataError(f"{path} has no images")
+        raise DataError(f"{path} has no images", f"images end in {', '.join(IMAGE_ENDINGS[:5])} …")
     wrapped = len({parts[i][0] for i in kept}) == 1 and all(len(parts[i]) > 2 for i in kept)
     images = [(f"zip://{members[i]}::{path}", parts[i][1:] if wrapped else parts[i]) for i in kept]
     return _image_tables(_grouped(str(path), images))
@@ -325,7 +330,9 @@ def _address(address: str, config: DataConfig) -> Source:
     elif images:
         tables = _image_tables(_grouped(address, images))
     else:
-        raise DataError(f"{address} has no Parquet files, tar archives or images")
+        raise DataError(
+            f"{address} has no Parquet files, tar archives or images", "name the folder that holds them, or a pattern"
+        )
     return make_source(name, address, tables, {s: t._fingerprint for s, t in tables.items()}, config)
 
 

@@ -93,7 +93,7 @@ class Sweep:
 def make_sweep(request: Request, grid: Sequence[str], seeds: int) -> Sweep:
     """Check every point before the first run. Raises the error of whatever does not fit."""
     if seeds < 1:
-        raise UsageError(f"--seeds {seeds}: must be at least 1")
+        raise UsageError(f"--seeds {seeds}: must be at least 1", "3 are enough for a standard deviation")
     for key in ("train.report_on", "run.seed"):
         if any(axis.startswith(f"{key}=") for axis in grid):
             raise UsageError(f"--grid cannot take {key}", "a sweep decides it; --seeds says how many seeds")

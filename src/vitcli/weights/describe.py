@@ -88,7 +88,9 @@ def locate(reference: str) -> Path:
         path = Path(reference).expanduser()
         folder = path.is_dir()
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"no checkpoint {reference[:200]!r}: {str(error)[:100]}") from None
+        raise CheckpointError(
+            f"no checkpoint {reference[:200]!r}: {str(error)[:100]}", "give a weights file, a run folder or a hub id"
+        ) from None
     if folder:
         for name in _USUAL:
             if (path / name).is_file():
@@ -205,7 +207,10 @@ def described(header: Header, document: dict[str, Any]) -> Description:
             f"it was written by vit {document.get('version', '?')!s:.20}",
         ) from None
     if description.classes and len(description.classes) != model.classes:
-        raise CheckpointError(f"{header.path} names {len(description.classes)} classes for {model.classes} outputs")
+        raise CheckpointError(
+            f"{header.path} names {len(description.classes)} classes for {model.classes} outputs",
+            "the file is damaged, or was changed by hand",
+        )
     names = strip_prefixes(header.shapes)
     check_shapes({names[name]: shape for name, shape in header.shapes.items()}, model, str(header.path))
     return description

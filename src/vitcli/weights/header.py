@@ -84,7 +84,7 @@ def read_header(path: Path) -> Header:
             file.seek(8)
             text = file.read(length)
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+        raise CheckpointError(f"cannot read {path}: {error.strerror}", "does it exist, and may you read it?") from None
     try:
         tree = json.loads(text)
         metadata = {str(k): str(v) for k, v in tree.pop("__metadata__", {}).items()}

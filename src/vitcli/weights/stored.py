@@ -49,7 +49,7 @@ class Weights(ABC):
 def open_weights(path: Path) -> Weights:
     """The weights in `path`, by its ending. Raises CheckpointError that says what the file is instead."""
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint {path}")
+        raise CheckpointError(f"no checkpoint {path}", "give a weights file, a run folder or a hub id")
     if path.name.endswith(INDEX):
         return Sharded(path)
     if path.suffix == ".safetensors":
@@ -95,7 +95,7 @@ class Sharded(Weights):
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{path} is no index of shards: {error}", _AGAIN) from None
         if any(Path(shard).name != shard for shard in shards):
-            raise CheckpointError(f"{path} names files outside its folder")
+            raise CheckpointError(f"{path} names files outside its folder", "its shards must lie beside it")
         self.files = {shard: Safetensors(path.parent / shard) for shard in sorted(shards)}
         self.where = {key: file for file in self.files.values() for key in file.shapes}
         missing = sorted(set(names) - set(self.where))

@@ -1,0 +1,152 @@
+"""Does each test of a fault fail when what protects from the fault is taken away?
+
+    python tests/faults/mutations.py [ROW…]
+
+For every mutation a copy of the package is changed, never the package itself, and the row's tests are run on the copy.
+A test that passes all the same is reported, and the exit code is then 1. Takes about ten minutes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import vitcli
+
+TESTS = Path(__file__).parent
+PACKAGE = Path(vitcli.__file__).parent
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """`old` becomes `new` in `file`; without `old`, `new` is added at its end, where it replaces a definition."""
+
+    row: int
+    what: str
+    file: str
+    test: str
+    new: str
+    old: str = ""
+
+
+M = Mutation
+MUTATIONS = [
+    M(1, "optimizer state is not restored", "train/loop.py", "row_01_kills", "pass", 'self.optimizer.restore(saved.groups.get("optimizer", {}))'),
+    M(1, "metrics are not rewound", "train/runlog.py", "row_01_kills", "pass\n", "rewind(path, step)\n"),
+    M(2, "steps are written in place, and believed", "files.py", "row_02_killed_inside", """
+def write_folder(path, fill, size=0):
+    path.mkdir(parents=True)
+    fill(path)
+    (path / MANIFEST).write_text("{}")
+    fsync_path(path / MANIFEST)
+    fsync_path(path)
+def folder_fault(path):
+    return ""
+"""),
+    M(2, "a partial step is not named", "files.py", "row_02_the_older", "def remove_leftovers(folder):\n    return []"),
+    M(3, "one step is kept", "train/state.py", "row_03", "KEPT_STEPS = 1", "KEPT_STEPS = 2"),
+    M(3, "steps are counted, not verified", "train/state.py", "row_03_never", "else:", "elif not files.folder_fault(path):"),
+    M(3, "a deletion is not renamed first", "files.py", "row_03_killed", "def remove_folder(path):\n    _remove(path)\ndef folder_fault(path):\n    return ''"),
+    M(3, "an existing step is written again", "train/state.py", "row_03_a_step", "import shutil; shutil.rmtree(path, ignore_errors=True)\n    if True:", "if not path.exists():"),
+    M(4, "randomness is consumed, not addressed", "train/objectives.py", "row_04", """
+_calls, _draw = [0], draw_noise
+def draw_noise(model, seed, step, batch, device):
+    _calls[0] += 1
+    return _draw(model, seed, _calls[0], batch, device)
+"""),
+    M(5, "what was read ahead is lost on resume", "data/loader.py", "row_05", "itertools.count(start + bool(depth and start), count)", "itertools.count(start, count)"),
+    M(7, "signals are not handled", "train/runtime.py", "row_07_a_signal_finishes", "names: tuple[str, ...] = ()", 'names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")'),
+    M(7, "an interruption does not save", "train/loop.py", "row_07_a_signal_finishes", "pass", 'self._save("saved", Interrupted.code)'),
+    M(7, "an evaluation is not interrupted", "train/loop.py", "row_07_a_signal_while", "self.log.progress(what, done, total)", "self.log.progress(what, done, total)\n        self._stop_if_signalled()"),
+    M(7, "a signal before the first step is let through", "train/loop.py", "row_07_a_signal_before", "if False:", "if isinstance(error, Stopped) and saved:"),
+    M(8, "a second signal waits", "train/runtime.py", "row_08", "pass", "os._exit(128 + number)"),
+    M(10, "a full disk is not told from others", "files.py", "row_10", "if False:", "if error.errno in FULL:"),
+    M(10, "a failed save leaves its half", "files.py", "row_10_the_disk", "def _keep(*a, **k): pass\nimport types\nshutil = types.SimpleNamespace(rmtree=_keep, disk_usage=shutil.disk_usage)"),
+    M(10, "an error of a write in the background is lost", "train/state.py", "row_10_the_disk", "pass\n", "raise error\n"),
+    M(11, "errors of the disk are not understood", "files.py", "row_11", "raise", 'raise ResourceError(\n            f"cannot write {path}: {error.strerror}", "choose a folder that can be written, with --out"\n        ) from None'),
+    M(12, "space is not asked for", "train/loop.py", "row_12", "if False:", "if needed > free:"),
+    M(13, "the state's sha256 is not compared", "files.py", "row_13_a_flipped_bit_in_the_state", 'return "" if True else', 'return "" if sha256_file(file) == entry["sha256"] else'),
+    M(13, "a checkpoint's sha256 is not compared", "weights/checkpoint.py", "row_13_a_flipped_bit_in_a_named", "if False:", "if fault:"),
+    M(13, "without a whole step a run begins anew", "train/state.py", "row_13_where", "if False:\n        raise", "if broken:\n        raise"),
+    M(13, "a finished run is believed", "train/runfolder.py", "row_13_a_finished", "pass", "check_digest(open_checkpoint(folder / WEIGHTS))"),
+    M(14, "nobody looks what a file is", "weights/header.py", "row_14_what", "def not_weights(start):\n    return ''"),
+    M(15, "pickles may run code", "weights/stored.py", "row_15", "weights_only=False", "weights_only=True"),
+    M(15, "any name is looked up", "weights/stored.py", "row_15_a_malicious", "return super().find_class(module, name)", 'raise pickle.UnpicklingError(f"global {module}.{name}")'),
+    M(16, "prefixes are not stripped", "weights/layouts.py", "row_16_prefixes", "def strip_prefixes(keys):\n    return {key: key for key in keys}"),
+    M(16, "shapes and keys are not checked", "weights/describe.py", "row_16_missing", "def check_shapes(*a):\n    pass"),
+    M(17, "a loss or gradient is not looked at", "train/step.py", "row_17", "if False:", "if not (math.isfinite(total) and math.isfinite(norm)):"),
+    M(17, "saved numbers are not looked at", "train/state.py", "row_17_weights or row_18_a_state", "Saved.unfinite = lambda self: ''"),
+    M(18, "loaded weights are not looked at", "weights/checkpoint.py", "row_18_a_checkpoint", "if False:", "if tensor.is_floating_point() and not torch.isfinite(tensor).all():"),
+    M(19, "bad images are neither refused nor capped", "data/cache.py", "row_19", "def _check_bad(*a):\n    pass"),
+    M(19, "the report does not count", "train/loop.py", "row_19_skipped", "if False:", "if self.unreadable:"),
+    M(20, "evaluation reads on", "data/cache.py", "row_20_an", "pass", "raise bad_image(self.split, position, reason)"),
+    M(21, "any number of pixels is decoded", "data/decode.py", "row_21 and 100", "if False:", "if megapixels > max_megapixels:"),
+    M(22, "16 bits are cut", "data/decode.py", "row_22", "wide", "np.rint(wide / 257)"),
+    M(22, "EXIF is ignored", "data/decode.py", "row_22", "def orientation(image):\n    return 1"),
+    M(23, "truncated files are filled up", "data/decode.py", "row_23", "from PIL import ImageFile\nImageFile.LOAD_TRUNCATED_IMAGES = True"),
+    M(24, "classes are matched by position", "classes.py", "row_24", "def match(wanted, known):\n    return list(range(len(wanted)))"),
+    M(25, "labels are not checked", "data/columns.py", "row_25", "if False:", "if len(wrong):"),
+    M(26, "any configuration is the same", "train/runfolder.py", "row_26", "def _is_same(folder, plan):\n    return True"),
+    M(27, "nothing is locked", "train/runfolder.py", "row_27", "pass", "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)"),
+    M(27, "the folder is described before it is locked", "train/loop.py", "row_27_of_two", "is_new, existed = place.how == 'new', False\n    if is_new:\n        (place.folder / 'state').mkdir(parents=True, exist_ok=True)\n        runfolder.create(place.folder, plan)\n        import time as t; t.sleep(0.5)\n    is_new = False\n    if False:", 'is_new, existed = place.how == "new", place.folder.exists()\n    if not is_new:'),
+    M(30, "nobody asks whether the reader lives", "data/loader.py", "row_30 and dies", "if False:", "if not alive:"),
+    M(30, "a thread that cannot be started is a bug", "data/loader.py", "row_30 and started", "except ZeroDivisionError as error:", "except RuntimeError as error:"),
+    M(31, "memory is not told from other errors", "errors.py", "row_31", "def is_out_of_memory(error):\n    return False"),
+    M(31, "the hint does not divide the batch", "train/loop.py", "row_31_out_of_memory_on_cuda", "if", "if train.batch_size % n == 0 and"),
+    M(32, "the library's retries are waited for", "hub.py", "row_32", "def obstacle(*a):\n    return None"),
+    M(33, "a sink is called directly", "train/runlog.py", "row_33_a_sink_that_hangs", "_Apart.__call__ = lambda self, event, fields: self.sink(event, fields)"),
+    M(33, "a sink that raises stops the run", "train/runlog.py", "row_33 and raises", "except ZeroDivisionError as error:\n                self._sinks", "except Exception as error:\n                self._sinks"),
+    M(34, "closed streams stay closed", "cli/app.py", "row_34_a_closed", "    arguments", "    _occupy_streams()\n    arguments"),
+    M(34, "nobody to read is an error", "cli/console.py", "row_34_the_exit", "raise", "raise Unread from None"),
+    M(34, "notes that cannot be written stop the run", "cli/console.py", "row_34", "if True:\n        sys.stderr", "with contextlib.suppress(OSError):\n        sys.stderr"),
+    M(34, "lines of metrics are dropped", "train/runlog.py", "row_34_lines", "except OSError as error:\n            self._waiting.clear()\n            return f\"{self.path}", "except OSError as error:\n            return f\"{self.path}"),
+    M(35, "a broken header raises anything", "weights/header.py", "row_35_some", "except ZeroDivisionError as error:", "except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:"),
+    M(35, "a broken manifest raises anything", "files.py", "row_35_some", "_BROKEN = (ZeroDivisionError,)"),
+]  # fmt: skip
+
+
+def changed(text: str, mutation: Mutation) -> str:
+    """The mutated source."""
+    if not mutation.old:
+        return text + "\n" + mutation.new + "\n"
+    count = text.count(mutation.old)
+    if count != 1:
+        raise SystemExit(f"row {mutation.row}, {mutation.what}: {mutation.file} has {mutation.old!r} {count} times")
+    return text.replace(mutation.old, mutation.new)
+
+
+def survives(mutation: Mutation, folder: Path) -> bool:
+    """Whether the tests pass on the mutated package."""
+    copy = folder / "vitcli"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    file = copy / mutation.file
+    file.write_text(changed(file.read_text(encoding="utf-8"), mutation), encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(TESTS), "-k", mutation.test]
+    env = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "VIT_TEST_PATIENCE": "40"}
+    done = subprocess.run(command, cwd=TESTS.parents[1], env=env, capture_output=True, text=True)
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"row {mutation.row}, {mutation.what}: no tests were run\n{done.stdout[-2000:]}")
+    return done.returncode == 0
+
+
+def main() -> None:
+    rows = {int(text) for text in sys.argv[1:]}
+    chosen = [m for m in MUTATIONS if not rows or m.row in rows]
+    survivors = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for mutation in chosen:
+            alive = survives(mutation, Path(folder))
+            survivors += alive
+            print(f"| {mutation.row} | {mutation.what} | {'PASSED ALL THE SAME' if alive else 'failed'} |", flush=True)
+    print(f"{len(chosen)} mutations, {survivors} survivors")
+    sys.exit(survivors > 0)
+
+
+if __name__ == "__main__":
+    main()
