@@ -158,7 +158,7 @@ class Pickled(Weights):
         self.path = path
         with path.open("rb") as file:
             start = file.read(2)
-        if zipfile.is_zipfile(path):
+        if _is_archive(path):
             self._tree = _outline(path)
         elif start[:1] == b"\x80":
             self._tree = self._tensors  # the format before torch 1.6 has no outline
@@ -172,7 +172,7 @@ class Pickled(Weights):
         import torch
 
         try:
-            return torch.load(self.path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self.path))
+            return torch.load(self.path, map_location="cpu", weights_only=True, mmap=_is_archive(self.path))
         except pickle.UnpicklingError as error:
             found = re.search(r"(?:GLOBAL|global|function|class) ([\w.]+)", str(error))
             raise _refusal(self.path, found[1] if found else "") from None
@@ -190,6 +190,14 @@ class Pickled(Weights):
             return self._by_key[key].detach()
         except KeyError:
             raise CheckpointError(f"cannot read {key} of {self.path}", _AGAIN) from None
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether a file is, or says that it is, a zip archive."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # it says that it spans several disks
+        return True
 
 
 def _refusal(path: Path, what: str) -> CheckpointError:
