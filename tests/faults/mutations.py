@@ -51,7 +51,7 @@ def folder_fault(path):
     M(2, "a partial step is not named", "files.py", "row_02_the_older", "def remove_leftovers(folder):\n    return []"),
     M(3, "one step is kept", "train/state.py", "row_03", "KEPT_STEPS = 1", "KEPT_STEPS = 2"),
     M(3, "steps are counted, not verified", "train/state.py", "row_03_never", "else:", "elif not files.folder_fault(path):"),
-    M(3, "a deletion is not renamed first", "files.py", "row_03_killed", "def remove_folder(path):\n    _remove(path)\ndef folder_fault(path):\n    return ''"),
+    M(3, "a deletion is not renamed first", "files.py", "row_03_killed", "def remove_folder(path):\n    _remove(path)"),
     M(3, "an existing step is written again", "train/state.py", "row_03_a_step", "import shutil; shutil.rmtree(path, ignore_errors=True)\n    if True:", "if not path.exists():"),
     M(4, "randomness is consumed, not addressed", "train/objectives.py", "row_04", """
 _calls, _draw = [0], draw_noise

@@ -183,7 +183,9 @@ def test_row_03_killed_while_an_old_step_is_deleted(
 ) -> None:
     killed = run(pretrain(class_folders), tmp_path, before=AT_DELETION.format(number=number))
     assert killed.code == -signal.SIGKILL, "nothing was deleted"
-    assert len(saved_steps(tmp_path / "run")) >= 2
+    whole = saved_steps(tmp_path / "run")
+    assert len(whole) >= 2
+    assert state.steps(tmp_path / "run" / "state") == whole, "what is half deleted is no longer called a step"
     report = finish(pretrain(class_folders), tmp_path)
     assert report["resumed_from"]
     assert_same_run(reference, tmp_path / "run")
