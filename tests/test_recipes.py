@@ -308,6 +308,26 @@ def test_small_takes_a_larger_model_where_the_time_budget_pays_for_it():
     assert named.name == "ViT-Ti/4"
 
 
+def test_small_spends_as_much_on_small_images_however_long_the_run_is():
+    cifar = {"data": (50_000, 10), "size": (32, 32), "device": "cpu"}
+    minute = 60 * 3.8e11
+    parts = [configure("small", facts(**cifar, compute=n * minute)).train.low_res for n in (1.5, 5, 15, 60)]
+    assert parts[0] == 0.45 and parts == sorted(parts, reverse=True)
+    assert 0.1 < parts[1] < 0.25
+    assert parts[1] / parts[2] == pytest.approx(3, rel=0.02), "three times the time, a third of the part"
+    assert configure("small", facts(data=(1_438, 10), size=(8, 8), device="cpu")).train.low_res == 0
+    assert 0 < configure("small", facts(**cifar)).train.low_res < 0.05, "by epochs where there is no budget"
+
+
+def test_finetune_goes_on_training_what_has_seen_little():
+    parent = {"parent": model_config("ti/4", (32, 32)), "new_head": False}
+    young = configure("finetune", facts("finetune", (50_000, 10), **parent, parent_seen=100_000))
+    assert young.optim.name == "muon" and young.train.label_smoothing == 0
+    for known in ({"parent_seen": 50_000_000}, {"parent_seen": None}, {"parent_seen": 100_000, "new_head": True}):
+        grown = configure("finetune", facts("finetune", (50_000, 10), **(parent | known)))
+        assert grown.optim.name == "adamw" and grown.optim.lr == 1e-4
+
+
 def test_finetune_starts_new_classes_from_a_probe_and_draws_unequal_ones_equally():
     parent = {"parent": model_config("ti/16")}
     new = configure("finetune", facts("finetune", (914, 37), **parent, imbalance=33.0))
