@@ -110,7 +110,7 @@ def _small_model(facts: Facts) -> ModelConfig:
         patch = min(divisors, key=lambda p: (abs(p - patch), p))
     else:
         img_size = (max(patch, round(img_size[0] / patch) * patch), max(patch, round(img_size[1] / patch) * patch))
-    width, depth, heads = (128, 6, 4) if slow or _is_tiny(facts) else (384, 12, 6)
+    width, depth, heads = (192, 3, 6) if slow or _is_tiny(facts) else (384, 12, 6)
     if facts.images < 5000 and side <= 16:
         width, depth, heads = 64, 6, 2
     tokens = (img_size[0] // patch) * (img_size[1] // patch)
