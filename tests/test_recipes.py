@@ -299,11 +299,11 @@ def test_small_takes_a_larger_model_where_the_time_budget_pays_for_it():
     cifar = {"data": (50_000, 10), "size": (32, 32), "device": "cpu"}
     minute = 60 * 6.5e11  # two cores with bf16
     names = [configure("small", facts(**cifar, compute=n * minute)).model for n in (5, 15, 60, 300)]
-    assert [m.width for m in names] == [128, 128, 192, 256]
+    assert [(m.width, m.depth) for m in names] == [(160, 4), (160, 4), (192, 6), (256, 9)]
     assert [m.depth for m in names] == sorted(m.depth for m in names)
     assert configure("small", facts(**cifar)).model == names[0]
     few = facts(data=(1_000, 5), size=(32, 32), device="cpu", compute=300 * minute)
-    assert configure("small", few).model.width == 128
+    assert configure("small", few).model == dataclasses.replace(names[0], classes=5)
     named = configure("small", facts(**cifar, compute=300 * minute, model="ti/4")).model
     assert named.name == "ViT-Ti/4"
 

@@ -110,7 +110,7 @@ def _small_model(facts: Facts) -> ModelConfig:
         patch = min(divisors, key=lambda p: (abs(p - patch), p))
     else:
         img_size = (max(patch, round(img_size[0] / patch) * patch), max(patch, round(img_size[1] / patch) * patch))
-    width, depth, heads = (192, 3, 6) if slow or _is_tiny(facts) else (384, 12, 6)
+    width, depth, heads = (160, 4, 5) if slow or _is_tiny(facts) else (384, 12, 6)
     if facts.images < 5000 and side <= 16:
         width, depth, heads = 64, 6, 2
     tokens = (img_size[0] // patch) * (img_size[1] // patch)
@@ -161,7 +161,7 @@ def small(facts: Facts) -> Config:
             scale=(0.8, 1.0) if mildly else (0.25, 1.0),
             flip=0.5 if facts.mirror else 0.0,
             mixup=0.2 if mildly else 0.0,
-            ramp=0.0 if mildly else 5.0,
+            ramp=0.0 if mildly else 10.0,
         ),
         train=TrainConfig(
             batch_size=_batch_size(facts.images, 128),
