@@ -59,7 +59,9 @@ def main() -> None:
     pairs = [100 * (a / b - 1) for a, b in zip(seconds[True], seconds[False], strict=True)]
     print(f"step with a save every {EVERY}   {1000 * saved:.2f} ms (median of {len(seconds[True])} stretches)")
     print(f"step without                {1000 * unsaved:.2f} ms")
-    print(f"saving costs                {100 * (saved / unsaved - 1):+.2f} % (in pairs {min(pairs):+.1f} to {max(pairs):+.1f})")
+    print(
+        f"saving costs                {100 * (saved / unsaved - 1):+.2f} % (in pairs {min(pairs):+.1f} to {max(pairs):+.1f})"
+    )
     print(f"training stood still for    {1000 * statistics.median(stops):.1f} ms a save")
 
 

@@ -96,6 +96,7 @@ def draw_noise(model, seed, step, batch, device):
     M(27, "the folder is described before it is locked", "train/loop.py", "row_27_of_two", "is_new, existed = place.how == 'new', False\n    if is_new:\n        (place.folder / 'state').mkdir(parents=True, exist_ok=True)\n        runfolder.create(place.folder, plan)\n        import time as t; t.sleep(0.5)\n    is_new = False\n    if False:", 'is_new, existed = place.how == "new", place.folder.exists()\n    if not is_new:'),
     M(30, "nobody asks whether the reader lives", "data/loader.py", "row_30 and dies", "if False:", "if not alive:"),
     M(30, "a thread that cannot be started is a bug", "data/loader.py", "row_30 and started", "except ZeroDivisionError as error:", "except RuntimeError as error:"),
+    M(30, "a thread that cannot be started to decode is a bug", "data/cache.py", "row_30 and started", "except ZeroDivisionError as error:", "except RuntimeError as error:"),
     M(31, "memory is not told from other errors", "errors.py", "row_31", "def is_out_of_memory(error):\n    return False"),
     M(31, "the hint does not divide the batch", "train/loop.py", "row_31_out_of_memory_on_cuda", "if", "if train.batch_size % n == 0 and"),
     M(32, "the library's retries are waited for", "hub.py", "row_32", "def obstacle(*a):\n    return None"),
