@@ -57,12 +57,7 @@ class Clock:
         if self.budget is None or self.anchors[-1].step >= step:
             return False
         late = seconds - self.anchors[-1].seconds > _LARGEST_GAP * self.budget
-        return (
-            step in _FIRST_ESTIMATES
-            or step % ESTIMATE_EVERY == 0
-            or late
-            or seconds >= self.budget
-        )
+        return step in _FIRST_ESTIMATES or step % ESTIMATE_EVERY == 0 or late or seconds >= self.budget
 
     def change_speed(self, step: int, seconds: float, ratio: float) -> Anchor | None:
         """An anchor where each step takes `ratio` times as long from now on; None without a budget or where one is kept."""
