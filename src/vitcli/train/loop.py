@@ -50,7 +50,7 @@ from vitcli.weights.describe import WEIGHTS
 
 Report = dict[str, Any]
 
-EXIT_SECONDS = 1.5
+EXIT_SECONDS = 2.5
 """What pictures, the report and the interpreter's end take after the evaluation, kept back from a time budget."""
 _TIMED_IMAGES = 512
 _HEAD_PART = 0.15
