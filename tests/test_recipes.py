@@ -299,7 +299,7 @@ def test_small_takes_a_larger_model_where_the_time_budget_pays_for_it():
     cifar = {"data": (50_000, 10), "size": (32, 32), "device": "cpu"}
     minute = 60 * 6.5e11  # two cores with bf16
     names = [configure("small", facts(**cifar, compute=n * minute)).model for n in (5, 15, 60, 300)]
-    assert [(m.width, m.depth) for m in names] == [(128, 6), (128, 6), (192, 6), (256, 9)]
+    assert [(m.width, m.depth) for m in names] == [(128, 6), (128, 6), (192, 6), (256, 12)]
     assert [m.depth for m in names] == sorted(m.depth for m in names)
     assert configure("small", facts(**cifar)).model == names[0]
     few = facts(data=(1_000, 5), size=(32, 32), device="cpu", compute=300 * minute)

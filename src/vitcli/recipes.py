@@ -44,7 +44,9 @@ class Facts:
     new_head: bool = True  # finetune: the classes are not the checkpoint's
     compute: float | None = None  # FLOPs of a matrix product that fit into the time budget, if there is one
     imbalance: float = 1.0  # images of the largest class over those of the smallest
-    parent_seen: int | None = None  # finetune: images on which the checkpoint was trained from random weights, if it was
+    parent_seen: int | None = (
+        None  # finetune: images on which the checkpoint was trained from random weights, if it was
+    )
 
 
 def _model(facts: Facts, default: str, img_size: Size = (224, 224)) -> ModelConfig:

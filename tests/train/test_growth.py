@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def test_stages_grow_in_whole_patches_up_to_the_size_of_the_model(low_res: float
     found = stages(model, low_res)
     assert [until for until, _ in found] == sorted(until for until, _ in found)
     assert found[-1] == (1.0, model.img_size)
-    for (_, one), (_, other) in zip(found, found[1:], strict=False):
+    for (_, one), (_, other) in itertools.pairwise(found):
         assert 4 <= one[0] <= other[0] and 4 <= one[1] <= other[1] and one[0] % 4 == one[1] % 4 == 0
 
 
