@@ -104,7 +104,7 @@ def draw_noise(model, seed, step, batch, device):
     M(33, "a sink that raises stops the run", "train/runlog.py", "row_33 and raises", "except ZeroDivisionError as error:\n                self._sinks", "except Exception as error:\n                self._sinks"),
     M(34, "closed streams stay closed", "cli/app.py", "row_34_a_closed", "    arguments", "    _occupy_streams()\n    arguments"),
     M(34, "nobody to read is an error", "cli/console.py", "row_34_the_exit", "raise", "raise Unread from None"),
-    M(34, "notes that cannot be written stop the run", "cli/console.py", "row_34", "if True:\n        sys.stderr", "with contextlib.suppress(OSError):\n        sys.stderr"),
+    M(34, "notes that cannot be written stop the run", "cli/console.py", "row_34_notes", "if True:\n        sys.stderr", "with contextlib.suppress(OSError):\n        sys.stderr"),
     M(34, "lines of metrics are dropped", "train/runlog.py", "row_34_lines", "except OSError as error:\n            self._waiting.clear()\n            return f\"{self.path}", "except OSError as error:\n            return f\"{self.path}"),
     M(35, "a broken header raises anything", "weights/header.py", "row_35_some", "except ZeroDivisionError as error:", "except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:"),
     M(35, "a broken manifest raises anything", "files.py", "row_35_some", "_BROKEN = (ZeroDivisionError,)"),

@@ -319,3 +319,10 @@ def test_row_34_runs_are_the_same_however_loud(class_folders: Path, tmp_path: Pa
     assert run(pretrain(class_folders, out="a"), tmp_path).code == 0
     assert run(pretrain(class_folders, "--quiet", out="b"), tmp_path).code == 0
     assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_row_34_notes_on_a_full_disk_are_not_missed(class_folders: Path, tmp_path: Path) -> None:
+    assert run(pretrain(class_folders), tmp_path).code == 0
+    done = shell('vit "$@" 2> /dev/full; exit $?', tmp_path, "eval", "run", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["n"] == 24
