@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# Nothing is sent anywhere. Otherwise huggingface_hub describes the caller in its requests, and asks for a list of
+# callers first. It reads this when it is imported, which vit does later than this module.
+
 PROBE_SECONDS = 5.0
 
 
