@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 # Nothing is sent anywhere. Otherwise huggingface_hub describes the caller in its requests, and asks for a list of
@@ -46,7 +47,7 @@ def hint(error: BaseException) -> str:
         "service unavailable",
         "too many requests",
     )
-    if any(word in text for word in ("gated", "401", "403", "authenticated", "private")):
+    if re.search(r"\bgated\b|(?<![\d:.])40[13]\b|authenticated|\bprivate\b", text):  # not a port such as :40123
         return "check the id; for a private or gated repository ask for access on its page, then log in with: hf auth login"
     if any(word in text for word in network):
         return "no network, or the hub is down? HF_HUB_OFFLINE=1 uses cached copies only; a local file or folder needs neither"

@@ -298,7 +298,7 @@ def check(folder: Path, scale: float) -> dict[str, tuple[int, int]]:
 
 
 def test_row_35_some_mutated_inputs_of_every_kind(tmp_path: Path) -> None:
-    check(tmp_path, 0.02)
+    check(tmp_path, 0.01)
 
 
 @pytest.mark.slow

@@ -338,3 +338,13 @@ def test_row_34_notes_on_a_full_disk_are_not_missed(class_folders: Path, tmp_pat
     done = shell('vit "$@" 2> /dev/full; exit $?', tmp_path, "eval", "run", "--json")
     assert done.returncode == 0
     assert json.loads(done.stdout)["n"] == 24
+
+
+def test_a_port_is_no_refusal() -> None:
+    """The numbers of HTTP's refusals also stand in addresses."""
+    from vitcli import hub
+
+    for text in ("503 for url 'http://127.0.0.1:40143/api'", "connection to 10.4.0.1:403 timed out"):
+        assert "HF_HUB_OFFLINE" in hub.hint(RuntimeError(f"Server error {text}"))
+    for text in ("401 Client Error: Unauthorized", "Client error '403 Forbidden'", "GatedRepoError: gated repo"):
+        assert "hf auth login" in hub.hint(RuntimeError(text))
