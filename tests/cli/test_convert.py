@@ -107,7 +107,9 @@ def test_what_is_in_the_way_and_what_does_not_fit(vit: Vit, tmp_path: Path) -> N
 
 
 def test_info_tells_what_became_of_every_key(vit: Vit, tmp_path: Path) -> None:
-    state = {**ViT(model_config("mu/4", (16, 16), 3)).state_dict(), "mask_token": torch.zeros(1, 32)}
+    model = ViT(model_config("mu/4", (16, 16), 3))
+    init_weights(model, 0)
+    state = {**model.state_dict(), "mask_token": torch.zeros(1, 32)}
     torch.save(state, tmp_path / "w.pth")
     short = vit("info", "w.pth", "--json").json
     assert short["layout"] == "DINOv2" and short["keys"] == {"used": len(state) - 1, "dropped": 1}
@@ -169,7 +171,9 @@ def test_memory_does_not_grow_with_the_checkpoint(tmp_path: Path, name: str) -> 
 
 
 def test_bare_weights_become_a_checkpoint_that_describes_itself(vit: Vit, tmp_path: Path) -> None:
-    torch.save(ViT(model_config("mu/4", (16, 16), 3)).state_dict(), tmp_path / "deit_mu.pth")
+    model = ViT(model_config("mu/4", (16, 16), 3))
+    init_weights(model, 0)
+    torch.save(model.state_dict(), tmp_path / "deit_mu.pth")
     assert vit("resize-posemb", "deit_mu.pth", "new.safetensors", "--img-size", "32").code == 0
     header = json.loads(vit("info", "new.safetensors", "--json").out)
     assert header["layout"] == "vit" and header["img_size"] == [32, 32]
