@@ -199,7 +199,7 @@ def plan_evaluation(
         raise DataError(f"split {part.name!r} of {source.id} has no labels", "evaluation compares with labels")
     counts = np.bincount(part.labels, minlength=len(source.classes)).tolist()
     outputs = np.array(map_labels(source.classes, counts, described.classes, source.id), np.int64)
-    machine = runtime.start(apply(Config(), {"run.device": device, "run.precision": precision}).run)
+    machine = runtime.start(apply(Config(), _machine(device, precision)).run)
     return EvaluationPlan(
         described, size, source, part, outputs, data_config, machine, (*notes, *described.notes, *why)
     )
@@ -418,7 +418,7 @@ def plan_probe(
     for part in (train, held_out):
         if part.labels is None:
             raise DataError(f"split {part.name!r} of {source.id} has no labels", "a probe learns from labels")
-    machine = runtime.start(apply(Config(), {"run.device": device, "run.precision": precision}).run)
+    machine = runtime.start(apply(Config(), _machine(device, precision)).run)
     return ProbePlan(
         described, size, source, train, held_out, data_config, settings, machine, (*notes, *found, *described.notes)
     )
