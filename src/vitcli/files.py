@@ -63,9 +63,14 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
+def _place_beside(path: Path) -> Path:
+    """A temporary name in the same folder, which `leftovers` finds."""
+    return path.with_name(f"{_TEMPORARY}{secrets.token_hex(4)}-{path.name}")
+
+
 def write_file(path: Path, write: Callable[[Path], None], size: int = 0) -> None:
     """Have `write` fill a temporary file, then put it in `path`'s place. Raises ResourceError."""
-    temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(4)}-{path.name}")
+    temporary = _place_beside(path)
     with disk_errors(path, size):
         try:
             write(temporary)
@@ -111,7 +116,7 @@ def write_folder(path: Path, fill: Callable[[Path], None], size: int = 0) -> Non
 
     `path` must not exist: a step that was written is never written again. Raises ResourceError.
     """
-    temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(4)}-{path.name}")
+    temporary = _place_beside(path)
     with disk_errors(path, size):
         try:
             temporary.mkdir(parents=True)
@@ -132,7 +137,7 @@ def replace_folder(path: Path, fill: Callable[[Path], None], size: int = 0) -> N
 
     Raises ResourceError.
     """
-    temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(4)}-{path.name}")
+    temporary = _place_beside(path)
     with disk_errors(path, size):
         try:
             temporary.mkdir(parents=True)
@@ -140,10 +145,10 @@ def replace_folder(path: Path, fill: Callable[[Path], None], size: int = 0) -> N
             for file in [*sorted(f for f in temporary.iterdir() if f.is_file()), temporary]:
                 fsync_path(file)
             if path.exists():
-                old = path.with_name(f"{_TEMPORARY}{secrets.token_hex(4)}-{path.name}")
+                old = _place_beside(path)
                 path.rename(old)
                 temporary.rename(path)
-                shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink()
+                _remove(old)
             else:
                 temporary.rename(path)
         finally:
@@ -206,7 +211,7 @@ def remove_leftovers(folder: Path) -> list[str]:
 
 def remove_folder(path: Path) -> None:
     """Delete a folder in such a way that a kill leaves it whole or leaves a leftover. Raises no error."""
-    doomed = path.with_name(f"{_TEMPORARY}{secrets.token_hex(4)}-{path.name}")
+    doomed = _place_beside(path)
     with contextlib.suppress(OSError):
         path.rename(doomed)
         _remove(doomed)

@@ -82,14 +82,18 @@ def _epochs_of(facts: Facts, dimensions: tuple[int, int, int], tokens: int) -> f
     return _TRAINING_PART * (facts.compute or 0) / (6 * _weights(dimensions) * tokens * facts.images)
 
 
+def _images_of(facts: Facts, model: ModelConfig, epochs: float) -> float:
+    """Images that a run sees: those that fit into the time budget, or those of `epochs`."""
+    return facts.images * (_epochs_of(facts, (model.width, model.depth, model.heads), model.tokens) or epochs)
+
+
 _LOW_RES_IMAGES, _MOST_LOW_RES = 18_000, 0.45
 """What a run spends on smaller images, in the time of so many whole ones, and at most which part of it."""
 
 
 def _low_res(facts: Facts, model: ModelConfig, epochs: float) -> float:
     """The part of a run on smaller images: they teach the beginning quickly, and no more than that however long it is."""
-    fitting = _epochs_of(facts, (model.width, model.depth, model.heads), model.tokens) or epochs
-    return round(min(_MOST_LOW_RES, _LOW_RES_IMAGES / max(1.0, fitting * facts.images)), 3)
+    return round(min(_MOST_LOW_RES, _LOW_RES_IMAGES / max(1.0, _images_of(facts, model, epochs))), 3)
 
 
 _MEMORY, _MOST_DECAY = 0.4, 0.5
@@ -100,8 +104,7 @@ def _weight_decay(facts: Facts, model: ModelConfig, epochs: float, batch_size: i
     """The decay with which weights remember the same part of a run, however long it is (Wang and Aitchison, 2024, "How to
     set AdamW's weight decay as you scale model and dataset size").
     """
-    fitting = _epochs_of(facts, (model.width, model.depth, model.heads), model.tokens) or epochs
-    updates = max(1.0, fitting * facts.images / batch_size)
+    updates = max(1.0, _images_of(facts, model, epochs) / batch_size)
     return round(min(_MOST_DECAY, 1 / (muon_lr * _MEMORY * updates)), 3)
 
 

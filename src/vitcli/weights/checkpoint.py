@@ -45,16 +45,16 @@ class Lazy(Mapping[str, Tensor]):
             self._parts: Mapping[str, tuple[Part, ...]] = {name: (Part(key),) for key, name in names.items()}
         else:
             self._parts = opened.found.parts
-        self._model = opened.description.model
+        self._names = expected_shapes(opened.description.model)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(expected_shapes(self._model))
+        return iter(self._names)
 
     def __contains__(self, name: object) -> bool:
-        return name in expected_shapes(self._model)
+        return name in self._names
 
     def __len__(self) -> int:
-        return len(expected_shapes(self._model))
+        return len(self._names)
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self:

@@ -6,13 +6,16 @@ tolerance, nothing is left behind.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import json
+import logging
 import re
 import shutil
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +23,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitcli import files
+from vitcli import files, hub
 from vitcli.data.augment import normalise_, to_float
 from vitcli.data.decode import eval_view
 from vitcli.data.samples import sample_photographs
-from vitcli.errors import CheckpointError, UsageError, did_you_mean
+from vitcli.errors import CheckpointError, ResourceError, UsageError, did_you_mean
 from vitcli.model.attention import Attention
 from vitcli.model.vit import ViT
 from vitcli.weights import formats
@@ -220,31 +223,22 @@ def _let_torchvision_import() -> None:
                 del sys.modules[loaded]
 
 
-def _quietly() -> Any:
-    import contextlib
-    import logging
-    import warnings
-
-    @contextlib.contextmanager
-    def quiet() -> Any:
-        before = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                yield
-        finally:
-            logging.disable(before)
-
-    return quiet()
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """The other tool's warnings and log lines are not the user's concern: its logits are compared."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def push(folder: Path, repository: str) -> str:
     """Upload what was exported to the hub. Returns its address. Raises ResourceError with what was in the way."""
     from huggingface_hub import HfApi
-
-    from vitcli import hub
-    from vitcli.errors import ResourceError
 
     api = HfApi()
     try:

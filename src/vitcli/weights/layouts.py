@@ -517,12 +517,12 @@ def unscanned(shapes: Shapes) -> dict[str, Shape]:
     return apart
 
 
-def scanned_key(key: str, stored: Iterable[str]) -> tuple[str, int | None]:
+def scanned_key(key: str, stored: Shapes) -> tuple[str, int | None]:
     """The file's own key for one that `unscanned` made, and the index along its first axis."""
-    if key in (names := set(stored)):
+    if key in stored:
         return key, None
     match = re.fullmatch(r"(.*Transformer/encoderblock)_(\d+)/(.*)", key)
-    if match is None or f"{match[1]}/{match[3]}" not in names:
+    if match is None or f"{match[1]}/{match[3]}" not in stored:
         raise KeyError(key)
     return f"{match[1]}/{match[3]}", int(match[2])
 
