@@ -107,6 +107,23 @@ class Sharded(Weights):
         return self.where[key].read(key)
 
 
+_BROKEN_ARCHIVE = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    SyntaxError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What zipfile and numpy raise on an archive whose bytes are not what they should be."""
+
+
 class Npz(Weights):
     """numpy's archive of arrays. Two-byte arrays without a type are bfloat16 (big_vision, utils.recover_dtype)."""
 
@@ -117,7 +134,7 @@ class Npz(Weights):
                 entries = {entry.removesuffix(".npy"): entry for entry in archive.namelist()}
                 self.shapes = {key: self._shape(archive, entry) for key, entry in entries.items()}
             self.entries = entries
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError, zlib.error, SyntaxError, RuntimeError, OverflowError, MemoryError) as error:  # fmt: skip
+        except _BROKEN_ARCHIVE as error:
             raise CheckpointError(f"cannot read {path}: {str(error)[:200]}", _AGAIN) from None
 
     @staticmethod
@@ -145,7 +162,7 @@ class Npz(Weights):
             if array.dtype == np.dtype("V2"):
                 return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
             return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)))
-        except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, NotImplementedError, zlib.error, RuntimeError, MemoryError) as error:  # fmt: skip
+        except _BROKEN_ARCHIVE as error:
             raise CheckpointError(f"cannot read {key} of {self.path}: {str(error)[:200]}", _AGAIN) from None
 
 
