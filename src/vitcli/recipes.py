@@ -228,8 +228,15 @@ def finetune(facts: Facts) -> Config:
     epochs = float(round(min(40.0, max(5.0, 20 * (1500 / max(facts.images, 1)) ** 0.3))))
     young = not facts.new_head and facts.parent_seen is not None and facts.parent_seen < _YOUNG * facts.images
     tuning = OptimConfig(name="adamw", lr=1e-4, weight_decay=0.05, warmup=0.1, layer_decay=0.75, clip=1.0)
+    batch_size = _batch_size(facts.images, 128 if young else 64)
     training = OptimConfig(
-        name="muon", lr=1e-3, muon_lr=0.01, weight_decay=0.5, schedule="linear", warmup=0.1, clip=1.0
+        name="muon",
+        lr=1e-3,
+        muon_lr=0.01,
+        weight_decay=_weight_decay(facts, model, epochs, batch_size, 0.01),
+        schedule="linear",
+        warmup=0.1,
+        clip=1.0,
     )
     return Config(
         run=RunConfig(recipe="finetune"),
@@ -241,7 +248,7 @@ def finetune(facts: Facts) -> Config:
             flip=0.5 if facts.mirror else 0.0,
         ),
         train=TrainConfig(
-            batch_size=_batch_size(facts.images, 128 if young else 64),
+            batch_size=batch_size,
             epochs=epochs,
             label_smoothing=0.0 if young else 0.1,
             head="linear" if facts.new_head else "zero",

@@ -207,7 +207,7 @@ def make_plan(request: Request) -> Plan:
         parent.model if parent else None,
         parent.eval if parent else None,
         not keep_head,
-        _compute(request, machine, overrides),
+        _compute(machine, overrides),
         _imbalance(train),
         parent.provenance.get("images_seen") if parent and parent.provenance.get("command") == "pretrain" else None,
     )
@@ -256,10 +256,10 @@ def _imbalance(train: Split | None) -> float:
     return float(counts.max() / counts[counts > 0].min())
 
 
-def _compute(request: Request, machine: runtime.Runtime, overrides: Overrides) -> float | None:
+def _compute(machine: runtime.Runtime, overrides: Overrides) -> float | None:
     """FLOPs of matrix products that fit into the time budget, at the rate measured now."""
     budget = overrides.get("train.time_budget")
-    if request.command != "pretrain" or budget is None:
+    if budget is None:
         return None
     return float(budget * runtime.peak_flops(machine, side=1024))
 
