@@ -92,3 +92,23 @@ def test_cifar10_parquet_is_read_as_the_hub_has_it(shared_data: Path) -> None:
     pixels = np.stack([np.asarray(open_rgb(blob or b"", 89)[0]) for blob, _ in test.blobs(np.arange(500))])
     assert pixels.shape == (500, 32, 32, 3)
     assert abs(pixels.mean() / 255 - 0.4734) < 0.02
+
+
+@pytest.mark.slow
+def test_a_sweep_finds_the_rate_that_is_best_on_the_test_images(shared_data: Path, tmp_path: Path) -> None:
+    """The dev part alone picks, of rates a factor of eight apart, the one that a run for each finds on the test part."""
+    from datasets import load_dataset
+
+    for split, images in (("train", 2_000), ("test", 2_000)):
+        rows = load_dataset("parquet", data_files=str(shared_data / f"cifar10/{split}.parquet"), split="train")
+        rows.shuffle(seed=0).select(range(images)).to_parquet(tmp_path / "some" / f"{split}.parquet")
+    common = ["--data", tmp_path / "some", "--epochs", "4", "--json"]
+    rates = [0.0003, 0.0025, 0.02, 0.16]
+    top1 = {}
+    for rate in rates:
+        run = run_vit("pretrain", *common, "--set", f"optim.muon_lr={rate}", "--out", f"run-{rate}", cwd=tmp_path)
+        top1[rate] = run.json["eval"]["top1"]
+    grid = ",".join(map(str, rates))
+    swept = run_vit("sweep", "pretrain", *common, "--grid", f"optim.muon_lr={grid}", "--seeds", "1", cwd=tmp_path)
+    assert swept.code == 0, swept.err
+    assert swept.json["best"]["optim.muon_lr"] == max(rates, key=top1.__getitem__), (top1, swept.json)

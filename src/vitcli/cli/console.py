@@ -107,8 +107,9 @@ class Reporter:
         elif event == "progress":
             self._advance(fields["what"], fields["done"], fields["total"], "")
         elif event == "step":
-            detail = f"loss {fields['loss']:.3f}  {fields['images_per_second']:,.0f} images/s"
-            self._advance("training", fields["step"], fields["total"], detail)
+            step, total, rate = fields["step"], fields["total"], fields["images_per_second"]
+            left = (total - step) * fields["images_seen"] / step / rate if step and rate else None
+            self._advance("training", step, total, f"loss {fields['loss']:.3f}  {rate:,.0f} images/s", left)
         elif event == "eval":
             scores = fields["eval"]
             top1 = "–" if scores["top1"] is None else f"{100 * scores['top1']:.2f} %"
@@ -135,14 +136,15 @@ class Reporter:
             f"[{style}]{'warning: ' if show is show_warning else ''}{escape(text)}[/]", highlight=False
         )
 
-    def _advance(self, what: str, done: int, total: int, detail: str) -> None:
+    def _advance(self, what: str, done: int, total: int, detail: str, left: float | None = None) -> None:
+        """`left`: seconds at the speed of the last steps; otherwise by the mean speed so far."""
         if what != self.doing:
             self.doing, self.started, self.task, self.has_printed = what, time.monotonic(), None, False
             self.last = self.started
         if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
             self._move_bar(what, done, total, detail)
         else:
-            self._plain(what, done, total, detail)
+            self._plain(what, done, total, detail, left)
 
     def _move_bar(self, what: str, done: int, total: int, detail: str) -> None:
         if self.bar is None:
@@ -168,12 +170,13 @@ class Reporter:
             self.bar.remove_task(self.task)
             self.doing = ""
 
-    def _plain(self, what: str, done: int, total: int, detail: str) -> None:
+    def _plain(self, what: str, done: int, total: int, detail: str, left: float | None) -> None:
         """A line every few seconds; work that takes less is not worth one."""
         now, is_last = time.monotonic(), done >= total
         if now - self.last < PLAIN_SECONDS and not (is_last and self.has_printed):
             return
         self.last, self.has_printed = now, not is_last
-        left = (now - self.started) / max(done, 1) * (total - done)
+        if left is None:
+            left = (now - self.started) / max(done, 1) * (total - done)
         rest = f", {duration(left)} left" if not is_last else ""
         _say(f"{what} {done:,}/{total:,}{'  ' + detail if detail else ''}{rest}\n")
