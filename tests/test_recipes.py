@@ -323,7 +323,9 @@ def test_finetune_goes_on_training_what_has_seen_little():
     parent = {"parent": model_config("ti/4", (32, 32)), "new_head": False}
     young = configure("finetune", facts("finetune", (50_000, 10), **parent, parent_seen=100_000))
     assert young.optim.name == "muon" and young.train.label_smoothing == 0
-    budgets = [facts("finetune", (50_000, 10), **parent, parent_seen=100_000, compute=n * 60 * 3.8e11) for n in (15, 60)]
+    budgets = [
+        facts("finetune", (50_000, 10), **parent, parent_seen=100_000, compute=n * 60 * 3.8e11) for n in (15, 60)
+    ]
     short, long = (configure("finetune", budget).optim.weight_decay for budget in budgets)
     assert long == pytest.approx(short / 4, rel=0.05), "weights remember the same part of a run"
     for known in ({"parent_seen": 50_000_000}, {"parent_seen": None}, {"parent_seen": 100_000, "new_head": True}):
