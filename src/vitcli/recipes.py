@@ -96,6 +96,8 @@ def _low_res(facts: Facts, model: ModelConfig, epochs: float) -> float:
     return round(min(_MOST_LOW_RES, _LOW_RES_IMAGES / max(1.0, _images_of(facts, model, epochs))), 3)
 
 
+_LR, _MUON_LR = 2e-3, 0.02
+"""Of AdamW and of Muon where training starts from random weights."""
 _MEMORY, _MOST_DECAY = 0.4, 0.5
 """Part of a run's updates that weights remember, 1 / (rate · decay) of them, and the largest decay."""
 
@@ -192,12 +194,12 @@ def small(facts: Facts) -> Config:
         ),
         optim=OptimConfig(
             name="muon",
-            lr=2e-3,
-            muon_lr=0.02,
+            lr=_LR,
+            muon_lr=_MUON_LR,
             muon_momentum=0.95 if mildly else 0.9,
             weight_decay=_MOST_DECAY
             if mildly
-            else _weight_decay(facts, model, epochs, _batch_size(facts.images, 128), 0.02),
+            else _weight_decay(facts, model, epochs, _batch_size(facts.images, 128), _MUON_LR),
             schedule="linear",
             warmup=0.05,
             clip=1.0,
@@ -215,8 +217,9 @@ _IMBALANCED = 2.0
 def finetune(facts: Facts) -> Config:
     """Moving trained weights to new images: AdamW with layer-wise decay, crop and flip, cosine.
 
-    A checkpoint of fewer than 200 passes over data of the same classes goes on as it was trained, with Muon at half its rate:
-    what it needs at a higher resolution is more training.
+    A checkpoint of fewer than 200 passes over data of the same classes goes on as it was trained, with Muon, at the rate where
+    a schedule that falls from its start over all images, those seen and those to come, would be: what it needs at a
+    higher resolution is more training, and a higher rate would first undo what it has.
     """
     parent = facts.parent or _small_model(facts)
     model = _model(replace(facts, parent=parent), "", parent.img_size)
@@ -229,11 +232,13 @@ def finetune(facts: Facts) -> Config:
     young = not facts.new_head and facts.parent_seen is not None and facts.parent_seen < _YOUNG * facts.images
     tuning = OptimConfig(name="adamw", lr=1e-4, weight_decay=0.05, warmup=0.1, layer_decay=0.75, clip=1.0)
     batch_size = _batch_size(facts.images, 128 if young else 64)
+    to_come = _images_of(facts, model, epochs)
+    rest = to_come / ((facts.parent_seen or 0) + to_come)
     training = OptimConfig(
         name="muon",
-        lr=1e-3,
-        muon_lr=0.01,
-        weight_decay=_weight_decay(facts, model, epochs, batch_size, 0.01),
+        lr=round(_LR * rest, 6),
+        muon_lr=round(_MUON_LR * rest, 5),
+        weight_decay=_weight_decay(facts, model, epochs, batch_size, _MUON_LR * rest),
         schedule="linear",
         warmup=0.1,
         clip=1.0,
