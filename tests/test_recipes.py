@@ -319,6 +319,17 @@ def test_small_spends_as_much_on_small_images_however_long_the_run_is():
     assert 0 < configure("small", facts(**cifar)).train.low_res < 0.05, "by epochs where there is no budget"
 
 
+def test_small_augments_by_the_passes_that_fit():
+    minute = 60 * 3.8e11
+    few = {"data": (1_000, 5), "size": (32, 32), "device": "cpu"}
+    short, long = (configure("small", facts(**few, compute=n * minute)).augment for n in (0.2, 15))
+    assert (short.mixup, short.randaugment_layers) == (0, 0) and (long.mixup, long.randaugment_layers) == (0.2, 2)
+    many = few | {"data": (50_000, 10)}
+    assert configure("small", facts(**many, compute=15 * minute)).augment.mixup == 0
+    hour = configure("small", facts(**many, compute=60 * minute)).augment
+    assert (hour.mixup, hour.randaugment_layers) == (0.2, 0)
+
+
 def test_finetune_goes_on_training_what_has_seen_little():
     parent = {"parent": model_config("ti/4", (32, 32)), "new_head": False}
     young = configure("finetune", facts("finetune", (50_000, 10), **parent, parent_seen=100_000))

@@ -102,6 +102,11 @@ _MEMORY, _MOST_DECAY = 0.4, 0.5
 """Part of a run's updates that weights remember, 1 / (rate · decay) of them, and the largest decay."""
 
 
+_PASSES_OF_MIXUP, _PASSES_OF_RANDAUGMENT = 20, 120
+"""Passes over the data, where a time budget allows so many, from which images are mixed, and distorted too: before that, what
+is learned limits a run, then what is remembered."""
+
+
 def _weight_decay(facts: Facts, model: ModelConfig, epochs: float, batch_size: int, muon_lr: float) -> float:
     """The decay with which weights remember the same part of a run, however long it is (Wang and Aitchison, 2024, "How to
     set AdamW's weight decay as you scale model and dataset size").
@@ -176,6 +181,7 @@ def small(facts: Facts) -> Config:
     tiny = _is_tiny(facts)
     epochs = float(round(min(40.0, max(8.0, 40 * (1500 / max(facts.images, 1)) ** 0.3))))
     mildly = max(facts.size) <= 16
+    passes = _epochs_of(facts, (model.width, model.depth, model.heads), model.tokens)
     return Config(
         run=RunConfig(recipe="small"),
         model=model,
@@ -183,7 +189,8 @@ def small(facts: Facts) -> Config:
             crop="pad" if tiny and not mildly else "resized",
             scale=(0.8, 1.0) if mildly else (0.25, 1.0),
             flip=0.5 if facts.mirror else 0.0,
-            mixup=0.2 if mildly else 0.0,
+            mixup=0.2 if mildly or passes >= _PASSES_OF_MIXUP else 0.0,
+            randaugment_layers=2 if passes >= _PASSES_OF_RANDAUGMENT and not mildly else 0,
             ramp=0.0 if mildly else 5.0,
         ),
         train=TrainConfig(
