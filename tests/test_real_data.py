@@ -99,6 +99,7 @@ def test_a_sweep_finds_the_rate_that_is_best_on_the_test_images(shared_data: Pat
     """The dev part alone picks, of rates a factor of eight apart, the one that a run for each finds on the test part."""
     from datasets import load_dataset
 
+    (tmp_path / "some").mkdir()
     for split, images in (("train", 2_000), ("test", 2_000)):
         rows = load_dataset("parquet", data_files=str(shared_data / f"cifar10/{split}.parquet"), split="train")
         rows.shuffle(seed=0).select(range(images)).to_parquet(tmp_path / "some" / f"{split}.parquet")

@@ -82,9 +82,14 @@ def _epochs_of(facts: Facts, dimensions: tuple[int, int, int], tokens: int) -> f
     return _TRAINING_PART * (facts.compute or 0) / (6 * _weights(dimensions) * tokens * facts.images)
 
 
+def _passes(facts: Facts, model: ModelConfig) -> float:
+    """`_epochs_of` a model."""
+    return _epochs_of(facts, (model.width, model.depth, model.heads), model.tokens)
+
+
 def _images_of(facts: Facts, model: ModelConfig, epochs: float) -> float:
     """Images that a run sees: those that fit into the time budget, or those of `epochs`."""
-    return facts.images * (_epochs_of(facts, (model.width, model.depth, model.heads), model.tokens) or epochs)
+    return facts.images * (_passes(facts, model) or epochs)
 
 
 _LOW_RES_IMAGES, _MOST_LOW_RES = 18_000, 0.45
@@ -102,17 +107,17 @@ _MEMORY, _MOST_DECAY = 0.4, 0.5
 """Part of a run's updates that weights remember, 1 / (rate · decay) of them, and the largest decay."""
 
 
-_PASSES_OF_MIXUP, _PASSES_OF_RANDAUGMENT = 20, 120
-"""Passes over the data, where a time budget allows so many, from which images are mixed, and distorted too: before that, what
-is learned limits a run, then what is remembered."""
-
-
 def _weight_decay(facts: Facts, model: ModelConfig, epochs: float, batch_size: int, muon_lr: float) -> float:
     """The decay with which weights remember the same part of a run, however long it is (Wang and Aitchison, 2024, "How to
     set AdamW's weight decay as you scale model and dataset size").
     """
     updates = max(1.0, _images_of(facts, model, epochs) / batch_size)
     return round(min(_MOST_DECAY, 1 / (muon_lr * _MEMORY * updates)), 3)
+
+
+_PASSES_OF_MIXUP, _PASSES_OF_RANDAUGMENT = 20, 120
+"""Passes over the data, where a time budget allows so many, from which images are mixed, and distorted too: before that, what
+is learned limits a run, then what is remembered."""
 
 
 def _small_model(facts: Facts) -> ModelConfig:
@@ -182,7 +187,8 @@ def small(facts: Facts) -> Config:
     tiny = _is_tiny(facts)
     epochs = float(round(min(40.0, max(8.0, 40 * (1500 / max(facts.images, 1)) ** 0.3))))
     mildly = max(facts.size) <= 16
-    passes = _epochs_of(facts, (model.width, model.depth, model.heads), model.tokens)
+    passes = _passes(facts, model)
+    batch_size = _batch_size(facts.images, 128)
     return Config(
         run=RunConfig(recipe="small"),
         model=model,
@@ -195,7 +201,7 @@ def small(facts: Facts) -> Config:
             ramp=0.0 if mildly else 5.0,
         ),
         train=TrainConfig(
-            batch_size=_batch_size(facts.images, 128),
+            batch_size=batch_size,
             epochs=epochs,
             init="mimetic",
             low_res=0.0 if mildly else _low_res(facts, model, epochs),
@@ -205,9 +211,7 @@ def small(facts: Facts) -> Config:
             lr=_LR,
             muon_lr=_MUON_LR,
             muon_momentum=0.95 if mildly else 0.9,
-            weight_decay=_MOST_DECAY
-            if mildly
-            else _weight_decay(facts, model, epochs, _batch_size(facts.images, 128), _MUON_LR),
+            weight_decay=_MOST_DECAY if mildly else _weight_decay(facts, model, epochs, batch_size, _MUON_LR),
             schedule="linear",
             warmup=0.05,
             clip=1.0,

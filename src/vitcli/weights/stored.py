@@ -116,8 +116,7 @@ _BROKEN_ARCHIVE = (
     SyntaxError,
     OverflowError,
     MemoryError,
-    RuntimeError,
-    NotImplementedError,
+    RuntimeError,  # NotImplementedError among them
     zipfile.BadZipFile,
     zlib.error,
 )
