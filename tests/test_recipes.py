@@ -344,6 +344,14 @@ def test_finetune_goes_on_training_what_has_seen_little():
         assert grown.optim.name == "adamw" and grown.optim.lr == 1e-4
 
 
+def test_images_grow_again_where_a_young_checkpoint_goes_to_a_higher_resolution():
+    parent = {"parent": model_config("ti/4", (32, 32)), "new_head": False}
+    young = parent | {"parent_seen": 100_000}
+    assert configure("finetune", facts("finetune", (50_000, 10), **young, img_size=(48, 48))).train.low_res == 0.8
+    for same in (young, young | {"img_size": (32, 32)}, parent | {"img_size": (48, 48)}):
+        assert configure("finetune", facts("finetune", (50_000, 10), **same)).train.low_res == 0
+
+
 def test_finetune_starts_new_classes_from_a_probe_and_draws_unequal_ones_equally():
     parent = {"parent": model_config("ti/16")}
     new = configure("finetune", facts("finetune", (914, 37), **parent, imbalance=33.0))
