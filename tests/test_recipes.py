@@ -339,9 +339,21 @@ def test_finetune_goes_on_training_what_has_seen_little():
     ]
     rates = [configure("finetune", budget).optim.muon_lr for budget in budgets]
     assert rates == sorted(rates) and rates[0] < 0.004 and 0.015 < rates[-1] < 0.02, "where one long schedule would be"
-    for known in ({"parent_seen": 50_000_000}, {"parent_seen": None}, {"parent_seen": 100_000, "new_head": True}):
+    for known in ({"parent_seen": 50_000_000}, {"parent_seen": None}, {"parent_seen": 50_000_000, "new_head": True}):
         grown = configure("finetune", facts("finetune", (50_000, 10), **(parent | known)))
         assert grown.optim.name == "adamw" and grown.optim.lr == 1e-4
+
+
+def test_finetune_of_a_young_checkpoint_to_few_images_of_new_classes_augments_by_the_passes_that_fit():
+    known = {"parent": model_config("ti/4", (32, 32)), "parent_seen": 200_000, "size": (32, 32), "device": "cpu"}
+    budgets = [facts("finetune", (1_000, 5), **known, compute=n * 60 * 3.8e11) for n in (2, 20, 200)]
+    young = [configure("finetune", budget) for budget in budgets]
+    strengths = [(c.augment.mixup, c.augment.randaugment_layers) for c in young]
+    assert strengths == [(0, 0), (0.2, 0), (0.2, 2)]
+    assert {c.optim.name for c in young} == {"muon"} and {c.train.head for c in young} == {"linear"}
+    trained = known | {"parent_seen": None, "compute": 1e15}
+    grown = configure("finetune", facts("finetune", (1_000, 5), **trained)).augment
+    assert (grown.mixup, grown.randaugment_layers) == (0, 0), "trained weights are tuned gently"
 
 
 def test_images_grow_again_where_a_young_checkpoint_goes_to_a_higher_resolution():

@@ -115,9 +115,14 @@ def _weight_decay(facts: Facts, model: ModelConfig, epochs: float, batch_size: i
     return round(min(_MOST_DECAY, 1 / (muon_lr * _MEMORY * updates)), 3)
 
 
-_PASSES_OF_MIXUP, _PASSES_OF_RANDAUGMENT = 15, 120
-"""Passes over the data, where a time budget allows so many, from which images are mixed, and distorted too: before that, what
-is learned limits a run, then what is remembered."""
+def _mixup(passes: float) -> float:
+    """For so many passes over the data in a time budget: until 15 what is learned limits a run, then what is remembered."""
+    return 0.2 if passes >= 15 else 0.0
+
+
+def _randaugment_layers(passes: float) -> int:
+    """As `_mixup`, for data that is seen so often that images must be distorted too."""
+    return 2 if passes >= 120 else 0
 
 
 def _small_model(facts: Facts) -> ModelConfig:
@@ -196,8 +201,8 @@ def small(facts: Facts) -> Config:
             crop="pad" if tiny and not mildly else "resized",
             scale=(0.8, 1.0) if mildly else (0.25, 1.0),
             flip=0.5 if facts.mirror else 0.0,
-            mixup=0.2 if mildly or passes >= _PASSES_OF_MIXUP else 0.0,
-            randaugment_layers=2 if passes >= _PASSES_OF_RANDAUGMENT and not mildly else 0,
+            mixup=0.2 if mildly else _mixup(passes),
+            randaugment_layers=0 if mildly else _randaugment_layers(passes),
             ramp=0.0 if mildly else 5.0,
         ),
         train=TrainConfig(
@@ -220,8 +225,9 @@ def small(facts: Facts) -> Config:
     )
 
 
-_YOUNG = 200
-"""Passes over the data below which a checkpoint that was trained from random weights still has much to learn."""
+_YOUNG = 0.02
+"""Of all images, seen and to come, the part to come from which a checkpoint that was trained from random weights still
+learns as it did."""
 _GROWING, _LOW_RES_OF_LARGER = 1.25, 0.8
 """Of a young checkpoint: times its size from which its images grow again, and the part of the run on smaller ones."""
 _IMBALANCED = 2.0
@@ -231,34 +237,36 @@ _IMBALANCED = 2.0
 def finetune(facts: Facts) -> Config:
     """Moving trained weights to new images: AdamW with layer-wise decay, crop and flip, cosine.
 
-    A checkpoint of fewer than 200 passes over data of the same classes goes on as it was trained, with Muon, at the rate where
-    a schedule that falls from its start over all images, those seen and those to come, would be: what it needs at a
-    higher resolution is more training, and a higher rate would first undo what it has. Most of that is done at half and
-    three quarters of the new size, where the same time shows it more images.
+    A checkpoint trained from random weights on less than fifty times the images to come goes on as it was trained, with
+    Muon, at the rate where a schedule that falls from its start over all images, those seen and those to come, would be:
+    what it needs is more training, and a higher rate would first undo what it has. At a higher resolution most of that
+    is done at half and three quarters of the new size, where the same time shows it more images. It mixes images where
+    a time budget allows 15 passes over them, and distorts them from 120 on, as `small` does.
     """
     parent = facts.parent or _small_model(facts)
     model = _model(replace(facts, parent=parent), "", parent.img_size)
     tiny = max(parent.img_size) <= 64
     mildly = max(facts.size) <= 16
     evaluation = facts.parent_eval or EvalConfig()
-    if max(model.img_size) > 1.2 * max(parent.img_size):
+    larger = max(model.img_size) / max(parent.img_size)
+    if larger > 1.2:
         evaluation = replace(evaluation, crop=1.0)
     epochs = float(round(min(40.0, max(5.0, 20 * (1500 / max(facts.images, 1)) ** 0.3))))
-    young = not facts.new_head and facts.parent_seen is not None and facts.parent_seen < _YOUNG * facts.images
-    growing = young and max(model.img_size) >= _GROWING * max(parent.img_size)
     tuning = OptimConfig(name="adamw", lr=1e-4, weight_decay=0.05, warmup=0.1, layer_decay=0.75, clip=1.0)
-    batch_size = _batch_size(facts.images, 128 if young else 64)
     to_come = _images_of(facts, model, epochs)
-    rest = to_come / ((facts.parent_seen or 0) + to_come)
+    rest = 0.0 if facts.parent_seen is None else to_come / (facts.parent_seen + to_come)
+    young = rest >= _YOUNG
+    batch_size = _batch_size(facts.images, 64 if facts.new_head or not young else 128)
     training = OptimConfig(
         name="muon",
         lr=round(_LR * rest, 6),
         muon_lr=round(_MUON_LR * rest, 5),
-        weight_decay=_weight_decay(facts, model, epochs, batch_size, _MUON_LR * rest),
+        weight_decay=_weight_decay(facts, model, epochs, batch_size, _MUON_LR * rest) if young else 0.0,
         schedule="linear",
         warmup=0.1,
         clip=1.0,
     )
+    passes = _passes(facts, model) if young else 0.0
     return Config(
         run=RunConfig(recipe="finetune"),
         model=model,
@@ -267,12 +275,14 @@ def finetune(facts: Facts) -> Config:
             crop="pad" if tiny and not mildly else "resized",
             scale=(0.8, 1.0) if mildly else (0.25, 1.0),
             flip=0.5 if facts.mirror else 0.0,
+            mixup=_mixup(passes),
+            randaugment_layers=0 if mildly else _randaugment_layers(passes),
         ),
         train=TrainConfig(
             batch_size=batch_size,
             epochs=epochs,
-            label_smoothing=0.0 if young else 0.1,
-            low_res=_LOW_RES_OF_LARGER if growing else 0.0,
+            label_smoothing=0.0 if young and not facts.new_head else 0.1,
+            low_res=_LOW_RES_OF_LARGER if young and larger >= _GROWING else 0.0,
             head="linear" if facts.new_head else "zero",
             dev=min(0.2, max(0.1, 100 / max(facts.images, 1))) if facts.new_head else 0.0,
         ),
