@@ -107,12 +107,12 @@ _MEMORY, _MOST_DECAY = 0.4, 0.5
 """Part of a run's updates that weights remember, 1 / (rate · decay) of them, and the largest decay."""
 
 
-def _weight_decay(facts: Facts, model: ModelConfig, epochs: float, batch_size: int, muon_lr: float) -> float:
+def _weight_decay(images: float, batch_size: int) -> float:
     """The decay with which weights remember the same part of a run, however long it is (Wang and Aitchison, 2024, "How to
     set AdamW's weight decay as you scale model and dataset size").
     """
-    updates = max(1.0, _images_of(facts, model, epochs) / batch_size)
-    return round(min(_MOST_DECAY, 1 / (muon_lr * _MEMORY * updates)), 3)
+    updates = max(1.0, images / batch_size)
+    return round(min(_MOST_DECAY, 1 / (_MUON_LR * _MEMORY * updates)), 3)
 
 
 def _mixup(passes: float) -> float:
@@ -216,7 +216,7 @@ def small(facts: Facts) -> Config:
             lr=_LR,
             muon_lr=_MUON_LR,
             muon_momentum=0.95 if mildly else 0.9,
-            weight_decay=_MOST_DECAY if mildly else _weight_decay(facts, model, epochs, batch_size, _MUON_LR),
+            weight_decay=_MOST_DECAY if mildly else _weight_decay(_images_of(facts, model, epochs), batch_size),
             schedule="linear",
             warmup=0.05,
             clip=1.0,
@@ -238,7 +238,7 @@ def finetune(facts: Facts) -> Config:
     """Moving trained weights to new images: AdamW with layer-wise decay, crop and flip, cosine.
 
     A checkpoint trained from random weights on less than fifty times the images to come goes on as it was trained, with
-    Muon, at the rate where a schedule that falls from its start over all images, those seen and those to come, would be:
+    Muon, at the rate and the decay of a schedule that falls from its start over all images, those seen and those to come:
     what it needs is more training, and a higher rate would first undo what it has. At a higher resolution most of that
     is done at half and three quarters of the new size, where the same time shows it more images. It mixes images where
     a time budget allows 15 passes over them, and distorts them from 120 on, as `small` does.
@@ -254,14 +254,15 @@ def finetune(facts: Facts) -> Config:
     epochs = float(round(min(40.0, max(5.0, 20 * (1500 / max(facts.images, 1)) ** 0.3))))
     tuning = OptimConfig(name="adamw", lr=1e-4, weight_decay=0.05, warmup=0.1, layer_decay=0.75, clip=1.0)
     to_come = _images_of(facts, model, epochs)
-    rest = 0.0 if facts.parent_seen is None else to_come / (facts.parent_seen + to_come)
+    images = (facts.parent_seen or 0) + to_come
+    rest = 0.0 if facts.parent_seen is None else to_come / images
     young = rest >= _YOUNG
     batch_size = _batch_size(facts.images, 64 if facts.new_head or not young else 128)
     training = OptimConfig(
         name="muon",
         lr=round(_LR * rest, 6),
         muon_lr=round(_MUON_LR * rest, 5),
-        weight_decay=_weight_decay(facts, model, epochs, batch_size, _MUON_LR * rest) if young else 0.0,
+        weight_decay=_weight_decay(images, batch_size),
         schedule="linear",
         warmup=0.1,
         clip=1.0,
