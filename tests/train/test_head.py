@@ -11,13 +11,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from conftest import draw_image
 from vitcli import api
 from vitcli.errors import DataError, UsageError
+from vitcli.train.head import better_beyond_noise
 
 QUICK: dict[str, Any] = {"batch_size": 16, "steps": 6, "precision": "fp32"}
 
@@ -48,17 +51,19 @@ def tune(parent: Path, data: Path, out: Path, **values: Any) -> tuple[Path, dict
 def test_training_starts_from_the_probe(parent: Path, other_folders: Path, tmp_path: Path) -> None:
     notes: list[str] = []
     sinks = [lambda event, fields: notes.append(fields.get("text", ""))]
-    folder, report = tune(parent, other_folders, tmp_path / "run", optim__lr=1e-9, sinks=sinks)
+    folder, report = tune(parent, other_folders, tmp_path / "run", optim__lr=1e-9, optim__muon_lr=1e-9, sinks=sinks)
     assert any(note.startswith("head: a linear probe with l2") for note in notes)
     assert report["eval"]["top1"] > 0.9  # six steps at no rate to speak of: it is the probe that knows the classes
-    zero = tune(parent, other_folders, tmp_path / "zero", optim__lr=1e-9, train__head="zero")[1]
+    zero = tune(parent, other_folders, tmp_path / "zero", optim__lr=1e-9, optim__muon_lr=1e-9, train__head="zero")[1]
     assert zero["eval"]["loss"] == pytest.approx(0.6931, abs=1e-3) and "selection" not in zero
     own, theirs = load_file(folder / "model.safetensors"), load_file(parent / "model.safetensors")
     torch.testing.assert_close(own["blocks.0.mlp.fc1.weight"], theirs["blocks.0.mlp.fc1.weight"])
 
 
 def test_the_probe_is_kept_where_tuning_spoils_it(parent: Path, other_folders: Path, tmp_path: Path) -> None:
-    folder, report = tune(parent, other_folders, tmp_path / "run", optim__lr=10.0, optim__clip=0.0, steps=12)
+    folder, report = tune(
+        parent, other_folders, tmp_path / "run", optim__lr=10.0, optim__muon_lr=10.0, optim__clip=0.0, steps=12
+    )
     selection = report["selection"]
     assert selection["kept"] == "probe" and selection["n"] == 12
     assert selection["dev_top1"]["probe"] > max(selection["dev_top1"][k] for k in ("average", "finetuned"))
@@ -67,6 +72,18 @@ def test_the_probe_is_kept_where_tuning_spoils_it(parent: Path, other_folders: P
     assert all(torch.equal(own[k], theirs[k]) for k in theirs if not k.startswith("head."))
     assert report["eval"]["top1"] > 0.9
     assert api.evaluate(str(folder))["top1"] == report["eval"]["top1"]
+
+
+def test_better_beyond_noise_counts_only_the_images_on_which_two_differ() -> None:
+    def right(*parts: tuple[int, bool]) -> NDArray[np.bool_]:
+        return np.concatenate([np.full(n, value) for n, value in parts])
+
+    one = right((9, True), (5, False), (86, True))
+    other = right((9, False), (5, True), (86, True))
+    assert not better_beyond_noise(one, other), "95 against 91 of 100, 9 images won and 5 lost: chance does that"
+    assert better_beyond_noise(right((9, True), (1, False), (90, True)), right((9, False), (1, True), (90, True)))
+    assert not better_beyond_noise(one, one) and not better_beyond_noise(other, one)
+    assert better_beyond_noise(right((3, True)), right((3, False)))
 
 
 def test_the_dev_part_is_not_trained_on(parent: Path, other_folders: Path, tmp_path: Path) -> None:

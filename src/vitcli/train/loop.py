@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from vitcli import files, flops
 from vitcli.data.augment import Batch
@@ -37,7 +39,7 @@ from vitcli.model.vit import ViT, init_mimetic, init_weights
 from vitcli.train import artifacts, runfolder, state
 from vitcli.train.clock import Anchor, Clock
 from vitcli.train.growth import size_at, slower
-from vitcli.train.head import Start, fit_head, halfway
+from vitcli.train.head import Start, better_beyond_noise, fit_head, halfway
 from vitcli.train.objectives import Classify
 from vitcli.train.optim import Average, Optimizer, lr_factor
 from vitcli.train.plan import Plan, replan
@@ -589,7 +591,9 @@ class _Run:
         rate = count / (time.monotonic() - started)
         self.reserve += sum(len(part) for part in scored if part is not None) / rate
         if self.plan.fits_head and self.plan.dev is not None:
-            self.reserve += len(self.plan.dev) / rate  # on which the mean of the weights is scored as well
+            self.reserve += (
+                2 * len(self.plan.dev) / rate
+            )  # on which the mean of the weights and the probe are scored too
         if self._seconds() + self.reserve > budget:
             raise UsageError(
                 f"--time-budget {budget:g}s leaves no time to train: start and evaluation take "
@@ -609,25 +613,27 @@ class _Run:
         self.log("note", text=f"head: a linear probe with l2 {self.start.l2:g}{on}")
 
     def _select(self) -> dict[str, Any] | None:
-        """The tuned weights, the probe's, or the mean of the two: whichever the dev part says is best.
+        """The tuned weights or the mean of them and the probe's, whichever the dev part says is better, or the probe where it
+        is better than both beyond noise.
 
-        Of equals the mean is taken, which lies between the two in what it forgot and what it learned, then the tuned ones.
+        Of equals the mean is taken, which lies between the two in what it forgot and what it learned. A small dev part that
+        scored three candidates alike would often take the worst, and that is the probe more often than not.
         """
         start, dev = self.start, self.plan.dev
         if start is None or dev is None or start.dev_top1 is None:
             return None
         tuned = {name: tensor.clone() for name, tensor in self._weights().items()}
         self.average = None
-        top1 = {"finetuned": self._scored_with(tuned, dev)}
         before = self._model(restored=False).to(self.runtime.device)
         before.load_state_dict(start.head, strict=False)
-        mean = halfway(tuned, dict(before.state_dict()))
-        top1["average"] = self._scored_with(mean, dev)
-        top1["probe"] = start.dev_top1
+        untuned = {name: tensor.clone() for name, tensor in before.state_dict().items()}
         before.load_state_dict(start.whole, strict=False)
-        weights = {"average": mean, "finetuned": tuned, "probe": dict(before.state_dict())}
-        kept = max(weights, key=lambda name: top1[name])  # the first of equals
+        weights = {"average": halfway(tuned, untuned), "finetuned": tuned, "probe": dict(before.state_dict())}
+        right = {name: self._right_on(dev, untuned if name == "probe" else weights[name]) for name in weights}
+        kept = "finetuned" if right["finetuned"].sum() > right["average"].sum() else "average"
+        kept = "probe" if better_beyond_noise(right["probe"], right[kept]) else kept
         self.model.load_state_dict(weights[kept])
+        top1 = {name: float(right[name].mean()) for name in ("finetuned", "average", "probe")}
         scores = ", ".join(f"{name} {value:.4f}" for name, value in top1.items())
         if kept == "probe":
             self.log(
@@ -637,6 +643,8 @@ class _Run:
             self.log("note", text=f"kept: {kept}; top-1 on the dev part: {scores}")
         return {"kept": kept, "n": len(dev), "dev_top1": top1}
 
-    def _scored_with(self, weights: Tensors, split: Split) -> float:
+    def _right_on(self, split: Split, weights: Tensors) -> NDArray[np.bool_]:
+        """Which images these weights classify rightly."""
         self.model.load_state_dict(weights)
-        return float(self._score(split).metrics["top1"])
+        evaluation = self._score(split)
+        return evaluation.top[:, 0] == evaluation.targets
