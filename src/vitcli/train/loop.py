@@ -613,11 +613,11 @@ class _Run:
         self.log("note", text=f"head: a linear probe with l2 {self.start.l2:g}{on}")
 
     def _select(self) -> dict[str, Any] | None:
-        """The tuned weights or the mean of them and the probe's, whichever the dev part says is better, or the probe where it
-        is better than both beyond noise.
+        """The mean of the tuned weights and the probe's, or either of the two where the dev part says beyond noise that it is
+        better.
 
-        Of equals the mean is taken, which lies between the two in what it forgot and what it learned. A small dev part that
-        scored three candidates alike would often take the worst, and that is the probe more often than not.
+        The mean lies between the two in what it forgot and what it learned, and a small dev part that scored three
+        candidates alike would often take a worse one.
         """
         start, dev = self.start, self.plan.dev
         if start is None or dev is None or start.dev_top1 is None:
@@ -630,8 +630,9 @@ class _Run:
         before.load_state_dict(start.whole, strict=False)
         weights = {"average": halfway(tuned, untuned), "finetuned": tuned, "probe": dict(before.state_dict())}
         right = {name: self._right_on(dev, untuned if name == "probe" else weights[name]) for name in weights}
-        kept = "finetuned" if right["finetuned"].sum() > right["average"].sum() else "average"
-        kept = "probe" if better_beyond_noise(right["probe"], right[kept]) else kept
+        kept = "average"
+        for name in ("finetuned", "probe"):
+            kept = name if better_beyond_noise(right[name], right[kept]) else kept
         self.model.load_state_dict(weights[kept])
         top1 = {name: float(right[name].mean()) for name in ("finetuned", "average", "probe")}
         scores = ", ".join(f"{name} {value:.4f}" for name, value in top1.items())
