@@ -31,6 +31,7 @@ def test_each_model_is_measured_in_each_mode(vit: Vit) -> None:
         assert (result["precision"], result["compile"], result["batch_size"]) == (precision, False, 4)
         assert 0 < result["share_of_peak"] == pytest.approx(result["tflops"] / peak)
     train, infer = tree["results"][:2]
+    assert infer["images_per_second"] > train["images_per_second"]
     per_image = [r["tflops"] / r["images_per_second"] for r in (train, infer)]
     assert per_image[0] == pytest.approx(3 * per_image[1])
 
