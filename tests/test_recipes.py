@@ -377,3 +377,24 @@ def test_finetune_at_a_higher_resolution_looks_at_the_whole_image():
     parent = {"parent": model_config("ti/16"), "parent_eval": seen}
     assert configure("finetune", facts("finetune", **parent, img_size=(384, 384))).eval.crop == 1.0
     assert configure("finetune", facts("finetune", **parent)).eval == seen
+
+
+def test_a_length_that_is_asked_for_counts_as_one_that_fits():
+    cifar = {"data": (50_000, 10), "size": (32, 32), "device": "cpu"}
+    few = configure("small", facts(**cifar, steps=200))
+    assert (few.train.low_res, few.optim.weight_decay) == (0.45, 0.5)
+    assert configure("small", facts(**cifar, epochs=200 * 128 / 50_000)) == few
+    many = configure("small", facts(**cifar, epochs=30.0))
+    assert many.augment.mixup == 0.2 and many.train.low_res < 0.02
+    assert configure("small", facts(**cifar, steps=200, batch_size=1024)).train.batch_size == 1024
+    assert configure("small", facts(**cifar, steps=200, batch_size=1024)).train.low_res < 0.1
+    parent = {"parent": model_config("ti/4", (32, 32)), "new_head": False, "parent_seen": 500_000}
+    rates = [configure("finetune", facts("finetune", (50_000, 10), **parent, epochs=e)).optim.muon_lr for e in (1, 30)]
+    assert rates[0] < 0.004 < 0.01 < rates[1]
+
+
+def test_mirrored_views_go_along_where_a_mirror_image_keeps_its_class():
+    parent = {"parent": model_config("ti/16"), "parent_eval": EvalConfig(views=2)}
+    assert configure("finetune", facts("finetune", **parent)).eval.views == 2
+    assert configure("finetune", facts("finetune", **parent, mirror=False)).eval.views == 1
+    assert configure("paper-finetune", facts("finetune", **parent)).eval.views == 1

@@ -418,6 +418,8 @@ def plan_probe(
     for part in (train, held_out):
         if part.labels is None:
             raise DataError(f"split {part.name!r} of {source.id} has no labels", "a probe learns from labels")
+        if not len(part):
+            raise DataError(f"split {part.name!r} of {source.id} has no images", "name one that has with --split")
     machine = runtime.start(apply(Config(), _machine(device, precision)).run)
     return ProbePlan(
         described, size, source, train, held_out, data_config, settings, machine, (*notes, *found, *described.notes)

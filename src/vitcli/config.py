@@ -420,6 +420,13 @@ def check_key(key: str) -> tuple[str, str]:
     return section, name
 
 
+def check_settable(key: str) -> None:
+    """Raises UsageError where `key` is unknown, or nobody's to choose."""
+    check_key(key)
+    if key in _FILE_ONLY:
+        raise UsageError(f"{key} cannot be set", "it follows from the command, the checkpoint or the data")
+
+
 def parse_value(key: str, value: Any) -> Any:
     section, name = check_key(key)
     return _coerce(value, _HINTS[section][name], key)
@@ -433,9 +440,7 @@ def parse_set(items: list[str]) -> Overrides:
         if not equals:
             raise UsageError(f"--set {item!r} has no '='", "write --set section.key=value")
         key = key.strip()
-        check_key(key)
-        if key in _FILE_ONLY:
-            raise UsageError(f"{key} cannot be set", "it follows from the command, the checkpoint or the data")
+        check_settable(key)
         overrides[key] = parse_value(key, value.strip())
     return overrides
 

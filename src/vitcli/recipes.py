@@ -47,6 +47,9 @@ class Facts:
     parent_seen: int | None = (
         None  # finetune: images on which the checkpoint was trained from random weights, if it was
     )
+    epochs: float | None = None  # asked for, as the next two
+    steps: int | None = None
+    batch_size: int | None = None
 
 
 def _model(facts: Facts, default: str, img_size: Size = (224, 224)) -> ModelConfig:
@@ -55,6 +58,12 @@ def _model(facts: Facts, default: str, img_size: Size = (224, 224)) -> ModelConf
     if facts.parent is not None:
         return replace(facts.parent, img_size=size, classes=facts.classes, dropout=0.0, drop_path=0.0)
     return replace(model_config(facts.model or default, size, facts.classes), gelu="tanh")
+
+
+def _evaluation(facts: Facts) -> EvalConfig:
+    """As the checkpoint's, where there is one; without mirrored views of images whose mirror image is of another class."""
+    evaluation = facts.parent_eval or EvalConfig()
+    return evaluation if facts.mirror else replace(evaluation, views=1)
 
 
 def _is_tiny(facts: Facts) -> bool:
@@ -82,23 +91,21 @@ def _epochs_of(facts: Facts, dimensions: tuple[int, int, int], tokens: int) -> f
     return _TRAINING_PART * (facts.compute or 0) / (6 * _weights(dimensions) * tokens * facts.images)
 
 
-def _passes(facts: Facts, model: ModelConfig) -> float:
-    """`_epochs_of` a model."""
-    return _epochs_of(facts, (model.width, model.depth, model.heads), model.tokens)
-
-
-def _images_of(facts: Facts, model: ModelConfig, epochs: float) -> float:
-    """Images that a run sees: those that fit into the time budget, or those of `epochs`."""
-    return facts.images * (_passes(facts, model) or epochs)
+def _images_of(facts: Facts, model: ModelConfig, epochs: float, batch_size: int) -> float:
+    """Images that a run sees: those that fit into the time budget, those asked for, or those of `epochs`."""
+    if facts.steps:
+        return facts.steps * batch_size
+    fitting = _epochs_of(facts, (model.width, model.depth, model.heads), model.tokens)
+    return facts.images * (fitting or facts.epochs or epochs)
 
 
 _LOW_RES_IMAGES, _MOST_LOW_RES = 18_000, 0.45
 """What a run spends on smaller images, in the time of so many whole ones, and at most which part of it."""
 
 
-def _low_res(facts: Facts, model: ModelConfig, epochs: float) -> float:
+def _low_res(images: float) -> float:
     """The part of a run on smaller images: they teach the beginning quickly, and no more than that however long it is."""
-    return round(min(_MOST_LOW_RES, _LOW_RES_IMAGES / max(1.0, _images_of(facts, model, epochs))), 3)
+    return round(min(_MOST_LOW_RES, _LOW_RES_IMAGES / max(1.0, images)), 3)
 
 
 _LR, _MUON_LR = 2e-3, 0.02
@@ -115,13 +122,21 @@ def _weight_decay(images: float, batch_size: int) -> float:
     return round(min(_MOST_DECAY, 1 / (_MUON_LR * _MEMORY * updates)), 3)
 
 
+_MANY_PASSES = 15
+"""Over the data: until then what is learned limits a run, from then on what is remembered."""
+
+
+def _ramp(passes: float) -> float:
+    """Epochs over which crops and shifts grow: what a short run has not seen yet need not be distorted."""
+    return 5.0 if passes >= _MANY_PASSES else 15.0
+
+
 def _mixup(passes: float) -> float:
-    """For so many passes over the data in a time budget: until 15 what is learned limits a run, then what is remembered."""
-    return 0.2 if passes >= 15 else 0.0
+    return 0.2 if passes >= _MANY_PASSES else 0.0
 
 
 def _randaugment_layers(passes: float) -> int:
-    """As `_mixup`, for data that is seen so often that images must be distorted too."""
+    """For data that is seen so often that images must be distorted too."""
     return 2 if passes >= 120 else 0
 
 
@@ -160,9 +175,9 @@ def _small_model(facts: Facts) -> ModelConfig:
     return replace(model, name=model_name(model))
 
 
-def _batch_size(images: int, largest: int) -> int:
-    """A power of two of at least 8 that leaves about twenty updates an epoch."""
-    return max(8, min(largest, 2 ** int(math.log2(max(images, 20) / 20))))
+def _batch_size(facts: Facts, largest: int) -> int:
+    """The one asked for, else a power of two of at least 8 that leaves about twenty updates an epoch."""
+    return facts.batch_size or max(8, min(largest, 2 ** int(math.log2(max(facts.images, 20) / 20))))
 
 
 def small(facts: Facts) -> Config:
@@ -174,8 +189,8 @@ def small(facts: Facts) -> Config:
     that keeps the class. Epochs shrink as the data grows: 40 for the 1,438 training images of `digits`, 14 for
     the 50,000 of CIFAR-10.
 
-    The first part of a run with images above 16 px trains at half and three quarters of their size. Where a time budget
-    allows 15 passes over them they are mixed, from 120 passes on RandAugment distorts them too.
+    The first part of a run with images above 16 px trains at half and three quarters of their size. Crops and shifts grow
+    with the passes over them; in a run of 15 passes or more images are mixed, from 120 passes on RandAugment distorts them too.
 
     Run on two AVX512-BF16 cores of 0.38 TFLOP/s, wall time from start to exit: `vit pretrain`, seeds 0, 1, 2, 45 s: top-1
     0.984 ± 0.006 on the 359 held-out digits. Seed 0 alone: `vit pretrain --data CIFAR10 --time-budget 5m` 0.764 (953
@@ -193,8 +208,9 @@ def small(facts: Facts) -> Config:
     tiny = _is_tiny(facts)
     epochs = float(round(min(40.0, max(8.0, 40 * (1500 / max(facts.images, 1)) ** 0.3))))
     mildly = max(facts.size) <= 16
-    passes = _passes(facts, model)
-    batch_size = _batch_size(facts.images, 128)
+    batch_size = _batch_size(facts, 128)
+    images = _images_of(facts, model, epochs, batch_size)
+    passes = images / max(facts.images, 1)
     return Config(
         run=RunConfig(recipe="small"),
         model=model,
@@ -204,20 +220,20 @@ def small(facts: Facts) -> Config:
             flip=0.5 if facts.mirror else 0.0,
             mixup=0.2 if mildly else _mixup(passes),
             randaugment_layers=0 if mildly else _randaugment_layers(passes),
-            ramp=0.0 if mildly else 5.0,
+            ramp=0.0 if mildly else _ramp(passes),
         ),
         train=TrainConfig(
             batch_size=batch_size,
             epochs=epochs,
             init="mimetic",
-            low_res=0.0 if mildly else _low_res(facts, model, epochs),
+            low_res=0.0 if mildly else _low_res(images),
         ),
         optim=OptimConfig(
             name="muon",
             lr=_LR,
             muon_lr=_MUON_LR,
             muon_momentum=0.95 if mildly else 0.9,
-            weight_decay=_MOST_DECAY if mildly else _weight_decay(_images_of(facts, model, epochs), batch_size),
+            weight_decay=_MOST_DECAY if mildly else _weight_decay(images, batch_size),
             schedule="linear",
             warmup=0.05,
             clip=1.0,
@@ -229,8 +245,9 @@ def small(facts: Facts) -> Config:
 _YOUNG = 0.02
 """Of all images, seen and to come, the part to come from which a checkpoint that was trained from random weights still
 learns as it did."""
-_GROWING, _LOW_RES_OF_LARGER = 1.25, 0.8
-"""Of a young checkpoint: times its size from which its images grow again, and the part of the run on smaller ones."""
+_LARGER_BY, _LOW_RES_OF_LARGER = 1.2, 0.8
+"""Times a checkpoint's size above which images are evaluated whole, since they need no crop to be large, and those of a young
+checkpoint grow again; the part of its run on smaller ones."""
 _IMBALANCED = 2.0
 """Largest class over smallest from which fine-tuning draws every class equally often."""
 
@@ -241,8 +258,8 @@ def finetune(facts: Facts) -> Config:
     A checkpoint trained from random weights on less than fifty times the images to come goes on as it was trained, with
     Muon, at the rate and the decay of a schedule that falls from its start over all images, those seen and those to come:
     what it needs is more training, and a higher rate would first undo what it has. At a higher resolution most of that
-    is done at half and three quarters of the new size, where the same time shows it more images. It mixes images where
-    a time budget allows 15 passes over them, and distorts them from 120 on, as `small` does.
+    is done at half and three quarters of the new size, where the same time shows it more images. It mixes images in a
+    run of 15 passes over them or more, and distorts them from 120 on, as `small` does.
 
     Run on the same cores, seed 0: the five-minute checkpoint of `small` on CIFAR-10 (0.764), `vit finetune CKPT --data CIFAR10
     --img-size 48 --time-budget 9m --set run.threads=1` beside another process, 0.796. DeiT-Ti, `vit finetune
@@ -252,17 +269,17 @@ def finetune(facts: Facts) -> Config:
     model = _model(replace(facts, parent=parent), "", parent.img_size)
     tiny = max(parent.img_size) <= 64
     mildly = max(facts.size) <= 16
-    evaluation = facts.parent_eval or EvalConfig()
+    evaluation = _evaluation(facts)
     larger = max(model.img_size) / max(parent.img_size)
-    if larger > 1.2:
+    if larger > _LARGER_BY:
         evaluation = replace(evaluation, crop=1.0)
     epochs = float(round(min(40.0, max(5.0, 20 * (1500 / max(facts.images, 1)) ** 0.3))))
     tuning = OptimConfig(name="adamw", lr=1e-4, weight_decay=0.05, warmup=0.1, layer_decay=0.75, clip=1.0)
-    to_come = _images_of(facts, model, epochs)
+    batch_size = _batch_size(facts, 64 if facts.new_head or facts.parent_seen is None else 128)
+    to_come = _images_of(facts, model, epochs, batch_size)
     images = (facts.parent_seen or 0) + to_come
     rest = 0.0 if facts.parent_seen is None else to_come / images
     young = rest >= _YOUNG
-    batch_size = _batch_size(facts.images, 64 if facts.new_head or not young else 128)
     training = OptimConfig(
         name="muon",
         lr=round(_LR * rest, 6),
@@ -272,7 +289,7 @@ def finetune(facts: Facts) -> Config:
         warmup=0.1,
         clip=1.0,
     )
-    passes = _passes(facts, model) if young else 0.0
+    passes = to_come / max(facts.images, 1) if young else 0.0
     return Config(
         run=RunConfig(recipe="finetune"),
         model=model,
@@ -288,7 +305,7 @@ def finetune(facts: Facts) -> Config:
             batch_size=batch_size,
             epochs=epochs,
             label_smoothing=0.0 if young and not facts.new_head else 0.1,
-            low_res=_LOW_RES_OF_LARGER if young and larger >= _GROWING else 0.0,
+            low_res=_LOW_RES_OF_LARGER if young and larger > _LARGER_BY else 0.0,
             head="linear" if facts.new_head else "zero",
             dev=min(0.2, max(0.1, 100 / max(facts.images, 1))) if facts.new_head else 0.0,
         ),
@@ -370,14 +387,13 @@ def paper_finetune(facts: Facts) -> Config:
         if max(facts.parent.img_size) < 128 or any(s % p for s, p in zip(size, facts.parent.patch, strict=True)):
             size = facts.parent.img_size
     steps = 20_000 if facts.images >= 500_000 else 10_000 if facts.images >= 20_000 else 500
-    parent_eval = facts.parent_eval or EvalConfig()
     return Config(
         run=RunConfig(recipe="paper-finetune"),
         model=replace(_model(facts, "ViT-B/16", size), pre_logits=False),
         augment=AugmentConfig(crop="random", flip=0.5 if facts.mirror else 0.0),
         train=TrainConfig(batch_size=512, steps=steps),
         optim=OptimConfig(name="sgd", lr=0.01, momentum=0.9, warmup_steps=500 if steps > 500 else 100, clip=1.0),
-        eval=replace(parent_eval, crop=1.0, resize="square"),
+        eval=replace(facts.parent_eval or EvalConfig(), crop=1.0, resize="square", views=1),
     )
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vitcli.config import DataConfig
 from vitcli.data.sources import open_source
-from vitcli.data.split import by_class, dev_split, stratified
+from vitcli.data.split import Split, by_class, dev_split, stratified
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=200), st.data())
@@ -39,3 +40,12 @@ def test_the_dev_part_is_always_the_same_and_apart_from_the_rest(class_folders: 
     assert set(rest.rows) | set(dev.rows) == set(train.rows) and not set(rest.rows) & set(dev.rows)
     assert np.bincount(dev.labels).tolist() == [6, 6, 6]
     assert np.array_equal(dev_split(train, 0.25)[1].rows, dev.rows)
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=60), st.floats(0.01, 0.9))
+def test_a_class_keeps_an_image_to_be_trained_on(labels: list[int], fraction: float) -> None:
+    array = np.array(labels, np.int64)
+    table = Dataset.from_dict({})
+    rest, dev = dev_split(Split("train", table, "image", np.arange(len(array)), array, "some"), fraction)
+    assert rest.labels is not None and set(rest.labels) == set(labels)
+    assert sorted([*rest.rows, *dev.rows]) == list(range(len(array)))

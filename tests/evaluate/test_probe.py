@@ -10,7 +10,7 @@ from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from conftest import Vit, run_vit
+from conftest import Vit, draw_image, run_vit
 from vitcli import api
 from vitcli.errors import DataError, UsageError
 from vitcli.evaluate.probe import L2, Features, linear_probe, refitted
@@ -124,3 +124,18 @@ def test_a_balanced_probe_serves_the_rare_classes() -> None:
     assert balanced.top1_on(test) > plain.top1_on(test) + 0.05
     assert abs(balanced.top1 - balanced.top1_on(test)) < 0.1  # its own score weighs classes alike
     assert refitted(balanced, train).top1_on(test) == balanced.top1_on(test)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_a_handful_of_images_is_enough(count: int) -> None:
+    features = clouds(count, 2, 3, 8.0)
+    features.targets[:2] = 0, 1
+    assert 0 <= linear_probe(features, 2).top1 <= 1
+
+
+def test_nothing_to_measure_on_is_an_error_of_the_data(checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("red", "green", "blue"):
+        (tmp_path / "one" / name).mkdir(parents=True)
+        draw_image(0, 1).save(tmp_path / "one" / name / "0.png")
+    with pytest.raises(DataError, match="no images"):
+        api.probe(str(checkpoint), str(tmp_path / "one"))

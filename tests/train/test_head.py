@@ -132,3 +132,25 @@ def test_a_killed_run_remembers_the_probe(parent: Path, other_folders: Path, tmp
     assert again["selection"] == report["selection"]
     one, two = load_file(alone / "model.safetensors"), load_file(folder / "model.safetensors")
     assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_two_images_are_enough_where_nothing_can_be_kept_back(parent: Path, tmp_path: Path) -> None:
+    for colour, name in ((3, "yellow"), (4, "violet")):
+        (tmp_path / "two" / "train" / name).mkdir(parents=True)
+        draw_image(colour, 1).save(tmp_path / "two" / "train" / name / "0.png")
+    report = tune(parent, tmp_path / "two", tmp_path / "run", steps=2)[1]
+    assert report["steps"] == 2 and "selection" not in report
+    with pytest.raises(DataError, match="cannot be parted"):
+        tune(parent, tmp_path / "two", tmp_path / "other", steps=2, train__dev=0.5)
+
+
+def test_without_a_dev_part_the_mean_of_probe_and_tuned_weights_is_given_away(
+    parent: Path, other_folders: Path, tmp_path: Path
+) -> None:
+    folder, report = tune(parent, other_folders, tmp_path / "run", train__dev=0.0, optim__lr=1e-3)
+    saved = load_file(next(folder.glob("state/step-*/model.safetensors")))
+    own, theirs = load_file(folder / "model.safetensors"), load_file(parent / "model.safetensors")
+    name = "blocks.0.mlp.fc1.weight"
+    assert not torch.allclose(saved[name], theirs[name], atol=1e-4)
+    torch.testing.assert_close(own[name], (saved[name] + theirs[name]) / 2)
+    assert "selection" not in report

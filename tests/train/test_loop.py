@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from vitcli import api
 from vitcli.errors import CheckpointError, DataError, DivergedError, Interrupted, ResourceError, UsageError
 from vitcli.train import runfolder
+from vitcli.train.plan import Request
 
 SMALL: dict[str, Any] = {
     "model": "mu/4",
@@ -149,7 +150,6 @@ def test_another_configuration_in_the_same_folder_is_refused_with_the_difference
 
 def test_a_run_repeats_from_its_own_file(class_folders: Path, reference: Path, tmp_path: Path) -> None:
     from vitcli.config import read_toml
-    from vitcli.train.plan import Request
 
     plan = api.plan(Request("pretrain", read_toml(reference / "run.toml")))
     folder, _ = api.run(plan, str(tmp_path / "again"))
@@ -272,8 +272,6 @@ def test_finetune_freezes_the_backbone(class_folders: Path, reference: Path, tmp
 
 
 def _request(folders: Path, init: Path) -> Any:
-    from vitcli.train.plan import Request
-
     return Request("finetune", {"data.source": str(folders)}, str(init))
 
 
@@ -314,3 +312,29 @@ def test_evaluation_during_training_is_logged_and_changes_nothing(
 def test_balanced_sampling_and_fraction(class_folders: Path, tmp_path: Path) -> None:
     _, report = train(class_folders, tmp_path / "run", data__balanced=True, data__fraction=0.5, steps=3)
     assert report["images_seen"] == 48
+
+
+def test_a_time_budget_that_is_used_up_is_no_end_of_a_run_that_goes_on(class_folders: Path, tmp_path: Path) -> None:
+    """Starting anew takes longer than what was left of the budget."""
+
+    def stop(event: str, fields: dict[str, Any]) -> None:
+        if event == "step" and fields["step"] == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    values = {
+        "data.source": str(class_folders),
+        "model.name": "mu/4",
+        "train.batch_size": 16,
+        "train.time_budget": 60.0,
+    }
+    out = str(tmp_path / "run")
+    with pytest.raises(Interrupted):
+        api.run(api.plan(Request("pretrain", values)), out, sinks=[stop])
+    report = api.run(api.plan(Request("pretrain", values, started=time.monotonic() - 59.5)), out)[1]
+    assert report["resumed_from"] == 10 and report["steps"] < 100 and report["eval"]["n"] == 24
+
+
+def test_a_checkpoint_is_measured_again_as_its_run_measured_it(class_folders: Path, tmp_path: Path) -> None:
+    folder, report = train(class_folders, tmp_path / "run", eval__views=2)
+    once, again = (api.evaluate(str(folder), precision="fp32", overrides=o) for o in ({"eval.views": 1}, {}))
+    assert again["loss"] == pytest.approx(report["eval"]["loss"], abs=1e-6) and once["loss"] != again["loss"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,9 @@ def test_numbers_come_back_and_their_folders_differ(values: list[float]) -> None
         (["optim.lr=1", "optim.lr=2"], "twice"),
         (["optim.lr=-1"], "must be above 0"),
         (["run.seed=1,2"], "cannot take run.seed"),
+        (["run.seed =1,2"], "cannot take run.seed"),
+        (["train.dev=0.1,0.2"], "cannot take train.dev"),
+        (["model.classes=2,3"], "cannot be set"),
     ],
 )
 def test_what_is_no_grid_is_a_usage_error(class_folders: Path, grid: list[str], named: str) -> None:
@@ -135,3 +139,33 @@ def test_finetune_from_a_checkpoint_and_a_dry_run(class_folders: Path, vit: Vit,
     assert not (tmp_path / "runs").exists()
     refused = vit("sweep", "pretrain", "base", *GRID)
     assert refused.code == 2 and "too many arguments" in refused.err
+
+
+def test_points_of_a_new_head_are_scored_as_the_final_runs_will_be(class_folders: Path, tmp_path: Path) -> None:
+    """The choice between probe and tuned weights is by the dev part, so it would favour what it is then scored by."""
+    base = tmp_path / "base"
+    api.train("pretrain", data=str(class_folders), out=str(base), model="mu/4", steps=5, batch_size=16)
+    others = tmp_path / "others"
+    shutil.copytree(class_folders, others)
+    for folder in list(others.glob("*/*")):
+        folder.rename(folder.with_name(f"dark {folder.name}"))
+    values = {"data.source": str(others), "train.batch_size": 16, "train.steps": 12, "optim.clip": 0.0}
+    values |= {"optim.name": "adamw", "optim.schedule": "constant"}
+    planned = api.plan_sweep(Request("finetune", values, str(base)), ["optim.lr=1e-5,1"], 1)
+    folder, report = api.sweep(planned, str(tmp_path / "swept"))
+    assert report["best"] == {"optim.lr": 1e-5} and report["top1_mean"] > 0.8
+    assert report["grid"][1]["dev_top1"] < 0.7, "what that rate leaves of the network, not the probe"
+    reports = [json.loads(path.read_text()) for path in folder.glob("*/*/report.json")]
+    assert len(reports) == 2 and not any("selection" in one for one in reports)
+
+
+def test_a_time_budget_is_that_of_each_run(class_folders: Path, tmp_path: Path) -> None:
+    values = {"data.source": str(class_folders), "model.name": "mu/4", "train.batch_size": 16, "train.time_budget": 6.0}
+    folder, report = api.sweep(
+        api.plan_sweep(Request("pretrain", values), ["optim.lr=1e-3,3e-3"], 1), str(tmp_path / "swept")
+    )
+    runs = [
+        json.loads(path.read_text()) for path in (*folder.glob("grid/*/report.json"), *folder.glob("seed*/report.json"))
+    ]
+    assert len(runs) == 3 and all(run["seconds"] < 8 and run["steps"] > 5 for run in runs)
+    assert report["top1_mean"] is not None

@@ -157,6 +157,7 @@ def dev_split(part: Split, fraction: float) -> tuple[Split, Split]:
     count = min(MOST_DEV, round(fraction * len(part)))
     held = np.zeros(len(part), bool)
     held[stratified(part.labels, count, "dev")] = True
+    held &= np.isin(part.labels, part.labels[~held])  # a class keeps an image to be trained on
     return part.subset(np.flatnonzero(~held)), part.subset(np.flatnonzero(held), "dev")
 
 

@@ -70,16 +70,15 @@ def evaluate(
     *,
     device: torch.device,
     bf16: bool,
-    limit: int = 0,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Measure `model` on `split`. `outputs` maps the data's classes to the model's; `limit` stops after so many images.
+    """Measure `model` on `split`. `outputs` maps the data's classes to the model's.
 
     Raises DataError at an image that cannot be read, or counts it in `unreadable` with data.on_bad_image=skip.
     """
     assert split.labels is not None
     images = open_images(split, eval_view(model.config.img_size, config), data, progress, where="decode")
-    positions = images.valid[:limit] if limit else images.valid
+    positions = images.valid
     tally, top, scores = Tally(model.config.classes), [], []
     k = min(config.top_k, model.config.classes)
     started = time.monotonic()

@@ -104,7 +104,7 @@ def linear_probe(features: Features, classes: int, balanced: bool = False) -> Pr
         raise DataError("the images for the linear probe are all of one class", "a classifier needs two")
     fold = np.empty(len(features), np.int64)
     fold[by_class(features.targets, "folds")] = np.arange(len(features)) % _FOLDS
-    tested = range(1 if len(features) > _ONE_FOLD_ABOVE else _FOLDS)
+    tested = range(1 if len(features) > _ONE_FOLD_ABOVE else min(_FOLDS, len(features)))
     tried: list[dict[str, float]] = []
     fits = [_Fit(features.rows(fold != f), classes, balanced) for f in tested]
     seen = np.concatenate([features.targets[fold == f] for f in tested])

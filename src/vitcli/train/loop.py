@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from vitcli import files, flops
 from vitcli.data.augment import Batch
-from vitcli.data.cache import Images, open_images, silent, working_view
+from vitcli.data.cache import Images, Progress, open_images, silent, working_view
 from vitcli.data.loader import TrainLoader
 from vitcli.data.split import Split
 from vitcli.errors import (
@@ -541,8 +541,8 @@ class _Run:
         finally:
             self.model.load_state_dict(own)
 
-    def _score(self, split: Split, limit: int = 0) -> Evaluation:
-        """The weights that the run gives away on a split, or on its first `limit` images."""
+    def _score(self, split: Split, progress: Progress | None = None) -> Evaluation:
+        """The weights that the run gives away, on a split."""
         with self._averaged() as model:
             return evaluate(
                 model,
@@ -552,8 +552,7 @@ class _Run:
                 self.config.data,
                 device=self.runtime.device,
                 bf16=self.runtime.bf16,
-                limit=limit,
-                progress=silent if limit else self._watch,
+                progress=progress or self._watch,
             )
 
     @property
@@ -582,20 +581,20 @@ class _Run:
 
     def _measure_evaluation(self) -> float:
         """With a time budget: how many images a second the evaluation at the end will do, from some of them."""
-        budget, scored = self.config.train.time_budget, {self._held_out, self.plan.dev} - {None}
-        if budget is None or self.clock.finished(self.at.step) or not scored:
+        budget = self.config.train.time_budget
+        if budget is None or self.clock.finished(self.at.step) or (self._held_out or self.plan.dev) is None:
             return 0.0
         sample = self._held_out or self.plan.dev
         assert sample is not None
-        self._score(sample, limit=min(64, len(sample)))  # the first batches are slower than the rest
-        started, count = time.monotonic(), min(_TIMED_IMAGES, len(sample))
-        self._score(sample, limit=count)
-        rate = count / (time.monotonic() - started)
-        images = sum(len(part) for part in scored if part is not None)
-        if self.plan.fits_head and self.plan.dev is not None:
-            images += 2 * len(self.plan.dev)  # on which the mean of the weights and the probe are scored too
+        sample = sample.subset(np.arange(min(_TIMED_IMAGES, len(sample))))
+        first = sample.subset(np.arange(min(64, len(sample))))
+        self._score(first, silent)  # slower than the rest
+        started = time.monotonic()
+        self._score(sample, silent)
+        rate = len(sample) / (time.monotonic() - started)
+        images = len(self._held_out or ()) + 3 * len(self._chooses_by or ())  # three candidates are scored
         self.reserve += _EVALUATION_MARGIN * images / rate
-        if self._seconds() + self.reserve > budget:
+        if self.at.resumed_from is None and self._seconds() + self.reserve > budget:
             raise UsageError(
                 f"--time-budget {budget:g}s leaves no time to train: start and evaluation take "
                 f"{self._seconds() + self.reserve:.0f} s",
@@ -613,15 +612,20 @@ class _Run:
         on = "" if self.start.dev_top1 is None else f", top-1 {self.start.dev_top1:.4f} on the dev part"
         self.log("note", text=f"head: a linear probe with l2 {self.start.l2:g}{on}")
 
+    @property
+    def _chooses_by(self) -> Split | None:
+        """The dev part, unless the run reports on it: a score that chose is too high."""
+        return self.plan.dev if self.plan.fits_head and self.config.train.report_on != "dev" else None
+
     def _select(self) -> dict[str, Any] | None:
-        """The mean of the tuned weights and the probe's, or either of the two where the dev part says beyond noise that it is
-        better.
+        """The mean of the tuned weights and the probe's, or either of the two where there is a dev part to say beyond noise
+        that it is better.
 
         The mean lies between the two in what it forgot and what it learned, and a small dev part that scored three
         candidates alike would often take a worse one.
         """
-        start, dev = self.start, self.plan.dev
-        if start is None or dev is None or start.dev_top1 is None:
+        start, dev = self.start, self._chooses_by
+        if start is None:
             return None
         tuned = {name: tensor.clone() for name, tensor in self._weights().items()}
         self.average = None
@@ -630,6 +634,9 @@ class _Run:
         untuned = {name: tensor.clone() for name, tensor in before.state_dict().items()}
         before.load_state_dict(start.whole, strict=False)
         weights = {"average": halfway(tuned, untuned), "finetuned": tuned, "probe": dict(before.state_dict())}
+        if dev is None:
+            self.model.load_state_dict(weights["average"])
+            return None
         right = {name: self._right_on(dev, untuned if name == "probe" else weights[name]) for name in weights}
         kept = "average"
         for name in ("finetuned", "probe"):

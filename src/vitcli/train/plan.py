@@ -210,6 +210,9 @@ def make_plan(request: Request) -> Plan:
         _compute(machine, overrides),
         _imbalance(train),
         parent.provenance.get("images_seen") if parent and parent.provenance.get("command") == "pretrain" else None,
+        overrides.get("train.epochs"),
+        overrides.get("train.steps"),
+        overrides.get("train.batch_size"),
     )
     recipe = overrides.get("run.recipe") or default_recipe(facts)
     config = _with_overrides(configure(recipe, facts), overrides, parent)
@@ -225,7 +228,8 @@ def make_plan(request: Request) -> Plan:
     check(config)
     dev = None
     if train is not None and config.train.dev:
-        train, dev = _kept_back(train, config.train.dev)
+        train, dev = _kept_back(train, config.train.dev, "train.dev" in overrides)
+        config = config if dev else replace(config, train=replace(config.train, dev=0.0))
         images = len(train)
         held_out = dev if config.train.report_on == "dev" else held_out
     plan = Plan(
@@ -264,15 +268,19 @@ def _compute(machine: runtime.Runtime, overrides: Overrides) -> float | None:
     return float(budget * runtime.peak_flops(machine, side=1024))
 
 
-def _kept_back(train: Split, fraction: float) -> tuple[Split, Split]:
-    """(what is trained on, what is chosen by). Raises DataError where too little is left of either."""
+def _kept_back(train: Split, fraction: float, asked: bool) -> tuple[Split, Split | None]:
+    """(what is trained on, what is chosen by). Where too little is left of either, raises DataError if the part was asked for,
+    and keeps nothing back if it was not.
+    """
     rest, dev = dev_split(train, fraction)
-    if not len(dev) or not len(rest):
-        raise DataError(
-            f"{len(train)} training images cannot be parted: train.dev = {fraction:g} leaves {len(rest)} and {len(dev)}",
-            "add images, or choose another --set train.dev=…",
-        )
-    return rest, dev
+    if len(dev) and len(rest):
+        return rest, dev
+    if not asked:
+        return train, None
+    raise DataError(
+        f"{len(train)} training images cannot be parted: train.dev = {fraction:g} leaves {len(rest)} and {len(dev)}",
+        "add images, or choose another --set train.dev=…",
+    )
 
 
 def _parent(request: Request) -> Description:

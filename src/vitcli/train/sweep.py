@@ -11,13 +11,14 @@ import itertools
 import json
 import re
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vitcli import files, plots
-from vitcli.config import check_key, parse_value
+from vitcli.config import check_settable, parse_value
 from vitcli.errors import DivergedError, UsageError
 from vitcli.train import loop, runfolder
 from vitcli.train.plan import Plan, Request, make_plan
@@ -26,6 +27,12 @@ from vitcli.train.runlog import Log
 DEV = 0.1
 """Part of the training images that points are scored on, unless train.dev says otherwise (Table 4: 1 to 10 %)."""
 _ASKED = "sweep.json"
+_DECIDED = {
+    "run.seed": "--seeds says how many seeds",
+    "train.dev": "--set train.dev=… is the part that all points are scored on",
+    "train.report_on": "points are scored on the dev part, the best one on the held-out images",
+}
+"""What a grid cannot vary, and what to do instead."""
 
 Point = dict[str, Any]
 """Values by `section.key`."""
@@ -44,7 +51,9 @@ def parse_grid(axes: Sequence[str]) -> list[Point]:
         key = key.strip()
         if not equals or not text.strip():
             raise UsageError(f"--grid {axis!r} has no values", "write --grid section.key=value,value")
-        check_key(key)
+        check_settable(key)
+        if key in _DECIDED:
+            raise UsageError(f"--grid cannot take {key}", f"a sweep decides it; {_DECIDED[key]}")
         if key in values:
             raise UsageError(f"--grid names {key} twice", "give all its values at once")
         items = [item.strip() for item in text.split(";" if ";" in text else ",")]
@@ -94,9 +103,6 @@ def make_sweep(request: Request, grid: Sequence[str], seeds: int) -> Sweep:
     """Check every point before the first run. Raises the error of whatever does not fit."""
     if seeds < 1:
         raise UsageError(f"--seeds {seeds}: must be at least 1", "3 are enough for a standard deviation")
-    for key in ("train.report_on", "run.seed"):
-        if any(axis.startswith(f"{key}=") for axis in grid):
-            raise UsageError(f"--grid cannot take {key}", "a sweep decides it; --seeds says how many seeds")
     points = parse_grid(grid)
     start = request.overrides.get("run.seed", 0)
     sweep = Sweep(request, tuple(points), tuple(range(start, start + seeds)), None)  # type: ignore[arg-type]
@@ -164,7 +170,7 @@ def run(sweep: Sweep, folder: Path, log_of: Callable[[], Log], say: Callable[[st
     files.write_json(folder / _ASKED, identity(sweep))
 
     def train(request: Request, where: Path) -> dict[str, Any]:
-        plan = make_plan(request)
+        plan = make_plan(replace(request, started=time.monotonic()))
         return loop.train(plan, runfolder.choose(plan, str(where), "auto"), log_of())[1]
 
     scores: list[float | None] = []

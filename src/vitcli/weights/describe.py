@@ -76,6 +76,7 @@ def preprocessing(size: Size, config: EvalConfig) -> dict[str, Any]:
         "interpolation": config.interpolation,
         "mean": list(config.mean),
         "std": list(config.std),
+        "views": config.views,
     }
 
 
