@@ -1,6 +1,6 @@
 """What timm's train.py reaches in some minutes, and how long `vit pretrain` takes to get there, start-up included.
 
-    TIMM_TRAIN=path/to/train.py python benchmarks/time_to_accuracy.py DATA [--minutes 10] [--budget 90] [--only vit timm]
+    TIMM_TRAIN=path/to/train.py python benchmarks/time_to_accuracy.py DATA [--minutes 10] [--budget 90] [--only vit timm] [--epochs N] [--lines LINE …]
 
 DATA is a folder of Parquet files with the columns of the hub's CIFAR-10. timm's script is not in its wheel; without
 TIMM_TRAIN this says so and measures vit alone. timm gets the best of three command lines (COMMANDS), in the machine's
@@ -64,6 +64,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--budget", type=float, default=90, help="of vit, in seconds")
     parser.add_argument("--only", nargs="*", choices=["vit", "timm"], default=["vit", "timm"])
+    parser.add_argument("--epochs", type=int, default=0, help="of timm, in place of measuring how many fit")
+    parser.add_argument("--lines", nargs="*", choices=COMMANDS, default=[*COMMANDS], help="of timm's command lines")
     asked = parser.parse_args()
     script = os.environ.get("TIMM_TRAIN", "")
     with tempfile.TemporaryDirectory() as home:
@@ -79,13 +81,14 @@ def main() -> None:
         from vitcli.train import runtime
 
         bf16 = runtime.start(RunConfig()).bf16
-        first, *_ = COMMANDS.values()
-        top1, minutes = timm_run(script, asked.data, first, 1, bf16, home)
-        precision = "bf16" if bf16 else "fp32"
-        show(who="timm, one epoch of the first line", precision=precision, top1=top1, minutes=minutes)
-        epochs = math.ceil(asked.minutes / minutes)
-        for name, options in COMMANDS.items():
-            top1, minutes = timm_run(script, asked.data, options, epochs, bf16, home)
+        precision, epochs = "bf16" if bf16 else "fp32", asked.epochs
+        if not epochs:
+            name = asked.lines[0]
+            top1, minutes = timm_run(script, asked.data, COMMANDS[name], 1, bf16, home)
+            show(who=f"timm, {name}", precision=precision, epochs=1, top1=top1, minutes=minutes)
+            epochs = math.ceil(asked.minutes / minutes)
+        for name in asked.lines:
+            top1, minutes = timm_run(script, asked.data, COMMANDS[name], epochs, bf16, home)
             show(who=f"timm, {name}", precision=precision, epochs=epochs, top1=top1, minutes=minutes)
 
 
