@@ -394,7 +394,7 @@ def paper_finetune(facts: Facts) -> Config:
         augment=AugmentConfig(crop="random", flip=0.5 if facts.mirror else 0.0),
         train=TrainConfig(batch_size=512, steps=steps),
         optim=OptimConfig(name="sgd", lr=0.01, momentum=0.9, warmup_steps=500 if steps > 500 else 100, clip=1.0),
-        eval=replace(facts.parent_eval or EvalConfig(), crop=1.0, resize="square", views=1),
+        eval=replace(_evaluation(facts), crop=1.0, resize="square", views=1),
     )
 
 

@@ -60,6 +60,8 @@ def test_errors_stand_in_their_lines_and_the_others_are_there(place: Path) -> No
     assert all(set(row) == {"path", "error"} for row in found if "error" in row)
     assert "No such file" in str(found[1]["error"])
     assert done.code == 3 and "3 of 5 images could not be read" in done.err
+    without = run_vit("predict", "run", "in/b.png", "in/a.jpg", "--json", cwd=place)
+    assert rows(without.out) == [found[0], found[4]]
     alone = run_vit("predict", "run", "in/a.jpg", "--json", cwd=place)
     (same,) = rows(alone.out)
     assert [item["label"] for item in same["topk"]] == [item["label"] for item in found[4]["topk"]]

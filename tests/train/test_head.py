@@ -142,6 +142,8 @@ def test_two_images_are_enough_where_nothing_can_be_kept_back(parent: Path, tmp_
     assert report["steps"] == 2 and "selection" not in report
     with pytest.raises(DataError, match="cannot be parted"):
         tune(parent, tmp_path / "two", tmp_path / "other", steps=2, train__dev=0.5)
+    with pytest.raises(DataError, match="cannot be parted"):
+        tune(parent, tmp_path / "two", tmp_path / "third", steps=2, train__report_on="dev")
 
 
 def test_without_a_dev_part_the_mean_of_probe_and_tuned_weights_is_given_away(

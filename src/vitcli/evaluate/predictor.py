@@ -52,7 +52,8 @@ def predict(
 ) -> Iterator[Row]:
     """A row a path: `path`, `label`, `id` where the class has one, `score` (softmax), `topk`, or `path`, `error`.
 
-    Images are decoded in threads and the next batch while this one is computed; a row never depends on the others.
+    Images are decoded in threads and the next batch while this one is computed; a row depends on the others by the
+    rounding of a product of another size at most.
     """
     view = eval_view(model.config.img_size, config)
     size = config.batch_size or batch_size(device.type, model.config.tokens)

@@ -581,11 +581,9 @@ class _Run:
 
     def _measure_evaluation(self) -> float:
         """With a time budget: how many images a second the evaluation at the end will do, from some of them."""
-        budget = self.config.train.time_budget
-        if budget is None or self.clock.finished(self.at.step) or (self._held_out or self.plan.dev) is None:
+        budget, sample = self.config.train.time_budget, self._held_out or self.plan.dev
+        if budget is None or self.clock.finished(self.at.step) or sample is None:
             return 0.0
-        sample = self._held_out or self.plan.dev
-        assert sample is not None
         sample = sample.subset(np.arange(min(_TIMED_IMAGES, len(sample))))
         first = sample.subset(np.arange(min(64, len(sample))))
         self._score(first, silent)  # slower than the rest
@@ -632,11 +630,12 @@ class _Run:
         before = self._model(restored=False).to(self.runtime.device)
         before.load_state_dict(start.head, strict=False)
         untuned = {name: tensor.clone() for name, tensor in before.state_dict().items()}
-        before.load_state_dict(start.whole, strict=False)
-        weights = {"average": halfway(tuned, untuned), "finetuned": tuned, "probe": dict(before.state_dict())}
+        average = halfway(tuned, untuned)
         if dev is None:
-            self.model.load_state_dict(weights["average"])
+            self.model.load_state_dict(average)
             return None
+        before.load_state_dict(start.whole, strict=False)
+        weights = {"average": average, "finetuned": tuned, "probe": dict(before.state_dict())}
         right = {name: self._right_on(dev, untuned if name == "probe" else weights[name]) for name in weights}
         kept = "average"
         for name in ("finetuned", "probe"):

@@ -210,9 +210,9 @@ def make_plan(request: Request) -> Plan:
         _compute(machine, overrides),
         _imbalance(train),
         parent.provenance.get("images_seen") if parent and parent.provenance.get("command") == "pretrain" else None,
-        overrides.get("train.epochs"),
-        overrides.get("train.steps"),
-        overrides.get("train.batch_size"),
+        epochs=overrides.get("train.epochs"),
+        steps=overrides.get("train.steps"),
+        batch_size=overrides.get("train.batch_size"),
     )
     recipe = overrides.get("run.recipe") or default_recipe(facts)
     config = _with_overrides(configure(recipe, facts), overrides, parent)
@@ -228,7 +228,8 @@ def make_plan(request: Request) -> Plan:
     check(config)
     dev = None
     if train is not None and config.train.dev:
-        train, dev = _kept_back(train, config.train.dev, "train.dev" in overrides)
+        asked = "train.dev" in overrides or config.train.report_on == "dev"
+        train, dev = _kept_back(train, config.train.dev, asked)
         config = config if dev else replace(config, train=replace(config.train, dev=0.0))
         images = len(train)
         held_out = dev if config.train.report_on == "dev" else held_out
