@@ -74,6 +74,21 @@ def test_the_probe_is_kept_where_tuning_spoils_it(parent: Path, other_folders: P
     assert api.evaluate(str(folder))["top1"] == report["eval"]["top1"]
 
 
+def test_the_mean_is_that_of_the_tuned_weights_and_the_probe_of_all_training_images(
+    parent: Path, other_folders: Path, tmp_path: Path
+) -> None:
+    folder, report = tune(parent, other_folders, tmp_path / "run", optim__lr=1e-4, train__dev=0.2)
+    assert report["selection"]["kept"] == "average"
+    step = folder / "state" / "step-000000006"
+    tuned, before = load_file(step / "model.safetensors"), load_file(parent / "model.safetensors")
+    without_dev, whole = (load_file(step / f"probe-{part}.safetensors") for part in ("head", "whole"))
+    assert not torch.equal(without_dev["head.weight"], whole["head.weight"])
+    given = load_file(folder / "model.safetensors")
+    assert given.keys() == tuned.keys()
+    for name, tensor in given.items():
+        torch.testing.assert_close(tensor, (tuned[name] + {**before, **whole}[name]) / 2)
+
+
 def test_better_beyond_noise_counts_only_the_images_on_which_two_differ() -> None:
     def right(*parts: tuple[int, bool]) -> NDArray[np.bool_]:
         return np.concatenate([np.full(n, value) for n, value in parts])

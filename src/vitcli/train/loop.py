@@ -620,28 +620,29 @@ class _Run:
         that it is better.
 
         The mean lies between the two in what it forgot and what it learned, and a small dev part that scored three
-        candidates alike would often take a worse one.
+        candidates alike would often take a worse one. Where it chose, what is given away has the probe that was fitted on it too.
         """
         start, dev = self.start, self._chooses_by
         if start is None:
             return None
         tuned = {name: tensor.clone() for name, tensor in self._weights().items()}
         self.average = None
-        before = self._model(restored=False).to(self.runtime.device)
-        before.load_state_dict(start.head, strict=False)
-        untuned = {name: tensor.clone() for name, tensor in before.state_dict().items()}
-        average = halfway(tuned, untuned)
+        frozen = self._model(restored=False).state_dict()
+
+        def candidates(head: Tensors) -> dict[str, Tensors]:
+            probe = {**frozen, **head}
+            return {"finetuned": tuned, "average": halfway(tuned, probe), "probe": probe}
+
+        measured = candidates(start.head)
         if dev is None:
-            self.model.load_state_dict(average)
+            self.model.load_state_dict(measured["average"])
             return None
-        before.load_state_dict(start.whole, strict=False)
-        weights = {"average": average, "finetuned": tuned, "probe": dict(before.state_dict())}
-        right = {name: self._right_on(dev, untuned if name == "probe" else weights[name]) for name in weights}
+        right = {name: self._right_on(dev, tensors) for name, tensors in measured.items()}
         kept = "average"
         for name in ("finetuned", "probe"):
             kept = name if better_beyond_noise(right[name], right[kept]) else kept
-        self.model.load_state_dict(weights[kept])
-        top1 = {name: float(right[name].mean()) for name in ("finetuned", "average", "probe")}
+        self.model.load_state_dict(candidates(start.whole)[kept])
+        top1 = {name: float(correct.mean()) for name, correct in right.items()}
         scores = ", ".join(f"{name} {value:.4f}" for name, value in top1.items())
         if kept == "probe":
             self.log(
