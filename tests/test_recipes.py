@@ -356,6 +356,17 @@ def test_finetune_of_a_young_checkpoint_to_few_images_of_new_classes_augments_by
     assert (grown.mixup, grown.randaugment_layers) == (0, 0), "trained weights are tuned gently"
 
 
+def test_many_passes_tune_trained_weights_at_a_lower_rate():
+    parent = {"parent": model_config("ti/16")}
+    rates = [
+        configure("finetune", facts("finetune", (900, 17), epochs=epochs, **parent)).optim.lr
+        for epochs in (1.0, 10.0, 20.0, 40.0)
+    ]
+    assert rates == pytest.approx([1e-4, 1e-4, 5e-5, 2.5e-5])
+    by_steps = configure("finetune", facts("finetune", (1_000, 17), steps=1_000, batch_size=20, **parent))
+    assert by_steps.optim.lr == pytest.approx(5e-5), "20 passes"
+
+
 def test_images_grow_again_where_a_young_checkpoint_goes_to_a_higher_resolution():
     parent = {"parent": model_config("ti/4", (32, 32)), "new_head": False}
     young = parent | {"parent_seen": 100_000}
