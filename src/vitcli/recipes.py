@@ -194,9 +194,9 @@ def small(facts: Facts) -> Config:
 
     Run on two AVX512-BF16 cores of 0.38 TFLOP/s, wall time from start to exit, mean ± standard deviation of seeds 0, 1, 2:
     `vit pretrain`, 45 s: top-1 0.984 ± 0.006 on the 359 held-out digits; `vit pretrain --data CIFAR10 --time-budget 5m`
-    0.766 ± 0.008; `vit pretrain --data FASHION_MNIST --time-budget 10m` 0.919 ± 0.001 (seeds 1 and 2 as `--steps 2315`);
-    CIFAR-10, `--time-budget 15m` 0.830 and 0.843 (seeds 0 and 1), `--time-budget 108m --set run.threads=1` beside another
-    process, in place of an hour on both, 0.882 (seed 0, 11,258 steps).
+    0.766 ± 0.008, `15m` 0.836 ± 0.006; `vit pretrain --data FASHION_MNIST --time-budget 10m` 0.919 ± 0.001 (seeds 1 and 2 as
+    `--steps 2315`). Seed 0 alone: CIFAR-10, `--time-budget 108m --set run.threads=1` beside another process, in place
+    of an hour on both, 0.882 (11,258 steps).
     """
     if facts.model:
         size = facts.img_size or (facts.size if _is_tiny(facts) else (224, 224))
