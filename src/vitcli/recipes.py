@@ -283,7 +283,7 @@ def finetune(facts: Facts) -> Config:
     passes = to_come / max(facts.images, 1)
     tuning = OptimConfig(
         name="adamw",
-        lr=round(_TUNING_LR * min(1.0, _PASSES_AT_FULL_RATE / passes), 8),
+        lr=round(_TUNING_LR * _PASSES_AT_FULL_RATE / max(passes, _PASSES_AT_FULL_RATE), 8),
         weight_decay=0.05,
         warmup=0.1,
         layer_decay=0.75,
