@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from vitcli.config import EvalConfig, ModelConfig, check, model_config
+from vitcli import api
+from vitcli.config import EvalConfig, ModelConfig, apply, check, model_config
 from vitcli.errors import UsageError
-from vitcli.recipes import RECIPES, SMALL_DATA, Facts, configure, default_recipe
+from vitcli.recipes import RECIPES, SMALL_DATA, Facts, configure, default_recipe, evaluated_as_trained
 
 IMAGENET, IMAGENET_21K, JFT = (1_281_167, 1000), (14_200_000, 21_843), (303_000_000, 18_291)
 
@@ -409,3 +413,46 @@ def test_mirrored_views_go_along_where_a_mirror_image_keeps_its_class():
     assert configure("finetune", facts("finetune", **parent)).eval.views == 2
     assert configure("finetune", facts("finetune", **parent, mirror=False)).eval.views == 1
     assert configure("paper-finetune", facts("finetune", **parent)).eval.views == 1
+
+
+@pytest.mark.parametrize("crop", ["none", "pad", "random", "resized"])
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_evaluation_shows_what_the_crop_showed(command, crop):
+    parent = {"parent": model_config("ti/16"), "parent_eval": EvalConfig(crop=0.9, resize="square")}
+    known = facts(command, (900, 5), **(parent if command == "finetune" else {}))
+    config = apply(configure(default_recipe(known), known), {"augment.crop": crop})
+    shown = evaluated_as_trained(config).eval
+    assert shown.resize == ("short" if crop == "resized" else "square")
+    assert shown.crop == (config.eval.crop if crop == "resized" else 1.0)
+    wanted = apply(config, {"eval.resize": "short", "eval.crop": 0.8})
+    kept = evaluated_as_trained(wanted, {"eval.resize": "short", "eval.crop": 0.8}).eval
+    assert (kept.resize, kept.crop) == ("short", 0.8)
+
+
+@pytest.mark.parametrize(
+    ("size", "crop"),
+    [((8, 8), "resized"), ((8, 16), "pad"), ((16, 48), "pad"), ((32, 32), "pad"), ((300, 500), "resized")],
+)
+def test_small_images_are_seen_to_their_border(size, crop):
+    assert configure("small", facts(data=(5_000, 5), size=size, device="cpu")).augment.crop == crop
+    grown = facts("finetune", (5_000, 5), size=size, device="cpu", parent=model_config("ti/4", (32, 32)))
+    assert configure("finetune", grown).augment.crop == ("resized" if size == (8, 8) else "pad"), "by the parent's size"
+
+
+@pytest.mark.parametrize("img_size", [None, (16, 16)])
+def test_a_cue_at_the_edge_of_wide_images_is_learned(tmp_path, img_size):
+    """Dark or light in the outer sixth of one side of 16 x 40 to 16 x 56 px, noise elsewhere."""
+    random = np.random.default_rng(0)
+    for split, name, light, count in itertools.product(("train", "test"), ("dark", "light"), (1, -1), (40,)):
+        folder = tmp_path / "wide" / split / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            width = int(random.integers(40, 57))
+            image = random.normal(128, 30, (16, width, 3))
+            image[:, : width // 6] += 80 if name == "light" else -80
+            Image.fromarray(np.clip(image[:, ::light], 0, 255).astype(np.uint8)).save(folder / f"{light}-{index}.png")
+    values = {"img_size": img_size} if img_size else {}
+    report = api.train(
+        "pretrain", data=str(tmp_path / "wide"), out=str(tmp_path / "run"), steps=60, batch_size=16, **values
+    )[1]
+    assert report["eval"]["top1"] > 0.97

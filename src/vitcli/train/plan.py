@@ -27,7 +27,7 @@ from vitcli.config import (
 from vitcli.data.sources import open_source
 from vitcli.data.split import Source, Split, dev_split, fraction_of, typical_size
 from vitcli.errors import DataError, UsageError
-from vitcli.recipes import Facts, configure, default_recipe
+from vitcli.recipes import Facts, configure, default_recipe, evaluated_as_trained
 from vitcli.train import runtime
 from vitcli.train.growth import stages
 from vitcli.weights.describe import Description, describe, locate
@@ -215,7 +215,7 @@ def make_plan(request: Request) -> Plan:
         batch_size=overrides.get("train.batch_size"),
     )
     recipe = overrides.get("run.recipe") or default_recipe(facts)
-    config = _with_overrides(configure(recipe, facts), overrides, parent)
+    config = evaluated_as_trained(_with_overrides(configure(recipe, facts), overrides, parent), overrides)
     config = replace(
         config,
         run=replace(config.run, command=request.command, recipe=recipe, init=str(parent.path) if parent else ""),
