@@ -2,35 +2,59 @@
 
 | mode of the file                 | conversion                                                             |
 |----------------------------------|------------------------------------------------------------------------|
-| RGB                              | as it is                                                               |
+| RGB                              | as it is; of 16 bits a colour the high byte                            |
 | L, 1, P without transparency     | to RGB, gray repeated                                                  |
-| LA, PA, RGBA, P with transparency| laid on white                                                          |
-| I;16, I, F (16 bits or more)     | divided by 257, rounded: 0..65535 to 0..255 (Pillow alone would cut at 255) |
-| CMYK, YCbCr, LAB, HSV            | Pillow's conversion                                                    |
-| any, with an EXIF orientation    | turned upright first                                                   |
+| LA, La, PA, RGBA, RGBa, P with alpha | laid on white                                                      |
+| a colour key (tRNS) of any mode  | pixels of that colour are white; of 16 bits a colour by the high bytes |
+| I;16 in any byte order, and I of PNG, PGM and JPEG 2000 | declared to be 16 bits: divided by 257, rounded (Pillow alone would cut at 255) |
+| I;16 of a TIFF of 12 bits        | 0..4095 to 0..255                                                      |
+| I, F otherwise                   | gray with white at the smallest of 1 (floats alone), 255 and 65535 that holds every pixel |
+| TIFF gray in which white is zero | inverted                                                               |
+| CMYK                             | Pillow's conversion; of JPEGs inverted first, as Adobe writes them     |
+| YCbCr, LAB, HSV                  | Pillow's conversion                                                    |
+| any, with an EXIF orientation    | turned upright first; EXIF that cannot be read says nothing            |
 
+In I and F a negative pixel, one above 65535, a NaN or an infinity is an error: nothing says which of them is white.
 Animations give their first frame. A truncated file is an error, never gray pixels. Pixels lie as planes,
 `[3, height, width]`, as a model takes them.
+
+Which plugin of Pillow a file may reach is an allow-list, looked up by its first bytes: no file starts another program
+(Ghostscript), opens another file, or unpacks an image inside of it before its size is known (ICO, ICNS, PDF).
 """
 
 from __future__ import annotations
 
 import io
 import math
+import re
 import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vitcli.config import EvalConfig, Size
 
-VERSION = 2
+VERSION = 3
 """Raised whenever a conversion changes, so that older decode caches are not used."""
 
 Image.MAX_IMAGE_PIXELS = None  # data.max_megapixels is the limit, and is checked before any pixel is decoded
+
+FORMATS = (
+    "JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "DDS", "QOI", "PCX", "SGI", "SUN",
+    "PSD", "IM", "TGA",
+)  # fmt: skip
+"""Pillow's names of the formats that are read: those that hold one picture's pixels and nothing that acts. MPO, several
+JPEGs in a file, is opened as JPEG. TGA comes last, since it has no first bytes of its own."""
+
+IMAGE_ENDINGS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".avif", ".avifs", ".gif", ".bmp", ".dib",
+    ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".dds",
+    ".qoi", ".pcx", ".sgi", ".rgb", ".rgba", ".bw", ".ras", ".psd", ".im", ".tga", ".icb", ".vda", ".vst",
+)  # fmt: skip
+"""Every ending that Pillow registers for `FORMATS`, in lower case."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -47,8 +71,24 @@ _LARGEST_RESIZE = 16_000_000
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-_FORMATS = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"RIFF": "WEBP", b"GIF8": "GIF", b"BM": "BMP"}
-"""By the first bytes of a file. Asking for a format saves Pillow trying all, half the time of a small image."""
+_STARTS = (
+    (b"\xff\xd8\xff", "JPEG"), (b"\x89PNG", "PNG"), (b"RIFF", "WEBP"), (b"GIF8", "GIF"), (b"BM", "BMP"),
+    (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"), (b"II+\0", "TIFF"), (b"MM\0+", "TIFF"),
+    (b"\0\0\0\x0cjP", "JPEG2000"), (b"\xff\x4f\xff\x51", "JPEG2000"),
+    (b"DDS ", "DDS"), (b"qoif", "QOI"), (b"\x59\xa6\x6a\x95", "SUN"), (b"8BPS", "PSD"),
+)  # fmt: skip
+"""Formats by the first bytes of a file. Asking for one saves Pillow trying all, half the time of a small image."""
+
+_FOREIGN = (
+    (b"%!PS", "PostScript"), (b"\xc5\xd0\xd3\xc6", "EPS"), (b"%PDF", "a PDF"), (b"\0\0\1\0", "an icon (ICO)"),
+    (b"icns", "an icon (ICNS)"), (b"\xd7\xcd\xc6\x9a", "WMF"), (b"SIMPLE", "FITS"), (b"\x89HDF", "HDF5"),
+    (b"<svg", "SVG"), (b"<?xml", "XML or SVG"), (b"<!DOCTYPE", "an HTML page"), (b"<html", "an HTML page"),
+    (b"version https://git-lfs", "a Git LFS pointer (git lfs pull brings the file)"), (b"PK\3\4", "a ZIP archive"),
+    (b"\x1f\x8b", "a gzip archive"),
+)  # fmt: skip
+"""What is known by its first bytes not to be read, so that the reason can name it."""
+
+_HEIF = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 
 _DRAFT_MARGIN = 1.25
 """A JPEG may be decoded at a half, quarter or eighth of its size where that is still so many times the working size.
@@ -77,34 +117,129 @@ def eval_view(size: Size, config: EvalConfig) -> View:
     return View(size, config.resize, config.crop, config.interpolation)
 
 
+def open_image(file: bytes | IO[bytes]) -> Image.Image:
+    """`file`, not yet loaded, by the plugin that its first bytes ask for. Raises BadImage, or what Pillow raises."""
+    stream = io.BytesIO(file) if isinstance(file, bytes) else file
+    stream.seek(0)
+    start = stream.read(32)
+    foreign = next((kind for first, kind in _FOREIGN if start.lstrip().startswith(first)), None)
+    if foreign is not None:
+        raise BadImage(f"not a picture that is read: {foreign}")
+    is_heif = start[4:8] == b"ftyp" and start[8:12] in _HEIF and b"avi" not in start
+    if is_heif:
+        raise BadImage("HEIC, which Pillow does not read: convert it to JPEG or PNG")
+    known = next((name for first, name in _STARTS if start.startswith(first)), None)
+    if start[4:8] == b"ftyp":
+        return _open_avif(stream)
+    return Image.open(stream, formats=[known] if known else FORMATS)
+
+
+def _open_avif(stream: IO[bytes]) -> Image.Image:
+    """An AVIF file, without its EXIF where that cannot be read; the decoder refuses the whole image otherwise."""
+    try:
+        return Image.open(stream, formats=["AVIF"])
+    except Exception:
+        stream.seek(0)
+        blob = stream.read()
+        without = re.sub(rb"(infe\x02.{7}|infe\x03.{9})Exif", rb"\1skip", blob, flags=re.DOTALL)  # the type of the item
+        if without == blob:
+            raise
+        return Image.open(io.BytesIO(without), formats=["AVIF"])
+
+
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) to 8; 1 where the tag says anything else."""
-    value = image.getexif().get(0x0112, 1)
+    """The EXIF orientation, 1 (upright) to 8; 1 where the tag says anything else or cannot be read."""
+    try:
+        value = image.getexif().get(0x0112, 1)
+    except Exception:  # of many types: the bytes are a stranger's, and no pixel depends on them
+        return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def upright_size(image: Image.Image) -> Size:
-    """(height, width) once turned upright, of an image that is open but not loaded; from orientation 5 on they change places."""
-    turned = orientation(image) >= 5 and image.format != "TIFF"  # Pillow has turned a TIFF's size already
+def upright_size(image: Image.Image, turn: int | None = None) -> Size:
+    """(height, width) once turned upright, of an image that is open but not loaded; from orientation 5 on they change
+    places. `turn` is its orientation, where that is known.
+    """
+    turned = (turn or orientation(image)) >= 5 and image.format != "TIFF"  # Pillow has turned a TIFF's size already
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """`image` upright and in RGB by the table above."""
-    turn = _UPRIGHT.get(orientation(image))
-    if turn is not None:
-        image = image.transpose(turn)
-    if image.mode == "RGB":
-        return image
+@dataclass(frozen=True)
+class _Stored:
+    """What a file says about its pixels that Pillow forgets when it loads them."""
+
+    form: str
+    raw: str = ""  # how a pixel lies in the file, in Pillow's words: L;2, RGB;16B, I;12
+    white_is_zero: bool = False
+
+    @classmethod
+    def of(cls, image: Image.Image) -> _Stored:
+        tile = image.tile[0] if getattr(image, "tile", None) else None
+        arguments: Any = tile[3] if tile is not None else ""
+        raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+        tags = getattr(image, "tag_v2", {})
+        return cls(image.format or "", raw if isinstance(raw, str) else "", bool(tags) and tags.get(262) == 0)
+
+
+def to_rgb(image: Image.Image, turn: int, stored: _Stored) -> Image.Image:
+    """A loaded image turned upright from the orientation `turn`, and in RGB by the table above. Raises BadImage."""
+    key = image.info.get("transparency")
+    if turn in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[turn])
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        wide = np.asarray(image).astype(np.float64)
-        gray = np.clip(np.rint(wide / 257), 0, 255).astype(np.uint8)
-        return Image.fromarray(gray).convert("RGB")
-    if image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
+        return _gray(image, stored, key)
+    if image.mode in ("1", "L", "RGB"):
+        return _keyed(image, stored, key)
+    if image.mode in ("La", "RGBa"):
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+_LEVELS = {"L;2": 85, "L;4": 17}
+"""What Pillow multiplies gray of fewer than eight bits by; the colour key stays as it is in the file."""
+
+
+def _keyed(image: Image.Image, stored: _Stored, key: Any) -> Image.Image:
+    """1, L or RGB in RGB, white where it has the colour `key`."""
+    colour = image if image.mode == "RGB" else image.convert("RGB")
+    if isinstance(key, int) and image.mode != "RGB":
+        scale = _LEVELS.get(stored.raw, 1)
+        key = (key * scale,) * 3 if image.mode == "1" else (key % (255 // scale + 1) * scale,) * 3
+    if not (isinstance(key, tuple) and len(key) == 3):
+        return colour
+    key = [part >> 8 if stored.raw.startswith("RGB;16") else part & 255 for part in key]
+    pixels = np.array(colour)
+    pixels[(pixels == np.array(key, np.uint8)).all(-1)] = 255
+    return Image.fromarray(pixels)
+
+
+def _gray(image: Image.Image, stored: _Stored, key: Any) -> Image.Image:
+    """Gray of more than eight bits in RGB. Raises BadImage where nothing says what is white."""
+    values = np.asarray(image)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise BadImage("pixels that are NaN or infinite: gray in floating point is read where all are numbers")
+    low, high = values.min(), values.max()
+    declared = image.mode.startswith("I;16") or (stored.form in ("PNG", "PPM", "JPEG2000") and image.mode == "I")
+    if low < 0 or high > 65535:
+        raise BadImage(f"pixels of {low:g} to {high:g}: gray is read where all lie within 0..1, 0..255 or 0..65535")
+    if declared:
+        white = 4095.0 if stored.raw.startswith("I;12") else 65535.0
+    else:
+        whites = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (255.0, 65535.0)
+        white = next(w for w in whites if high <= w)
+    gray = values.astype(np.float32)
+    gray /= np.float32(white / 255)
+    np.rint(gray, out=gray)
+    if stored.white_is_zero:
+        gray = 255 - gray
+    shown = gray.astype(np.uint8)
+    if isinstance(key, int):
+        shown[values == key] = 255
+    return Image.fromarray(shown).convert("RGB")
 
 
 def open_rgb(blob: bytes, max_megapixels: float, draft: Size | None = None) -> tuple[Image.Image, Size]:
@@ -115,19 +250,20 @@ def open_rgb(blob: bytes, max_megapixels: float, draft: Size | None = None) -> t
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(blob), formats=_likely_formats(blob))
+            image = open_image(blob)
             megapixels = image.width * image.height / 1e6
             if megapixels > max_megapixels:
                 raise BadImage(
                     f"{image.width} x {image.height} pixels are {megapixels:.0f} megapixels, "
                     f"over the limit of {max_megapixels:g} (data.max_megapixels)"
                 )
-            size = upright_size(image)
+            turn, stored = orientation(image), _Stored.of(image)
+            size = upright_size(image, turn)
             if draft is not None and image.format == "JPEG":
                 turned = size != (image.height, image.width)
                 image.draft(None, (draft[0], draft[1]) if turned else (draft[1], draft[0]))
-            image.load()
-            return to_rgb(image), size
+            image.load()  # which turns a TIFF upright
+            return to_rgb(image, 1 if image.format == "TIFF" else turn, stored), size
     except BadImage:
         raise
     except Image.DecompressionBombError as error:
@@ -135,13 +271,9 @@ def open_rgb(blob: bytes, max_megapixels: float, draft: Size | None = None) -> t
     except MemoryError:
         raise BadImage("too large for memory") from None
     except Exception as error:  # Pillow raises many types on broken files
-        reason = str(error).split("<_io")[0].strip() or type(error).__name__
+        reason = "not an image of a format that is read" if isinstance(error, UnidentifiedImageError) else str(error)
+        reason = reason.split("<_io")[0].strip() or type(error).__name__
         raise BadImage(reason.splitlines()[0]) from None
-
-
-def _likely_formats(blob: bytes) -> list[str] | None:
-    """The format that the first bytes say; None, for any, where they say nothing."""
-    return next(([name] for start, name in _FORMATS.items() if blob.startswith(start)), None)
 
 
 def render(image: Image.Image, view: View) -> NDArray[np.uint8]:
