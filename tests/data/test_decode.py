@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngInfo
 
 import torchvision_shim  # noqa: F401
 from conftest import draw_image
@@ -101,13 +102,207 @@ def test_16_bits_are_rounded_to_the_nearest() -> None:
     np.testing.assert_array_equal(pixels(encoded(Image.fromarray(wide))), gray(expected))
 
 
+# White is the smallest of 1 (floats alone), 255 and 65535 that holds every pixel. By hand:
+# 0.5 of 1 is 127.5, to the even 128; 1000 of 65535 is 3.89; 32767.5 is half of it, 127.5.
+WIDE_GOLDEN: dict[str, tuple[list[float], type, list[int]]] = {
+    "floats of 0..1": ([0, 0.25, 0.5, 1], np.float32, [0, 64, 128, 255]),
+    "dark floats of 0..1": ([0, 0.01, 0.1, 0.2], np.float32, [0, 3, 26, 51]),
+    "floats of 0..255": ([0, 1, 128.4, 255], np.float32, [0, 1, 128, 255]),
+    "floats of 0..65535": ([0, 1000, 32767.5, 65535], np.float32, [0, 4, 128, 255]),
+    "floats just above 1": ([0, 0.4, 1, 1.5], np.float32, [0, 0, 1, 2]),
+    "integers of 0..1": ([0, 1, 0, 1], np.int32, [0, 1, 0, 1]),
+    "integers of 0..255": ([0, 7, 200, 255], np.int32, [0, 7, 200, 255]),
+    "integers of 0..256": ([0, 128, 129, 256], np.int32, [0, 0, 1, 1]),
+    "integers of 0..65535": ([0, 257, 32896, 65535], np.int32, [0, 1, 128, 255]),
+}
+
+
+@pytest.mark.parametrize("kind", WIDE_GOLDEN)
+def test_white_is_the_smallest_that_holds_every_pixel(kind: str) -> None:
+    values, dtype, expected = WIDE_GOLDEN[kind]
+    blob = encoded(Image.fromarray(np.array([values], dtype)), "TIFF")
+    assert Image.open(io.BytesIO(blob)).mode in ("I", "F")
+    np.testing.assert_array_equal(pixels(blob), gray(np.array([expected])))
+
+
+@given(
+    values=st.lists(st.floats(0, 65535, width=32), min_size=1, max_size=12),
+    scale=st.sampled_from([1.0, 255.0, 65535.0]),
+    kind=st.sampled_from([np.float32, np.int32]),
+)
+def test_wide_gray_keeps_its_order_and_its_range(values: list[float], scale: float, kind: type) -> None:
+    wide = np.array([values], np.float64) / 65535 * scale
+    wide = wide.astype(kind)
+    shown_pixels = pixels(encoded(Image.fromarray(wide), "TIFF"))[0, :, 0].astype(int)
+    order = np.argsort(wide[0], kind="stable")
+    assert (np.diff(shown_pixels[order]) >= 0).all()
+    whites = [w for w in ((1, 255, 65535) if kind is np.float32 else (255, 65535)) if wide.max() <= w]
+    assert np.abs(shown_pixels - wide[0] / whites[0] * 255).max() <= 0.501
+
+
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
-def test_wider_integers_and_floats_are_taken_as_16_bits(kind: type) -> None:
-    wide = (RAMP.astype(np.int64) * 257).astype(kind)
-    wide[0, 0], wide[0, 1] = -500, 70000
-    expected = RAMP.copy()
-    expected[0, :2] = 0, 255
-    np.testing.assert_array_equal(pixels(encoded(Image.fromarray(wide), "TIFF")), gray(expected))
+@pytest.mark.parametrize("wrong", [-1, -500, 65536, 70000, 2**30])
+def test_a_pixel_beyond_every_white_is_refused_with_the_range(kind: type, wrong: int) -> None:
+    blob = encoded(Image.fromarray(np.array([[0, 7, wrong]], kind)), "TIFF")
+    with pytest.raises(BadImage, match=r"0\.\.65535") as caught:
+        open_rgb(blob, LIMIT)
+    assert f"{min(0, wrong):g} to {max(7, wrong):g}" in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_pixel_that_is_no_number_is_refused(wrong: float) -> None:
+    blob = encoded(Image.fromarray(np.array([[0, 0.5, wrong]], np.float32)), "TIFF")
+    with pytest.raises(BadImage, match="NaN or infinite"):
+        open_rgb(blob, LIMIT)
+
+
+@pytest.mark.parametrize("highest", [1, 200, 255, 256, 65535])
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "PPM", "JPEG2000"])
+def test_what_is_declared_as_16_bits_stays_so_however_dark(form: str, highest: int) -> None:
+    wide = np.array([[0, highest]], np.uint16)
+    options = {"irreversible": False} if form == "JPEG2000" else {}
+    blob = encoded(Image.fromarray(wide), form, **options)
+    np.testing.assert_array_equal(pixels(blob), gray(np.rint(wide / 257)))
+
+
+@pytest.mark.parametrize(("maximum", "expected"), [(255, [0, 100, 255]), (1000, [0, 26, 65]), (65535, [0, 0, 1])])
+def test_a_pgm_says_what_is_white(maximum: int, expected: list[int]) -> None:
+    values = np.array([0, 100, 255], np.uint8 if maximum < 256 else ">u2")
+    blob = b"P5 3 1 %d\n" % maximum + values.tobytes()
+    assert np.abs(pixels(blob)[0, :, 0].astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("order", [b"<", b">"])
+@pytest.mark.parametrize("turn", [1, 6])
+def test_16_bits_in_either_order_of_bytes(order: bytes, turn: int) -> None:
+    wide = np.array([[0, 257, 32896, 65535]], np.uint16)
+    blob = tiff(wide.astype(order.decode() + "u2").tobytes(), 4, 1, order, {258: 16, 262: 1, 274: turn})
+    expected = gray(np.array([[0, 1, 128, 255]]))
+    np.testing.assert_array_equal(pixels(blob), np.rot90(expected, -1) if turn == 6 else expected)
+
+
+def test_12_bits_are_4095_levels() -> None:
+    blob = tiff(bytes([0x00, 0x0F, 0xFF, 0x80, 0x00, 0x10]), 4, 1, b"<", {258: 12, 262: 1})
+    assert Image.open(io.BytesIO(blob)).mode.startswith("I;16")  # 0, 4095, 2048, 16
+    np.testing.assert_array_equal(pixels(blob), gray(np.array([[0, 255, 128, 1]])))
+
+
+@pytest.mark.parametrize("bits", [1, 8, 16])
+def test_a_tiff_in_which_white_is_zero_is_inverted(bits: int) -> None:
+    stored = {1: bytes([0b01000000]), 8: bytes([0, 255]), 16: np.array([0, 65535], "<u2").tobytes()}[bits]
+    blob = tiff(stored, 2, 1, b"<", {258: bits, 262: 0})
+    np.testing.assert_array_equal(pixels(blob), gray(np.array([[255, 0]])))
+
+
+def tiff(stored: bytes, width: int, height: int, order: bytes, tags: dict[int, int]) -> bytes:
+    """An uncompressed TIFF of one strip, one sample a pixel."""
+    sign = order.decode()
+    tags = {256: width, 257: height, 259: 1, 273: 8, 277: 1, 278: height, 279: len(stored)} | tags
+    entries = b"".join(
+        struct.pack(sign + "HHI", tag, 3, 1) + struct.pack(sign + "HH", value, 0) for tag, value in sorted(tags.items())
+    )
+    stored += bytes(len(stored) % 2)
+    head = (b"II" if order == b"<" else b"MM") + struct.pack(sign + "HI", 42, 8 + len(stored))
+    return head + stored + struct.pack(sign + "H", len(tags)) + entries + bytes(4)
+
+
+def test_16_bits_a_colour_give_their_high_byte() -> None:
+    blob = png(struct.pack(">6H", 0x1234, 0xFF00, 0x00FF, 0x8080, 0x7FFF, 0xFFFF), 2, 1, 16, 2)
+    np.testing.assert_array_equal(pixels(blob), [[[0x12, 0xFF, 0x00], [0x80, 0x7F, 0xFF]]])
+
+
+def png(row: bytes, width: int, height: int, bits: int, colour: int, key: tuple[int, ...] = ()) -> bytes:
+    """A PNG whose rows are all `row`, with a colour key (tRNS)."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    blob = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    if key:
+        blob += chunk(b"tRNS", struct.pack(f">{len(key)}H", *key))
+    return blob + chunk(b"IDAT", zlib.compress((b"\0" + row) * height)) + chunk(b"IEND", b"")
+
+
+# bits of a sample, colour type, a row of two pixels, the key, what is shown
+KEYED: dict[str, tuple[int, int, bytes, tuple[int, ...], list[list[int]]]] = {
+    "RGB": (8, 2, bytes([9, 8, 7, 1, 2, 3]), (9, 8, 7), [[255, 255, 255], [1, 2, 3]]),
+    "RGB, one channel off": (8, 2, bytes([9, 8, 6, 1, 2, 3]), (9, 8, 7), [[9, 8, 6], [1, 2, 3]]),
+    "RGB of 16 bits": (
+        16, 2, struct.pack(">6H", 0x0901, 0x0801, 0x0701, 257, 514, 771), (0x0901, 0x0801, 0x0701),
+        [[255, 255, 255], [1, 2, 3]],
+    ),
+    "gray of 1 bit, black": (1, 0, bytes([0b01000000]), (0,), [[255] * 3, [255] * 3]),
+    "gray of 1 bit, white": (1, 0, bytes([0b01000000]), (1,), [[0] * 3, [255] * 3]),
+    "gray of 2 bits": (2, 0, bytes([0b01100000]), (1,), [[255] * 3, [170] * 3]),
+    "gray of 4 bits": (4, 0, bytes([0x3A]), (3,), [[255] * 3, [170] * 3]),
+    "gray of 8 bits": (8, 0, bytes([17, 18]), (17,), [[255] * 3, [18] * 3]),
+    "gray of 16 bits": (16, 0, struct.pack(">2H", 257, 258), (257,), [[255] * 3, [1] * 3]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KEYED)
+def test_a_colour_key_is_laid_on_white(kind: str) -> None:
+    bits, colour, row, key, expected = KEYED[kind]
+    np.testing.assert_array_equal(pixels(png(row, 2, 1, bits, colour, key)), [expected])
+    without = pixels(png(row, 2, 1, bits, colour))
+    assert (without == 255).all(-1).sum() <= (np.array([expected]) == 255).all(-1).sum()
+
+
+@given(values=st.lists(st.integers(0, 3), min_size=3, max_size=24), key=st.tuples(*[st.integers(0, 3)] * 3))
+def test_a_colour_key_whitens_its_colour_and_no_other(values: list[int], key: tuple[int, int, int]) -> None:
+    values = values[: len(values) // 3 * 3]
+    colours = np.array(values, np.uint8).reshape(1, -1, 3)
+    expected = colours.copy()
+    expected[(colours == key).all(-1)] = 255
+    np.testing.assert_array_equal(pixels(png(bytes(values), colours.shape[1], 1, 8, 2, key)), expected)
+
+
+# What each mode of Pillow gives, without a file between.
+MODES: dict[str, tuple[Any, list[int]]] = {
+    "1": (255, [255, 255, 255]),
+    "L": (77, [77, 77, 77]),
+    "LA": ((77, 0), [255, 255, 255]),
+    "La": ((50, 100), [205, 205, 205]),  # premultiplied: 127 at an alpha of 100/255
+    "PA": ((0, 0), [255, 255, 255]),
+    "RGB": ((1, 2, 3), [1, 2, 3]),
+    "RGBX": ((1, 2, 3, 4), [1, 2, 3]),
+    "RGBA": ((255, 0, 0, 128), [255, 127, 127]),
+    "RGBa": ((128, 0, 0, 128), [255, 127, 127]),
+    "CMYK": ((0, 255, 255, 0), [255, 0, 0]),
+    "YCbCr": ((76, 85, 255), [254, 0, 0]),
+    "HSV": ((85, 255, 255), [0, 255, 0]),
+    "LAB": ((255, 128, 128), [255, 255, 255]),
+    "I;16": (32896, [128, 128, 128]),
+    "I;16B": (32896, [128, 128, 128]),
+    "I;16L": (32896, [128, 128, 128]),
+    "I": (200, [200, 200, 200]),
+    "F": (0.5, [128, 128, 128]),
+}
+
+
+@pytest.mark.parametrize("turn", [1, 6])
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_of_pillow_has_its_conversion(mode: str, turn: int) -> None:
+    value, expected = MODES[mode]
+    image = Image.new(mode, (3, 2), value)
+    result = decode.to_rgb(image, turn, decode._Stored(""))
+    assert result.mode == "RGB" and result.size == ((2, 3) if turn == 6 else (3, 2))
+    assert np.abs(np.asarray(result).astype(int) - expected).max() <= 1
+
+
+def test_a_jpeg_of_inks_is_taken_as_adobe_writes_them() -> None:
+    """Inverted: 0 is all of the ink. A file of only yellow shows yellow."""
+    blob = encoded(Image.new("CMYK", (8, 8), (0, 0, 255, 0)), "JPEG", quality=100)
+    assert b"Adobe" in blob
+    assert np.abs(pixels(blob).astype(int) - [255, 255, 0]).max() <= 3
+
+
+def test_a_palette_whose_colours_have_alpha_is_laid_on_white() -> None:
+    header = struct.pack("<BBBHHBHHHHBB", 0, 1, 1, 0, 2, 32, 0, 0, 2, 1, 8, 0x20)
+    blob = header + bytes([30, 20, 10, 255, 30, 20, 10, 0]) + bytes([0, 1])  # BGRA
+    assert Image.open(io.BytesIO(blob)).format == "TGA"
+    np.testing.assert_array_equal(pixels(blob), [[[10, 20, 30], [255, 255, 255]]])
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
@@ -250,10 +445,51 @@ def test_a_file_of_several_photographs_gives_the_first() -> None:
     np.testing.assert_array_equal(pixels(blob), np.asarray(Image.open(io.BytesIO(blob))))
 
 
-def test_broken_exif_does_not_make_an_image_unreadable() -> None:
-    image = draw_image(0, 1, 16)
-    blob = encoded(image, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x07\x01\x12\0\x03\xff\xff\xff\xff")
-    np.testing.assert_array_equal(pixels(blob), np.asarray(image))
+BROKEN_EXIF = {
+    "garbage": b"\x99" * 20,
+    "no directory": b"Exif\0\0MM\0*\0\0\0\x08\0\x07\x01\x12\0\x03\xff\xff\xff\xff",
+    "cut off": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12",
+    "far away": b"Exif\0\0II*\0\xff\xff\xff\x7f",
+    "empty": b"Exif\0\0",
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN_EXIF)
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_broken_exif_does_not_make_an_image_unreadable(form: str, kind: str) -> None:
+    image = Image.new("RGB", (24, 16), (200, 40, 40))
+    options: dict[str, Any] = {} if form == "TIFF" else {"exif": BROKEN_EXIF[kind]}
+    if form == "TIFF":  # which has its EXIF in a directory of its own
+        options = {"tiffinfo": {34665: 2**24, 34853: 3}}
+    result = pixels(encoded(image, form, **options))
+    assert result.shape == (16, 24, 3) and np.abs(result.astype(int) - [200, 40, 40]).max() <= 6
+
+
+@pytest.mark.parametrize("profile", ["\nexif\n      20\n" + "99" * 20, "\nexif\n      6\nnothexhere!", "", "\n\n\n"])
+def test_a_broken_text_profile_does_not_make_a_png_unreadable(profile: str) -> None:
+    info = PngInfo()
+    info.add_text("Raw profile type exif", profile)
+    np.testing.assert_array_equal(pixels(encoded(Image.fromarray(UPRIGHT), pnginfo=info)), UPRIGHT)
+
+
+@pytest.mark.parametrize("broken", [b"\x99\x99\x99\x99", b"II*\x07"])
+def test_broken_exif_does_not_make_an_avif_unreadable(broken: bytes) -> None:
+    image = Image.new("RGB", (24, 16), (200, 40, 40))
+    blob = encoded(image, "AVIF", exif=turned(1).tobytes() + bytes(8))
+    place = blob.rfind(b"II*\0") if b"II*\0" in blob else blob.rfind(b"MM\0*")
+    result = pixels(blob[:place] + broken + blob[place + 4 :])
+    assert np.abs(result.astype(int) - [200, 40, 40]).max() <= 3
+
+
+@given(exif=st.binary(max_size=60), form=st.sampled_from(["JPEG", "PNG", "WEBP"]), head=st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_no_exif_whatever_changes_more_than_the_way_up(exif: bytes, form: str, head: bool) -> None:
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + exif if head else exif
+    options = {"lossless": True} if form == "WEBP" else {}
+    blob = encoded(Image.new("RGB", (3, 2), (200, 40, 40)), form, exif=exif, **options)
+    image, size = open_rgb(blob, LIMIT)
+    assert size == (image.height, image.width) and sorted(size) == [2, 3]
+    assert np.abs(np.asarray(image).astype(int) - [200, 40, 40]).max() <= 3
 
 
 @pytest.mark.parametrize("kind", [2, 7])  # text, undefined
@@ -329,11 +565,74 @@ def test_first_bytes_that_lie_about_the_format_are_an_error(claimed: str, start:
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "TGA", "JPEG2000"])
+WRITTEN = [form for form in decode.FORMATS if form not in ("SUN", "PSD")]  # which Pillow reads and does not write
+
+
+@pytest.mark.parametrize("form", WRITTEN)
 def test_a_format_is_read_whether_its_first_bytes_are_known_or_not(form: str) -> None:
     image = draw_image(0, 0, 24)
     blob = encoded(image, form)
     np.testing.assert_array_equal(pixels(blob), np.asarray(Image.open(io.BytesIO(blob)).convert("RGB")))
+
+
+def test_the_endings_are_all_that_pillow_has_for_the_formats() -> None:
+    Image.init()
+    formats = {*decode.FORMATS, "MPO"}
+    registered = {ending for ending, form in Image.registered_extensions().items() if form in formats}
+    assert set(decode.IMAGE_ENDINGS) == registered and len(decode.IMAGE_ENDINGS) == len(registered)
+    assert all(ending == ending.lower() and ending.startswith(".") for ending in decode.IMAGE_ENDINGS)
+    assert "photo.JFIF".lower().endswith(decode.IMAGE_ENDINGS)
+
+
+def icon(side: int) -> bytes:
+    """An icon whose one image is a PNG that declares a size."""
+    inside = png_header(side, side)
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, 0, 0, 0, 0, 1, 32, len(inside), 22) + inside
+
+
+FOREIGN = {
+    "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n",
+    "EPS": b"\xc5\xd0\xd3\xc6" + bytes(40),
+    "PDF": b"%PDF-1.7\n",
+    "ICO": icon(60_000),
+    "ICNS": b"icns" + struct.pack(">I", 200) + b"ic10" + struct.pack(">I", 192) + png_header(60_000, 60_000),
+    "WMF": b"\xd7\xcd\xc6\x9a\0\0" + bytes(60),
+    "FITS": b"SIMPLE  =                    T".ljust(2880),
+    "SVG": b"  <svg xmlns='http://www.w3.org/2000/svg'/>",
+    "HTML": b"<!DOCTYPE html><html></html>",
+    "git-lfs": b"version https://git-lfs.github.com/spec/v1\n",
+    "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_what_is_no_photograph_is_refused_by_its_first_bytes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a plugin of Pillow sees it."""
+
+    def never(*arguments: object, **keywords: object) -> None:
+        raise AssertionError("a plugin was asked")
+
+    monkeypatch.setattr(Image, "open", never)
+    with pytest.raises(BadImage) as caught:
+        open_rgb(FOREIGN[kind], LIMIT)
+    said = {"ICO": "ICO", "ICNS": "ICNS", "git-lfs": "LFS"}.get(kind, kind)
+    assert said in str(caught.value)
+
+
+def test_no_plugin_outside_the_list_is_ever_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other one is replaced by a trap; none springs, whatever the first bytes are."""
+    Image.init()
+
+    def trap(*arguments: object) -> bool:
+        raise AssertionError("a format that is not allowed was tried")
+
+    for name in Image.OPEN:
+        if name not in decode.FORMATS:
+            monkeypatch.setitem(Image.OPEN, name, (trap, trap))
+    noise = np.random.default_rng(0)
+    for blob in (*FOREIGN.values(), *(noise.bytes(64) for _ in range(50)), b"", b"\0" * 64, b"#define x_width 3"):
+        with pytest.raises(BadImage):
+            open_rgb(blob, LIMIT)
 
 
 @pytest.mark.parametrize(
@@ -382,6 +681,10 @@ MUTATED = [
     encoded(draw_image(1, 0, 16), "WEBP"),
     encoded(draw_image(1, 0, 16), "TIFF"),
     encoded(Image.fromarray(RAMP.astype(np.uint16) * 257)),
+    encoded(Image.fromarray(RAMP.astype(np.float32) / 255), "TIFF"),
+    encoded(draw_image(1, 0, 16), "AVIF", exif=turned(6)),
+    encoded(draw_image(1, 0, 16), "TGA"),
+    encoded(draw_image(1, 0, 16), "QOI"),
 ]
 
 

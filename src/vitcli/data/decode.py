@@ -24,6 +24,7 @@ Which plugin of Pillow a file may reach is an allow-list, looked up by its first
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import re
@@ -44,7 +45,7 @@ Image.MAX_IMAGE_PIXELS = None  # data.max_megapixels is the limit, and is checke
 
 FORMATS = (
     "JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "DDS", "QOI", "PCX", "SGI", "SUN",
-    "PSD", "IM", "TGA",
+    "PSD", "TGA",
 )  # fmt: skip
 """Pillow's names of the formats that are read: those that hold one picture's pixels and nothing that acts. MPO, several
 JPEGs in a file, is opened as JPEG. TGA comes last, since it has no first bytes of its own."""
@@ -52,7 +53,7 @@ JPEGs in a file, is opened as JPEG. TGA comes last, since it has no first bytes 
 IMAGE_ENDINGS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".avif", ".avifs", ".gif", ".bmp", ".dib",
     ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".dds",
-    ".qoi", ".pcx", ".sgi", ".rgb", ".rgba", ".bw", ".ras", ".psd", ".im", ".tga", ".icb", ".vda", ".vst",
+    ".qoi", ".pcx", ".sgi", ".rgb", ".rgba", ".bw", ".ras", ".psd", ".tga", ".icb", ".vda", ".vst",
 )  # fmt: skip
 """Every ending that Pillow registers for `FORMATS`, in lower case."""
 
@@ -131,7 +132,14 @@ def open_image(file: bytes | IO[bytes]) -> Image.Image:
     known = next((name for first, name in _STARTS if start.startswith(first)), None)
     if start[4:8] == b"ftyp":
         return _open_avif(stream)
-    return Image.open(stream, formats=[known] if known else FORMATS)
+    return Image.open(stream, formats=[known] if known else _here())
+
+
+@functools.cache
+def _here() -> list[str]:
+    """Those of `FORMATS` that this version of Pillow has; Image.open fails on a name that it does not know."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _open_avif(stream: IO[bytes]) -> Image.Image:
@@ -231,9 +239,8 @@ def _gray(image: Image.Image, stored: _Stored, key: Any) -> Image.Image:
     else:
         whites = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (255.0, 65535.0)
         white = next(w for w in whites if high <= w)
-    gray = values.astype(np.float32)
-    gray /= np.float32(white / 255)
-    np.rint(gray, out=gray)
+    gray = values.astype(np.float32)  # holds every integer below 2²⁴, and divides by 257 to the right side of a half
+    gray = np.rint(gray / 257 if white == 65535 else gray * np.float32(255 / white))
     if stored.white_is_zero:
         gray = 255 - gray
     shown = gray.astype(np.uint8)
@@ -257,13 +264,15 @@ def open_rgb(blob: bytes, max_megapixels: float, draft: Size | None = None) -> t
                     f"{image.width} x {image.height} pixels are {megapixels:.0f} megapixels, "
                     f"over the limit of {max_megapixels:g} (data.max_megapixels)"
                 )
-            turn, stored = orientation(image), _Stored.of(image)
-            size = upright_size(image, turn)
-            if draft is not None and image.format == "JPEG":
-                turned = size != (image.height, image.width)
-                image.draft(None, (draft[0], draft[1]) if turned else (draft[1], draft[0]))
-            image.load()  # which turns a TIFF upright
-            return to_rgb(image, 1 if image.format == "TIFF" else turn, stored), size
+            stored, size = _Stored.of(image), None
+            if image.format == "JPEG":
+                size = upright_size(image)
+                if draft is not None:
+                    turned = size != (image.height, image.width)
+                    image.draft(None, (draft[0], draft[1]) if turned else (draft[1], draft[0]))
+            image.load()  # which turns a TIFF upright, and finds the EXIF that stands behind a PNG's pixels
+            turn = 1 if image.format == "TIFF" else orientation(image)
+            return to_rgb(image, turn, stored), (size if size else upright_size(image, turn))
     except BadImage:
         raise
     except Image.DecompressionBombError as error:
