@@ -1,4 +1,4 @@
-"""Rows 19 to 25: images that cannot be read, or not as they seem, and labels that fit nothing."""
+"""Rows 19 to 25 and 41: images that cannot be read, or not as they seem, and labels that fit nothing."""
 
 from __future__ import annotations
 
@@ -205,6 +205,19 @@ GOLDEN: dict[str, tuple[bytes, list[list[tuple[int, int, int]]]]] = {
     "gray with alpha": (encoded(Image.new("LA", (1, 1), (0, 0)), "PNG"), [[(255, 255, 255)]]),
     "alpha": (encoded(Image.new("RGBA", (1, 1), (255, 0, 0, 128)), "PNG"), [[(255, 127, 127)]]),
     "EXIF-rotated": (turned(), [[(255, 0, 0)], [(0, 0, 255)]]),
+    "one bit": (encoded(Image.frombytes("1", (2, 1), b"\x40"), "PNG"), [[(0, 0, 0), (255, 255, 255)]]),
+    "floats of 0..1": (
+        encoded(Image.fromarray(np.array([[0, 0.25, 1]], np.float32)), "TIFF"),
+        [[(0, 0, 0), (64, 64, 64), (255, 255, 255)]],
+    ),
+    "32-bit integers of 0..255": (
+        encoded(Image.fromarray(np.array([[0, 7, 255]], np.int32)), "TIFF"),
+        [[(0, 0, 0), (7, 7, 7), (255, 255, 255)]],
+    ),
+    "a colour key": (
+        encoded(Image.frombytes("RGB", (2, 1), bytes([9, 8, 7, 1, 2, 3])), "PNG", transparency=(9, 8, 7)),
+        [[(255, 255, 255), (1, 2, 3)]],
+    ),
 }
 
 
@@ -236,6 +249,38 @@ def test_row_23_a_truncated_jpeg_is_an_error_never_gray(trained: Path, tmp_path:
         (data / split / "red" / "cut.jpg").write_bytes(blob[: len(blob) // 2])
     data_error(vit("eval", trained, "--data", data, "--json"), "cut.jpg", "truncated")
     data_error(vit("pretrain", "--data", data, "--model", "mu/4", "--steps", "1", "--json"), "cut.jpg", "truncated")
+
+
+# --- 41: what hides behind an ending -----------------------------------------------------------------------------
+
+
+def head_of_png(side: int) -> bytes:
+    body = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 6, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+
+
+SMUGGLED = {
+    "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(ran) (ran) (w) file pop showpage\n",
+    "PDF": b"%PDF-1.4\n1 0 obj\n<<>>\nendobj\n",
+    "ICO": struct.pack("<HHHBBBBHHII", 0, 1, 1, 0, 0, 0, 0, 1, 32, 2000, 22) + head_of_png(60_000) + bytes(2000),
+    "ICNS": b"icns" + struct.pack(">I", 2016) + b"ic10" + struct.pack(">I", 2008) + head_of_png(60_000) + bytes(2000),
+}
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "tif"])
+@pytest.mark.parametrize("kind", SMUGGLED)
+def test_row_41_what_is_no_picture_is_refused_from_its_first_bytes(
+    trained: Path, tmp_path: Path, vit: Command, kind: str, ending: str
+) -> None:
+    import resource
+
+    path = tmp_path / f"innocent.{ending}"
+    path.write_bytes(SMUGGLED[kind])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    done = vit("predict", trained, path, "--json")
+    assert done.code == 3 and "not a picture that is read" in done.out, done
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
+    assert not (tmp_path / "ran").exists()
 
 
 # --- 24, 25: classes and labels ----------------------------------------------------------------------------------
