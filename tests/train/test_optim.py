@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 from vitcli.config import OptimConfig, model_config
 from vitcli.model.vit import ViT, init_weights
@@ -91,9 +92,9 @@ def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else() -> None:
     assert sorted(everything) == sorted(n for n, _ in model.named_parameters())
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
-def test_restored_state_goes_on_bit_for_bit(name: str) -> None:
-    config = OptimConfig(name=name, lr=1e-2)  # type: ignore[arg-type]
+@pytest.mark.parametrize(("name", "momentum"), [("adamw", 0.9), ("sgd", 0.9), ("sgd", 0.0), ("muon", 0.9)])
+def test_restored_state_goes_on_bit_for_bit(name: str, momentum: float) -> None:
+    config = OptimConfig(name=name, lr=1e-2, momentum=momentum)  # type: ignore[arg-type]
     one, two = small_vit(), small_vit()
     first, second = Optimizer(one.named_parameters(), config, 2), Optimizer(two.named_parameters(), config, 2)
     for model, optimizer in ((one, first), (two, second)):
@@ -106,6 +107,50 @@ def test_restored_state_goes_on_bit_for_bit(name: str) -> None:
         optimizer.step()
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def fake_cuda(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Parameters of the model's shapes that claim to be on a GPU: enough for an optimizer, and no GPU is needed."""
+    return [(name, nn.Parameter(torch.empty(p.shape, device="cuda"))) for name, p in model.named_parameters()]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
+def test_all_of_the_restored_state_is_where_a_step_looks_for_it(name: str, fused: bool) -> None:
+    """On a GPU fused AdamW refuses a counter on the CPU, so every resume would fail."""
+    if name == "sgd" and fused:
+        pytest.skip("torch's fused SGD has no kernel for fake tensors")
+    shapes = small_vit()
+    with FakeTensorMode():
+        named = fake_cuda(shapes)
+        optimizer = Optimizer(iter(named), OptimConfig(name=name, weight_decay=0.1), 2, fused)  # type: ignore[arg-type]
+
+        def update() -> None:
+            optimizer.zero_grad()
+            for _, parameter in named:
+                parameter.grad = torch.empty_like(parameter)
+            assert optimizer.clip(1.0).device.type == "cuda"
+            optimizer.step()
+
+        update()
+        state = optimizer.state()
+        assert len(state) >= len(named)
+        devices = {key: value.device for key, value in state.items()}
+        optimizer.restore({key: torch.empty_like(value, device="cpu") for key, value in state.items()})
+        assert {key: value.device for key, value in optimizer.state().items()} == devices
+        update()
+
+
+def test_a_restored_state_is_a_copy() -> None:
+    model = small_vit()
+    optimizer = Optimizer(model.named_parameters(), OptimConfig(), 2)
+    with_gradients(model)
+    optimizer.step()
+    saved = {key: value.clone() for key, value in optimizer.state().items()}
+    kept = {key: value.clone() for key, value in saved.items()}
+    optimizer.restore(saved)
+    optimizer.step()
+    assert all(torch.equal(saved[key], kept[key]) for key in saved)
 
 
 def test_clipping_is_by_the_global_norm() -> None:
@@ -132,6 +177,52 @@ def test_sgd_is_plain_momentum_without_decay() -> None:
         start = start - 0.1 * velocity
         optimizer.step()
     assert torch.allclose(model.head.weight, start, atol=1e-6)
+
+
+def test_sgd_decays_apart_from_its_momentum() -> None:
+    """By hand, in double precision: the decay is the rate's part of the weight, and no velocity ever holds it."""
+    model = small_vit()
+    optimizer = Optimizer(
+        model.named_parameters(), OptimConfig(name="sgd", lr=0.1, weight_decay=0.3, layer_decay=0.5), 2
+    )
+    rates = {"head.weight": 0.1, "blocks.0.mlp.fc1.weight": 0.025}
+    hand = {name: (p.detach().double(), torch.zeros(p.shape).double()) for name, p in model.named_parameters()}
+    for step, factor in enumerate((1.0, 0.5, 0.25)):
+        optimizer.set_factor(factor)
+        with_gradients(model, step)
+        for name, p in model.named_parameters():
+            weight, velocity = hand[name]
+            velocity = 0.9 * velocity + p.grad.double()
+            rate = factor * rates.get(name, 0.1 * 0.5 ** (3 - layer_of(name, 2)))
+            decay = 0.3 if is_decayed(name, p) else 0.0
+            hand[name] = (weight * (1 - rate * decay) - rate * velocity, velocity)
+        optimizer.step()
+    for name, p in model.named_parameters():
+        assert torch.allclose(p.double(), hand[name][0], atol=1e-5), name
+
+
+@given(
+    name=st.sampled_from(["adamw", "sgd", "muon"]),
+    decay=st.floats(0, 1),
+    layer_decay=st.sampled_from([1.0, 0.5]),
+    factor=st.floats(0.01, 1),
+)
+@settings(max_examples=20, deadline=None)
+def test_every_optimizer_decays_by_one_rule(name: str, decay: float, layer_decay: float, factor: float) -> None:
+    """With gradients of zero, for several updates: θ ← θ·(1 - rate·decay), layer by layer."""
+    model = small_vit()
+    config = OptimConfig(name=name, lr=0.1, muon_lr=0.1, weight_decay=decay, layer_decay=layer_decay)  # type: ignore[arg-type]
+    optimizer = Optimizer(model.named_parameters(), config, 2, bf16=False)
+    before = {key: p.detach().clone() for key, p in model.named_parameters()}
+    optimizer.set_factor(factor)
+    for _ in range(3):
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+    for key, p in model.named_parameters():
+        rate = 0.1 * factor * layer_decay ** (3 - layer_of(key, 2))
+        shrunk = (1 - rate * decay) ** 3 if is_decayed(key, p) else 1.0
+        assert torch.allclose(p, before[key] * shrunk, rtol=1e-5, atol=1e-7), key
 
 
 def test_average_follows_its_formula() -> None:

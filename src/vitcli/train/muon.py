@@ -20,7 +20,7 @@ def orthogonalised(matrices: Float[Tensor, "batch rows columns"]) -> Float[Tenso
 
     The coefficients are those of github.com/KellerJordan/Muon. Rows must not outnumber columns.
     """
-    x = matrices / matrices.flatten(1).norm(dim=1).clamp(min=_EPS)[:, None, None]
+    x = matrices / matrices.flatten(1).norm(dim=1).clamp(min=_EPS).view(-1, 1, 1)
     for _ in range(_STEPS):
         gram = x @ x.transpose(1, 2)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
