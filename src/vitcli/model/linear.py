@@ -46,8 +46,19 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return result
 
 
+def onednn_has_bf16() -> bool:
+    """Whether oneDNN computes in bfloat16 on this CPU: with AVX-512, AMX or AVX-NE-CONVERT; others take torch's products."""
+    return hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and bool(
+        torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
 # torch's own names for what torch.compile emits; a build without oneDNN, or a later torch, may not have them
-_HAS_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+_HAS_ONEDNN = (
+    hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    and onednn_has_bf16()
+)
 
 
 class _Blocked(torch.autograd.Function):
