@@ -68,6 +68,9 @@ class ModelConfig:
     distilled: bool = False  # DeiT's distillation token, with a head of its own; the logits are the mean of both heads
     layer_scale: float = 0.0  # initial value of a learned factor for each channel of a branch (DeiT-III); 0: none
     prefix_positions: bool = True  # class and distillation token have positions; never where there are registers
+    posemb: Literal["auto", "paper", "bicubic", "bicubic-antialias", "bicubic-offset"] = "auto"
+    """How positions are taken to another image size (model/posemb.py). `auto` is what the code of the checkpoint's family
+    does, where vit knows that it matters, else bicubic."""
 
     @property
     def grid(self) -> Size:
@@ -195,7 +198,7 @@ class RunConfig:
     labels: str = ""  # names for the classes of a checkpoint that has none
     seed: int = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"  # fp32 is exact; tf32 is CUDA's; auto: bf16 or fp32
     threads: int = 0  # 0: as many as there are cores
     attention: Literal["auto", "plain", "recompute", "fused"] = "auto"  # `recompute` needs the least memory
     compile: bool = False  # torch.compile: a minute or more at the start, and no faster on the CPUs measured

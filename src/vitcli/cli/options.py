@@ -38,9 +38,9 @@ Precision = Annotated[
     str,
     typer.Option(
         "--precision",
-        metavar="auto|fp32|bf16",
+        metavar="auto|fp32|tf32|bf16",
         rich_help_panel=_MACHINE,
-        help="auto takes bf16 where the hardware has units for it.",
+        help="fp32 is exact; tf32 needs a CUDA card. auto takes bf16 where the hardware has units for it, else fp32.",
     ),
 ]
 Seed = Annotated[

@@ -182,7 +182,8 @@ class _Stored:
 
     @classmethod
     def of(cls, image: Image.Image) -> _Stored:
-        tile = image.tile[0] if getattr(image, "tile", None) else None
+        tiles = getattr(image, "tile", None)
+        tile = tiles[0] if tiles else None
         arguments: Any = tile[3] if tile is not None else ""
         raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
         tags = getattr(image, "tag_v2", {})

@@ -54,7 +54,7 @@ def bench(
 
     The peak is the median of what is measured before, between and after, since the speed of a shared machine drifts.
     """
-    precision = "bf16" if runtime.bf16 else "fp32"
+    precision = runtime.precision
     total = len(models) * len(bench.modes)
     peaks = [peak_flops(runtime)]
     measured: list[tuple[ModelConfig, str, int, float, float]] = []

@@ -183,8 +183,7 @@ class _Run:
             return machine
         then = self._known(saved)
         if then["device"] == machine.device.type:
-            torch.set_num_threads(then["threads"])
-            machine = replace(machine, bf16=then["precision"] == "bf16", threads=then["threads"])
+            machine = machine.at(then["precision"], then["threads"])
         now = machine.as_json(self.config.model.tokens)
         changed = [f"{k} {then[k]} → {now[k]}" for k in now if then.get(k, now[k]) != now[k]]
         if changed:

@@ -10,17 +10,21 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from vitcli.config import RunConfig
 from vitcli.errors import ResourceError, Stopped
 from vitcli.model.attention import Attention, AttentionPath, best_path
+from vitcli.model.linear import onednn_has_bf16
 from vitcli.model.vit import ViT
+
+Precision = Literal["fp32", "tf32", "bf16"]
+"""`fp32` is exact; `tf32` rounds the factors of matrix products to 10 bits, on CUDA; `bf16` is autocast to bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,25 @@ class Runtime:
     threads: int
     attention: AttentionPath | None = None  # None: the fastest for device and length
     compile: bool = False
+    tf32: bool = False
+
+    @property
+    def precision(self) -> Precision:
+        return "bf16" if self.bf16 else "tf32" if self.tf32 else "fp32"
+
+    def at(self, precision: str, threads: int) -> Runtime:
+        """The same machine set to another precision and number of threads, as a saved run's. One that it lacks stays."""
+        if precision not in ("fp32", "tf32", "bf16") or (precision == "tf32" and not _has_tf32(self.device)):
+            precision = self.precision
+        torch.set_num_threads(threads)
+        _set_tf32(precision == "tf32")
+        return replace(self, bf16=precision == "bf16", tf32=precision == "tf32", threads=threads)
 
     def as_json(self, tokens: int) -> dict[str, Any]:
         return {
             "device": self.device.type,
-            "precision": "bf16" if self.bf16 else "fp32",
+            "units": _units(self.device),
+            "precision": self.precision,
             "threads": self.threads,
             "attention": self.attention or best_path(self.device.type, tokens),
             "compile": self.compile,
@@ -55,19 +73,53 @@ class Runtime:
 
 
 def start(run: RunConfig) -> Runtime:
-    """Choose and set up the machine. Raises ResourceError for a device or a compiler that is not there."""
+    """Choose and set up the machine. Raises ResourceError for a device, a precision or a compiler that is not there."""
     device = find_device(run.device)
     if run.threads:
         torch.set_num_threads(run.threads)
-    if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = True
     if device.type == "cpu":
         keep_freed_memory()
         if run.compile and not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++", "cl")))):
             raise ResourceError("run.compile needs a C++ compiler, and there is none", "install g++, or leave it off")
-    bf16 = run.precision == "bf16" or (run.precision == "auto" and bf16_is_faster(device))
+    precision = _precision(run.precision, device)
+    _set_tf32(precision == "tf32")
     attention: AttentionPath | None = None if run.attention == "auto" else run.attention
-    return Runtime(device, bf16, torch.get_num_threads(), attention, run.compile)
+    return Runtime(
+        device, precision == "bf16", torch.get_num_threads(), attention, run.compile, tf32=precision == "tf32"
+    )
+
+
+def _precision(asked: str, device: torch.device) -> Precision:
+    """`auto` is bf16 on units made for it and fp32 elsewhere, never tf32: hardware that has TF32 has bf16 too, which is
+    twice as fast. Raises ResourceError for TF32 where there is none.
+    """
+    if asked == "auto":
+        return "bf16" if bf16_is_faster(device) else "fp32"
+    if asked == "tf32" and not _has_tf32(device):
+        raise ResourceError(
+            f"--precision tf32: this {device.type} device has no TF32",
+            "it is a precision of CUDA cards from Ampere on; take fp32 or bf16",
+        )
+    return "tf32" if asked == "tf32" else "bf16" if asked == "bf16" else "fp32"
+
+
+def _has_tf32(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _set_tf32(allowed: bool) -> None:
+    """Both switches, each time: torch leaves cuDNN's on by default, and a notebook may have turned either."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def _units(device: torch.device) -> str:
+    """What computes, as far as it decides bits: the instructions of a CPU, the name of a card."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return torch.backends.cpu.get_cpu_capability() + (" with bf16" if bf16_is_faster(device) else "")
+    return ""
 
 
 _MALLOPT = {"M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 2**26), "M_MMAP_MAX": (-4, 0)}
@@ -110,7 +162,7 @@ def bf16_is_faster(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _has_bf16_units()
+        return onednn_has_bf16() and _has_bf16_units()
     return False
 
 
