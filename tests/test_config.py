@@ -583,10 +583,8 @@ NOT_NEGATIVE = (
     "optim.weight_decay optim.warmup_steps optim.muon_lr run.threads run.seed train.save_every_steps "
     "train.save_every_seconds eval.batch_size train.eval_every_steps"
 )
-PARTS = (
-    "augment.flip augment.erase augment.pad train.ema train.label_smoothing data.fraction optim.layer_decay eval.crop "
-    "optim.warmup optim.final_lr model.dropout model.drop_path"
-)
+PARTS = "augment.flip augment.erase augment.pad data.fraction optim.layer_decay eval.crop optim.warmup optim.final_lr"
+BELOW_ONE = "train.ema train.label_smoothing model.dropout model.drop_path"
 
 
 def refused(key: str, value: Any, named: str = "") -> None:
@@ -614,10 +612,76 @@ def test_what_must_lie_between_zero_and_one(key):
     check(apply(VALID, {key: 1.0}))
 
 
+@pytest.mark.parametrize("key", BELOW_ONE.split())
+def test_what_must_be_below_one(key):
+    """At 1 an average never moves, a label says nothing, a branch is never computed."""
+    for value in (-0.01, 1.0, 1.01):
+        refused(key, value)
+    for value in (0.0, 0.9999):
+        check(apply(VALID, {key: value}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("run.seed", 2**63),
+        ("run.seed", 2**64),
+        ("run.seed", 10**400),
+        ("run.threads", 1025),
+        ("run.threads", 100_000),
+        ("data.workers", 100_000),
+        ("model.depth", 1001),
+        ("model.depth", 100_000),
+        ("model.mlp", 10**9),
+        ("model.registers", 10**6),
+        ("augment.randaugment_layers", 100_000),
+        ("train.steps", 10**30),
+        ("train.epochs", 1e300),
+        ("train.time_budget", 1e300),
+    ],
+)
+def test_absurd_numbers_are_refused_by_their_bound(key, value):
+    refused(key, value)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"model.width": 384 * 10**6}, "model.width"),
+        ({"model.img_size": (99_999, 99_999), "model.patch": (1, 1)}, "tokens"),
+        ({"model.img_size": (99_999, 99_999), "model.patch": (99_999, 99_999)}, "parameters"),
+        ({"model.width": 96_000, "model.depth": 1000}, "parameters"),
+        ({"model.classes": 10**10}, "parameters"),
+    ],
+)
+def test_a_model_that_no_machine_holds_is_refused(values, named):
+    with pytest.raises(UsageError, match=named) as caught:
+        check(apply(VALID, values))
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("key", ["run.seed", "run.threads", "data.workers", "model.depth"])
+def test_the_largest_that_is_taken(key):
+    largest = {"run.seed": 2**63 - 1, "run.threads": 1024, "data.workers": 1024, "model.depth": 1000}[key]
+    config = check(apply(VALID, {key: largest}))
+    assert parse_value(key, str(largest)) == largest
+    section, name = key.split(".")
+    assert getattr(getattr(config, section), name) == largest
+
+
+def test_the_largest_vision_transformers_pass():
+    """ViT-22B (Dehghani et al., 2023, Table 1), ViT-G/14 (Zhai et al., 2022), H/14 at 21,843 classes, 4096 px."""
+    for width, depth, mlp, heads in ((6144, 48, 24576, 48), (1664, 48, 8192, 16), (1280, 32, 5120, 16)):
+        check_model(ModelConfig("x", width, depth, heads, mlp, (14, 14), (518, 518), 21_843))
+    check_model(ModelConfig(img_size=(4096, 4096), classes=100_000))
+
+
 @pytest.mark.parametrize(
     ("key", "value", "named"),
     [
         ("data.fraction", 0.0, "data.fraction"),
+        ("augment.views", 2, "one view"),
+        ("optim.milestones", (0.5, 30.0), "optim.milestones"),
         ("train.accumulate", 7, "train.accumulate"),
         ("augment.scale", (0.5, 0.1), "augment.scale"),
         ("augment.scale", (0.0, 1.0), "augment.scale"),

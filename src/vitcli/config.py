@@ -545,6 +545,7 @@ def check(config: Config) -> Config:
     """`config` if its fields fit together. Raises UsageError with the key and a way out."""
     model, train, augment, optim, data = config.model, config.train, config.augment, config.optim, config.data
     check_model(model)
+    check_run(config.run)
     lengths = [key for key in LENGTHS if getattr(train, key.partition(".")[2]) is not None]
     if len(lengths) != 1:
         raise UsageError(
@@ -579,8 +580,6 @@ def check(config: Config) -> Config:
         "optim.weight_decay": optim.weight_decay,
         "optim.warmup_steps": optim.warmup_steps,
         "optim.muon_lr": optim.muon_lr,
-        "run.threads": config.run.threads,
-        "run.seed": config.run.seed,
         "train.save_every_steps": train.save_every_steps,
         "train.eval_every_steps": train.eval_every_steps,
         "eval.batch_size": config.eval.batch_size,
@@ -591,8 +590,6 @@ def check(config: Config) -> Config:
     for key, value in {
         "augment.flip": augment.flip,
         "augment.erase": augment.erase,
-        "train.ema": train.ema,
-        "train.label_smoothing": train.label_smoothing,
         "data.fraction": data.fraction,
         "train.dev": train.dev,
         "train.low_res": train.low_res,
@@ -604,6 +601,18 @@ def check(config: Config) -> Config:
     }.items():
         if not 0 <= value <= 1:
             raise UsageError(f"{key} = {value}: must lie between 0 and 1", _usual(key))
+    for key, value, at_one in (
+        ("train.ema", train.ema, "the average would stay at the random weights"),
+        ("train.label_smoothing", train.label_smoothing, "nothing of the labels would be left"),
+    ):
+        if not 0 <= value < 1:
+            raise UsageError(f"{key} = {value}: must be at least 0 and below 1; at 1 {at_one}", _usual(key))
+    if augment.views > 1:
+        raise UsageError(
+            f"augment.views = {augment.views}: train.objective = {train.objective} learns from one view of an image",
+            _usual("augment.views"),
+        )
+    _check_upper_bounds(config)
     if data.fraction == 0:
         raise UsageError("data.fraction = 0: no image is left", _usual("data.fraction"))
     if train.batch_size % train.accumulate:
@@ -634,8 +643,69 @@ def check(config: Config) -> Config:
     return config
 
 
+_MOST_THREADS = 1024
+"""More than any machine's cores; the system would give no more, or the process would die of them."""
+
+
+def check_run(run: RunConfig) -> None:
+    """Raises UsageError for a seed or a number of threads that no machine takes."""
+    if not 0 <= run.seed < 2**63:
+        raise UsageError(f"run.seed = {run.seed}: must lie between 0 and 2^63 - 1", _usual("run.seed"))
+    if not 0 <= run.threads <= _MOST_THREADS:
+        raise UsageError(
+            f"run.threads = {run.threads}: must lie between 0 and {_MOST_THREADS}", "0 takes as many as there are cores"
+        )
+
+
+def _check_upper_bounds(config: Config) -> None:
+    """Raises UsageError for numbers with which a run would do nothing but that for hours, or die."""
+    for key, value, most in (
+        ("data.workers", config.data.workers or 0, _MOST_THREADS),
+        ("augment.randaugment_layers", config.augment.randaugment_layers, 100),
+        ("train.epochs", config.train.epochs or 0, 10**9),
+        ("train.steps", config.train.steps or 0, 10**12),
+        ("train.time_budget", config.train.time_budget or 0, 10**9),
+    ):
+        if value > most:
+            raise UsageError(f"{key} = {value:g}: must be at most {most:,}", _usual(key))
+    if not all(0 <= milestone <= 1 for milestone in config.optim.milestones):
+        raise UsageError(
+            f"optim.milestones = {config.optim.milestones}: each must lie between 0 and 1", "they are parts of the run"
+        )
+
+
+_LARGEST = {"width": 10**5, "depth": 1000, "mlp": 10**6, "registers": 10**4}
+_MOST_TOKENS = 10**6
+_MOST_PARAMETERS = 10**12
+"""Bounds far above any Vision Transformer that was trained (22 billion parameters, 48 blocks, 6144 channels)."""
+
+
+def _check_size(model: ModelConfig) -> None:
+    """Raises UsageError for dimensions that no machine holds, before anything is computed with them."""
+    for key, most in _LARGEST.items():
+        if getattr(model, key) > most:
+            raise UsageError(
+                f"model.{key} = {getattr(model, key)}: must be at most {most:,}",
+                "leave it out to take the model's own",
+            )
+    if model.tokens > _MOST_TOKENS:
+        raise UsageError(
+            f"{format_size(model.img_size)} px in patches of {format_size(model.patch)} are {model.tokens:,} tokens, over "
+            f"{_MOST_TOKENS:,}",
+            "take a smaller --img-size, or a model with larger patches",
+        )
+    block = 4 * model.width**2 + 2 * model.width * model.mlp
+    ends = 3 * model.patch[0] * model.patch[1] + model.tokens + model.classes
+    parameters = model.depth * block + ends * model.width
+    if parameters > _MOST_PARAMETERS:
+        raise UsageError(
+            f"{model.name} with {model.classes:,} classes has about {parameters:.2g} parameters, over {_MOST_PARAMETERS:.0e}",
+            "take a smaller --model",
+        )
+
+
 def check_model(model: ModelConfig) -> None:
-    """Raises UsageError where the dimensions do not fit together."""
+    """Raises UsageError where the dimensions do not fit together, or no machine holds them."""
     for key in ("width", "depth", "heads", "mlp"):
         if getattr(model, key) < 1:
             raise UsageError(
@@ -646,6 +716,7 @@ def check_model(model: ModelConfig) -> None:
             f"model.width = {model.width} is not a multiple of model.heads = {model.heads}",
             "every head has width / heads channels; 64 are usual",
         )
+    _check_size(model)
     for side, pixels, patch in zip(("height", "width"), model.img_size, model.patch, strict=True):
         if pixels % patch:
             near = max(patch, round(pixels / patch) * patch)
@@ -669,5 +740,8 @@ def check_model(model: ModelConfig) -> None:
             "0 is none",
         )
     for key in ("dropout", "drop_path"):
-        if not 0 <= getattr(model, key) <= 1:
-            raise UsageError(f"model.{key} = {getattr(model, key)}: must lie between 0 and 1", "0 switches it off")
+        if not 0 <= getattr(model, key) < 1:
+            raise UsageError(
+                f"model.{key} = {getattr(model, key)}: must be at least 0 and below 1; at 1 nothing would be left",
+                "0 switches it off",
+            )

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 
-from vitcli.config import RunConfig
+from vitcli.config import RunConfig, check_run
 from vitcli.errors import ResourceError, Stopped
 from vitcli.model.attention import Attention, AttentionPath, best_path
 from vitcli.model.linear import onednn_has_bf16
@@ -73,7 +73,10 @@ class Runtime:
 
 
 def start(run: RunConfig) -> Runtime:
-    """Choose and set up the machine. Raises ResourceError for a device, a precision or a compiler that is not there."""
+    """Choose and set up the machine. Raises ResourceError for a device, a precision or a compiler that is not there,
+    UsageError for a number of threads or a seed that no machine takes.
+    """
+    check_run(run)
     device = find_device(run.device)
     if run.threads:
         torch.set_num_threads(run.threads)
