@@ -9,13 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitcli.config import ModelConfig, model_config
+from vitcli.config import Config, ModelConfig, apply, model_config
 from vitcli.flops import (
     backbone_parameters,
     head_macs,
     head_parameters,
     macs,
     parameters,
+    run_memory,
     training_flops,
     training_memory,
 )
@@ -173,3 +174,25 @@ def test_activations_grow_with_the_micro_batch():
     assert eight.state == one.state
     assert eight.total == eight.state + eight.activations
     assert training_memory(model, 8, "adamw", False, True).activations < eight.activations
+
+
+def test_the_memory_of_a_run_is_that_of_its_fullest_moment():
+    config = apply(
+        Config(model=model_config("ti/16", (224, 224), 1000)), {"train.batch_size": 4096, "train.accumulate": 512}
+    )
+    memory = run_memory(config, True, 64)
+    step = training_memory(config.model, 8, "adamw", False, True)
+    assert (memory.state, memory.activations) == (step.state, step.activations)
+    floats = 4096 * 3 * 224 * 224 * 4
+    assert memory.pixels > floats, "the whole batch is augmented at once, however small its parts are"
+    assert memory.augmentation > 3 * floats and memory.augmentation > memory.activations + memory.pixels
+    assert memory.total == memory.state + memory.saving + memory.augmentation
+    mixed = run_memory(apply(config, {"augment.mixup": 0.2}), True, 64)
+    twice = run_memory(apply(config, {"augment.views": 2}), True, 64)
+    assert mixed.pixels == twice.pixels > memory.pixels + 0.9 * floats
+    measured = run_memory(
+        apply(config, {"train.batch_size": 1, "train.accumulate": 1, "eval.batch_size": 4096}), True, 64
+    )
+    assert measured.evaluation == 64 * memory.evaluation and measured.total > measured.evaluation
+    for smaller in ({"train.accumulate": 1024}, {"train.batch_size": 2048, "train.accumulate": 256}):
+        assert run_memory(apply(config, smaller), True, 64).total <= memory.total

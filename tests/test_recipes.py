@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitcli import api
-from vitcli.config import EvalConfig, ModelConfig, apply, check, model_config
+from vitcli.config import Config, EvalConfig, ModelConfig, apply, check, model_config
 from vitcli.errors import UsageError
-from vitcli.recipes import RECIPES, SMALL_DATA, Facts, configure, default_recipe, evaluated_as_trained
+from vitcli.flops import training_flops
+from vitcli.recipes import RECIPES, Facts, configure, default_recipe, evaluated_as_trained, fitted_to_data
+from vitcli.train import memory
 
 IMAGENET, IMAGENET_21K, JFT = (1_281_167, 1000), (14_200_000, 21_843), (303_000_000, 18_291)
 
@@ -191,12 +193,6 @@ def test_augreg_for_all(name, data):
     assert config.model.img_size == (224, 224)
 
 
-def test_augreg_does_not_mirror_where_a_mirror_image_is_another_class():
-    assert configure("augreg", facts(mirror=False)).augment.flip == 0
-    assert configure("small", facts(mirror=False)).augment.flip == 0
-    assert configure("small", facts(mirror=True)).augment.flip == 0.5
-
-
 @pytest.mark.parametrize("recipe", ["small", "finetune"])
 def test_epochs_shrink_as_the_data_grows(recipe):
     parent = {"parent": model_config("s/4", (32, 32))} if recipe == "finetune" else {}
@@ -243,10 +239,163 @@ def test_an_image_size_that_the_patch_does_not_divide_is_refused():
         configure("paper-i1k", facts(model="B/16", img_size=(225, 225)))
 
 
-def test_the_default_recipe_follows_command_and_amount_of_data():
+def test_the_default_recipe_follows_the_command():
     assert default_recipe(facts("finetune", parent=model_config("B/16"))) == "finetune"
-    assert default_recipe(facts(data=(SMALL_DATA, 10))) == "small"
-    assert default_recipe(facts(data=(SMALL_DATA + 1, 10))) == "augreg"
+    for images in (10, 200_000, 200_001, 15_000_000):
+        assert default_recipe(facts(data=(images, 10))) == "small"
+
+
+GIB = 2**30
+MACHINES = {
+    "images": st.integers(1, 15_000_000) | st.integers(1, 300),
+    "classes": st.integers(2, 21_000),
+    "size": st.tuples(st.integers(8, 1024), st.integers(8, 1024)) | st.integers(8, 1024).map(lambda n: (n, n)),
+    "mirror": st.booleans(),
+    "device": st.sampled_from(["cpu", "cuda", "mps"]),
+}
+BUDGETS = st.none() | st.floats(60, 30 * 86400)
+SPEEDS = {"cpu": 2e11, "mps": 5e12, "cuda": 6e14}
+"""FLOPs a second of a matrix product, by device: two cores, a laptop's GPU, an H100."""
+
+
+def planned(known: Facts, room: float, bf16: bool = True) -> Config:
+    """The default configuration as `train.plan.make_plan` makes it, of facts and a machine's memory."""
+    config = evaluated_as_trained(configure(default_recipe(known), known))
+    config, warnings = fitted_to_data(check(config), known)
+    assert not any("warm-up" in text or "a batch" in text for text in warnings), "defaults need no mending"
+    return check(memory.fitted(config, known.device, bf16, memory.RECIPE_PART * room))
+
+
+def can_start(config: Config, known: Facts, room: float, bf16: bool) -> None:
+    memory.check(config, known.device, bf16, memory.Room(int(room), int(memory.RECIPE_PART * room)))
+    assert 1 <= config.train.batch_size <= known.images
+    steps = config.train.epochs * known.images / config.train.batch_size
+    assert max(1, round(steps)) >= 1
+    assert config.optim.warmup < 1 and config.optim.warmup_steps < max(1, steps)
+    assert config.train.batch_size % config.train.accumulate == 0
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    known=st.fixed_dictionaries(MACHINES), budget=BUDGETS, gib=st.sampled_from([4, 8, 24, 80, 1024]), bf16=st.booleans()
+)
+def test_the_default_of_pretrain_can_start_on_any_machine(known, budget, gib, bf16):
+    compute = None if budget is None else budget * SPEEDS[known["device"]]
+    known = Facts(command="pretrain", compute=compute, **known)
+    can_start(planned(known, gib * GIB, bf16), known, gib * GIB, bf16)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    known=st.fixed_dictionaries(MACHINES),
+    budget=BUDGETS,
+    gib=st.sampled_from([4, 8, 24, 80]),
+    bf16=st.booleans(),
+    name=st.sampled_from(["ti/16", "s/16", "s/32", "s/4", "mu/1"]),
+    side=st.sampled_from([32, 224, 384]),
+    seen=st.none() | st.integers(1, 10**9),
+    new_head=st.booleans(),
+)
+def test_the_default_of_finetune_can_start_on_any_machine(known, budget, gib, bf16, name, side, seen, new_head):
+    parent = model_config(name, (side, side) if name != "mu/1" else (32, 32), 7)
+    if parent.tokens > 800:
+        parent = dataclasses.replace(parent, img_size=(32, 32))
+    compute = None if budget is None else budget * SPEEDS[known["device"]]
+    known = Facts(command="finetune", parent=parent, parent_seen=seen, new_head=new_head, compute=compute, **known)
+    can_start(planned(known, gib * GIB, bf16), known, gib * GIB, bf16)
+
+
+def cost(known: Facts) -> float:
+    config = configure(default_recipe(known), known)
+    return training_flops(config.model, round(config.train.epochs * known.images))
+
+
+@settings(deadline=None, max_examples=200)
+@given(known=st.fixed_dictionaries(MACHINES))
+def test_one_image_more_is_no_cliff(known):
+    known = Facts(command="pretrain", **known)
+    more = dataclasses.replace(known, images=known.images + 1)
+    ratio = cost(more) / cost(known) * known.images / more.images
+    assert 0.45 < ratio < 2.2, "a model or a number of epochs changes by a step"
+
+
+def test_no_number_of_images_is_a_cliff():
+    for size, device in itertools.product(((8, 8), (32, 32), (300, 500)), ("cpu", "cuda")):
+        edges = [n + d for n in (1_438, 5_000, 10_000, 50_000, 200_000, 320_000, 1_281_167) for d in (0, 1)]
+        costs = [cost(facts(data=(n, 10), size=size, device=device)) for n in edges]
+        assert all(1 / 2.2 < b / a < 2.2 for a, b in zip(costs[::2], costs[1::2], strict=True))
+
+
+def test_a_batch_larger_than_the_data_is_refused_where_it_was_asked_for_and_said_where_it_is_published():
+    many = facts(data=(1_000, 10), size=(32, 32), batch_size=1_001)
+    with pytest.raises(UsageError, match="1,001 is more than the 1,000") as caught:
+        fitted_to_data(configure("small", many), many, {"train.batch_size": 1_001})
+    assert "--batch-size 512" in caught.value.hint
+    paper = facts(data=(1_000, 10), steps=20_000)
+    config, warnings = fitted_to_data(configure("paper-i1k", paper), paper, {"train.batch_size": 4096})
+    assert config.train.batch_size == 4096 and any("recipe paper-i1k's" in text for text in warnings)
+
+
+def test_a_published_warm_up_that_is_longer_than_the_run_becomes_a_tenth_of_it():
+    for length in ({"epochs": 300.0}, {"steps": 10_000}, {"time_budget": 60.0}):
+        known = facts(data=(20_000, 10))
+        config = apply(configure("paper-i1k", known), {f"train.{k}": v for k, v in length.items()})
+        shortened, warnings = fitted_to_data(config, known)
+        assert (shortened.optim.warmup_steps, shortened.optim.warmup) == (0, 0.1)
+        assert any("in place of recipe paper-i1k's 10,000" in text for text in warnings)
+        again, silent = fitted_to_data(shortened, known, {"optim.warmup_steps": 0, "optim.warmup": 0.1})
+        assert again == shortened and not any("warm-up" in text for text in silent)
+    whole = facts()
+    assert fitted_to_data(configure("paper-i1k", whole), whole)[0].optim.warmup_steps == 10_000
+    asked = apply(configure("small", whole), {"train.steps": 100, "optim.warmup_steps": 100})
+    with pytest.raises(UsageError, match=r"optim\.warmup_steps = 100 takes all"):
+        fitted_to_data(asked, whole, {"optim.warmup_steps": 100})
+
+
+@pytest.mark.parametrize(
+    ("data", "size", "said"),
+    [
+        ((85, 3), (300, 400), True),
+        ((2_999, 5), (300, 400), True),
+        ((3_000, 5), (300, 400), False),
+        ((1_438, 10), (8, 8), False),
+        ((499, 10), (32, 32), True),
+        ((50_000, 10), (32, 32), False),
+    ],
+)
+def test_few_images_from_random_weights_are_warned_of_with_the_command_that_needs_fewer(data, size, said):
+    known = facts(data=data, size=size, device="cpu")
+    config = apply(configure("small", known), {"data.source": "photos"})
+    warnings = fitted_to_data(config, known)[1]
+    assert any("vit finetune WEIGHTS --data photos" in text for text in warnings) == said
+    parent = facts("finetune", data, size=size, device="cpu", parent=model_config("ti/16"))
+    assert not fitted_to_data(configure("finetune", parent), parent)[1]
+
+
+def test_long_images_get_a_size_of_their_shape():
+    parent = {"parent": model_config("ti/16")}
+    strips = facts("finetune", (900, 37), size=(128, 512), **parent)
+    config = configure("finetune", strips)
+    assert (config.model.img_size, config.augment.crop) == ((112, 448), "pad")
+    assert not fitted_to_data(config, strips)[1]
+    square = configure("finetune", facts("finetune", (900, 37), size=(300, 500), **parent))
+    assert (square.model.img_size, square.augment.crop) == ((224, 224), "resized")
+    asked = facts("finetune", (900, 37), size=(128, 512), img_size=(224, 224), **parent)
+    (warning,) = fitted_to_data(configure("finetune", asked), asked, {"model.img_size": (224, 224)})[1]
+    assert "centre alone" in warning and "leave --img-size out" in warning
+    own = configure("finetune", dataclasses.replace(asked, img_size=(112, 448)))
+    assert own.augment.crop == "pad" and own.eval.crop == 1.0
+    tall = configure("small", facts(data=(5_000, 5), size=(1000, 250), device="cpu"))
+    assert (tall.model.img_size, tall.augment.crop) == ((256, 64), "pad")
+    paper = facts(data=(1_281_167, 1_000), size=(128, 512))
+    (warning,) = fitted_to_data(configure("paper-i1k", paper), paper)[1]
+    assert "--img-size 112x448" in warning
+
+
+@pytest.mark.parametrize("recipe", sorted(set(RECIPES) - {"finetune", "paper-finetune"}))
+def test_no_recipe_mirrors_where_a_mirror_image_is_another_class(recipe):
+    assert configure(recipe, facts(mirror=False)).augment.flip == 0
+    assert configure(recipe, facts()).augment.flip == 0.5
 
 
 PRETRAIN = sorted(set(RECIPES) - {"finetune", "paper-finetune"})
@@ -379,10 +528,10 @@ def test_images_grow_again_where_a_young_checkpoint_goes_to_a_higher_resolution(
         assert configure("finetune", facts("finetune", (50_000, 10), **same)).train.low_res == 0
 
 
-def test_finetune_starts_new_classes_from_a_probe_and_draws_unequal_ones_equally():
+def test_finetune_starts_new_classes_from_a_probe_and_draws_images_as_they_come():
     parent = {"parent": model_config("ti/16")}
-    new = configure("finetune", facts("finetune", (914, 37), **parent, imbalance=33.0))
-    assert new.train.head == "linear" and new.data.balanced and 0.1 <= new.train.dev <= 0.2
+    new = configure("finetune", facts("finetune", (914, 37), **parent))
+    assert new.train.head == "linear" and not new.data.balanced and 0.1 <= new.train.dev <= 0.2
     kept = configure("finetune", facts("finetune", (914, 37), **parent, new_head=False))
     assert kept.train.head == "zero" and kept.train.dev == 0 and not kept.data.balanced
 

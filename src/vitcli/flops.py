@@ -7,9 +7,9 @@ mostly mean GMACs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from vitcli.config import ModelConfig
+from vitcli.config import Config, ModelConfig
 
 
 def head_parameters(model: ModelConfig) -> int:
@@ -56,14 +56,28 @@ def training_flops(model: ModelConfig, images: int, frozen_backbone: bool = Fals
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a training step: `state` is weights, gradients, optimizer and average; the rest is per micro-batch."""
+    """Bytes of a run: `state` is weights, gradients, optimizer and average, `saving` the copy of it that is being written and the
+    libraries' own.
+
+    A step holds the `activations` of a micro-batch beside the `pixels` of the whole batch, which before it takes
+    `augmentation`; an evaluation, which comes between steps, holds `evaluation`.
+    """
 
     state: int
     activations: int
+    saving: int = 0
+    augmentation: int = 0
+    pixels: int = 0
+    evaluation: int = 0
 
     @property
     def total(self) -> int:
-        return self.state + self.activations
+        """What is held at the fullest."""
+        return self.state + self.saving + max(self.augmentation, self.activations + self.pixels, self.evaluation)
+
+
+_BLOCKS_IN_WORK = 2
+"""Blocks' worth of gradients and intermediate values beside what every block keeps."""
 
 
 def saved_bytes(model: ModelConfig, optimizer: str, ema: bool, frozen_backbone: bool = False) -> int:
@@ -77,7 +91,9 @@ def saved_bytes(model: ModelConfig, optimizer: str, ema: bool, frozen_backbone: 
 def training_memory(
     model: ModelConfig, micro_batch: int, optimizer: str, ema: bool, bf16: bool, frozen_backbone: bool = False
 ) -> Memory:
-    """An estimate: state exactly, activations as the tensors that a block keeps for its backward pass."""
+    """An estimate of a step without its pixels: state exactly, activations as the tensors that a block keeps for its
+    backward pass.
+    """
     count = parameters(model)
     trained = head_parameters(model) if frozen_backbone else count
     state = saved_bytes(model, optimizer, ema, frozen_backbone) + 4 * trained + (2 * count if bf16 else 0)
@@ -86,6 +102,57 @@ def training_memory(
     # kept by a block: two residual inputs and two normalised inputs, q, k, v, the attended values, the
     # MLP's two hidden tensors; the attention probabilities where they are formed.
     values = t * (2 * d * 4 + (2 * d + 3 * d + d + 2 * m) * item) + 2 * model.heads * t * t * item
-    depth = 1 if frozen_backbone else model.depth
-    pixels = 3 * model.img_size[0] * model.img_size[1] * 4 * 3
-    return Memory(state, micro_batch * (depth * values + pixels))
+    depth = 1 if frozen_backbone else model.depth + _BLOCKS_IN_WORK
+    outputs = 4 * 4 * model.classes  # logits, their softmax and gradients
+    return Memory(state, micro_batch * (depth * values + outputs))
+
+
+def evaluation_memory(model: ModelConfig, images: int, bf16: bool) -> int:
+    """An estimate of an evaluation of so many images at a time: pixels as bytes of this batch and the next two, and as
+    numbers; the residual stream, and the widest of what a block makes of it.
+    """
+    d, m, t = model.width, model.mlp, model.tokens
+    item = 2 if bf16 else 4
+    block = t * (3 * d * 4 + (2 * m + 5 * d) * item)
+    return images * (block + 3 * model.img_size[0] * model.img_size[1] * (4 + 2 * 4) + 5 * 8 * model.classes)
+
+
+_WORKSPACE = 200_000_000
+"""What the libraries take for their products and reading ahead, whatever the model."""
+_FRAGMENTS = 1.5
+"""Memory of large tensors that come and go, over their own size."""
+
+
+def batch_memory(config: Config) -> tuple[int, int]:
+    """(while a batch is augmented, while it is trained on): bytes of the pixels of the whole batch, all views.
+
+    They are read as bytes, three batches of them, mirrored, sampled and kept as float32. RandAugment copies them once
+    more, mixing makes four of which one stays.
+    """
+    augment = config.augment
+    pixels = 3 * config.model.img_size[0] * config.model.img_size[1] * config.train.batch_size
+    mixes = augment.mixup > 0 or augment.cutmix > 0
+    working = augment.views - 1 + (4 if augment.randaugment_layers else 3)
+    mixing = augment.views + 4 if mixes else 0
+    kept = augment.views * (2 if mixes else 1)
+    return round(_FRAGMENTS * pixels * (3 + 4 * max(working, mixing))), round(_FRAGMENTS * pixels * (3 + 4 * kept))
+
+
+def run_memory(config: Config, bf16: bool, evaluated_at_once: int) -> Memory:
+    """Of the run that `config` describes, in which evaluation takes so many images at a time.
+
+    An estimate: the peaks of training the small model on CIFAR-10, of what came on top of the imports, were 0.52 GB for a
+    batch of 128 (estimate 0.61), 5.75 for 2,048 (6.3), 0.96 for 8,192 in 64 micro-batches (0.88), 1.2 with RandAugment and
+    mixup (1.03); benchmarks/memory.py measures single steps.
+    """
+    train, frozen = config.train, config.train.freeze == "backbone"
+    ema, optimizer = train.ema > 0, config.optim.name
+    step = training_memory(config.model, train.batch_size // train.accumulate, optimizer, ema, bf16, frozen)
+    augmentation, pixels = batch_memory(config)
+    return replace(
+        step,
+        saving=_WORKSPACE + saved_bytes(config.model, optimizer, ema, frozen),
+        augmentation=augmentation,
+        pixels=pixels,
+        evaluation=evaluation_memory(config.model, config.eval.batch_size or evaluated_at_once, bf16),
+    )

@@ -26,9 +26,9 @@ from vitcli.config import (
 )
 from vitcli.data.sources import open_source
 from vitcli.data.split import Source, Split, dev_split, fraction_of, typical_size
-from vitcli.errors import DataError, UsageError
-from vitcli.recipes import Facts, configure, default_recipe, evaluated_as_trained
-from vitcli.train import runtime
+from vitcli.errors import DataError, ResourceError, UsageError
+from vitcli.recipes import Facts, configure, default_recipe, evaluated_as_trained, fitted_to_data
+from vitcli.train import memory, runtime
 from vitcli.train.growth import stages
 from vitcli.weights.describe import Description, describe, locate
 
@@ -50,6 +50,10 @@ _FIXED_BY_PARENT = (
     "prefix_positions",
     "name",
 )
+
+
+_UNEQUAL = 2
+"""Largest class over smallest from which a run says how it weighs them."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class Plan:
     keep_head: bool
     images: int
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def steps(self) -> int | None:
@@ -117,15 +122,7 @@ class Plan:
         return total
 
     def memory(self) -> flops.Memory:
-        config = self.config
-        return flops.training_memory(
-            config.model,
-            config.train.batch_size // config.train.accumulate,
-            config.optim.name,
-            config.train.ema > 0,
-            self.runtime.bf16,
-            self.frozen,
-        )
+        return memory.needed(self.config, self.runtime.device.type, self.runtime.bf16)
 
     def as_json(self) -> dict[str, Any]:
         """The fields of --dry-run."""
@@ -208,8 +205,7 @@ def make_plan(request: Request) -> Plan:
         parent.eval if parent else None,
         not keep_head,
         _compute(machine, overrides),
-        _imbalance(train),
-        parent.provenance.get("images_seen") if parent and parent.provenance.get("command") == "pretrain" else None,
+        seen_since_random(parent.provenance) if parent else None,
         epochs=overrides.get("train.epochs"),
         steps=overrides.get("train.steps"),
         batch_size=overrides.get("train.batch_size"),
@@ -226,6 +222,8 @@ def make_plan(request: Request) -> Plan:
     )
     config = replace(config, model=replace(config.model, name=model_name(config.model)))
     check(config)
+    config, unsuited = fitted_to_data(config, facts, overrides)
+    config, too_large = _in_memory(config, machine, overrides, source is None)
     dev = None
     if train is not None and config.train.dev:
         asked = "train.dev" in overrides or config.train.report_on == "dev"
@@ -249,16 +247,42 @@ def make_plan(request: Request) -> Plan:
         keep_head,
         images,
         (),
+        (*unsuited, *too_large),
     )
     return replace(plan, notes=(*notes, *_said(plan)))
 
 
-def _imbalance(train: Split | None) -> float:
-    """Images of the largest class over those of the smallest that has any."""
-    if train is None or train.labels is None:
-        return 1.0
-    counts = np.bincount(train.labels)
-    return float(counts.max() / counts[counts > 0].min())
+def _in_memory(
+    config: Config, machine: runtime.Runtime, asked: Overrides, only_planned: bool
+) -> tuple[Config, list[str]]:
+    """`config` in micro-batches that fit into the machine's memory where the batch is the recipe's own, and a warning where a
+    run that is `only_planned` does not fit. Raises ResourceError where one that is not does not.
+    """
+    room = memory.room_of(machine.device)
+    if room is None:
+        return config, []
+    device, bf16 = machine.device.type, machine.bf16
+    if not {"train.batch_size", "train.accumulate"} & asked.keys():
+        config = memory.fitted(config, device, bf16, memory.RECIPE_PART * room.total)
+    try:
+        memory.check(config, device, bf16, room)
+    except ResourceError as error:
+        if not only_planned:
+            raise
+        return config, [f"{error.message}; {error.hint}"]
+    return config, []
+
+
+def seen_since_random(provenance: dict[str, Any]) -> int | None:
+    """Images on which a checkpoint was trained, from random weights on, by its own run and those before it; None where the
+    chain does not begin with a run from random weights, or does not say.
+    """
+    before = provenance.get("ancestry") or []
+    runs = [provenance, *before] if isinstance(before, list) else []
+    if not all(isinstance(run, dict) for run in runs) or not runs or runs[-1].get("command") != "pretrain":
+        return None
+    seen = [run.get("images_seen") for run in runs]
+    return sum(seen) if all(isinstance(n, int) and n >= 0 for n in seen) else None
 
 
 def _compute(machine: runtime.Runtime, overrides: Overrides) -> float | None:
@@ -356,11 +380,14 @@ def _said(plan: Plan) -> list[str]:
             if config.train.epochs
             else f"length: {config.train.steps:,} steps"
         )
-    steps = plan.steps
-    if steps is not None and config.optim.warmup_steps >= steps:
-        said.append(
-            f"warm-up of {config.optim.warmup_steps:,} steps takes all of the run's {steps:,}: set optim.warmup_steps"
-        )
+    if plan.train is not None and plan.train.labels is not None and not config.data.balanced:
+        counts = np.bincount(plan.train.labels)
+        largest, smallest = int(counts.max()), int(counts[counts > 0].min())
+        if largest > _UNEQUAL * smallest:
+            said.append(
+                f"classes: of {smallest:,} to {largest:,} images; every image counts alike, with --set data.balanced=true "
+                "every class"
+            )
     return said
 
 
