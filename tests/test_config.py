@@ -27,6 +27,7 @@ from vitcli.config import (
     apply,
     as_dict,
     check,
+    check_alone,
     check_model,
     format_size,
     from_dict,
@@ -658,6 +659,26 @@ def test_a_model_that_no_machine_holds_is_refused(values, named):
     with pytest.raises(UsageError, match=named) as caught:
         check(apply(VALID, values))
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"model.depth": 100_000},
+        {"run.seed": 2**64},
+        {"run.threads": 100_000, "bench.seconds": 1.0},
+        {"train.steps": 10**30},
+        {"model.name": "ViT-w128d9999h1/4"},
+    ],
+)
+def test_what_is_absurd_by_itself_is_found_before_anything_is_opened(values):
+    with pytest.raises(UsageError):
+        check_alone(values)
+
+
+@pytest.mark.parametrize("name", ["b/16", "ViT-S/16", "google/vit-base-patch16-224", "R50x1", "nonsense"])
+def test_what_a_name_means_is_not_decided_early(name):
+    check_alone({"model.name": name})
 
 
 @pytest.mark.parametrize("key", ["run.seed", "run.threads", "data.workers", "model.depth"])

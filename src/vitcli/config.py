@@ -647,6 +647,16 @@ _MOST_THREADS = 1024
 """More than any machine's cores; the system would give no more, or the process would die of them."""
 
 
+def check_alone(overrides: Overrides) -> None:
+    """Raises UsageError for values that are out of bounds whatever the others are, before data and weights are opened."""
+    config = apply(Config(), {key: value for key, value in overrides.items() if key.partition(".")[0] in SECTIONS})
+    check_run(config.run)
+    _check_upper_bounds(config)
+    _check_dimensions(config.model)
+    if "model.name" in overrides and re.fullmatch(r"[\w-]+/[\dx]+", overrides["model.name"]):
+        _check_dimensions(model_config(overrides["model.name"]))
+
+
 def check_run(run: RunConfig) -> None:
     """Raises UsageError for a seed or a number of threads that no machine takes."""
     if not 0 <= run.seed < 2**63:
@@ -680,14 +690,18 @@ _MOST_PARAMETERS = 10**12
 """Bounds far above any Vision Transformer that was trained (22 billion parameters, 48 blocks, 6144 channels)."""
 
 
-def _check_size(model: ModelConfig) -> None:
-    """Raises UsageError for dimensions that no machine holds, before anything is computed with them."""
+def _check_dimensions(model: ModelConfig) -> None:
     for key, most in _LARGEST.items():
         if getattr(model, key) > most:
             raise UsageError(
                 f"model.{key} = {getattr(model, key)}: must be at most {most:,}",
                 "leave it out to take the model's own",
             )
+
+
+def _check_size(model: ModelConfig) -> None:
+    """Raises UsageError for dimensions that no machine holds, before anything is computed with them."""
+    _check_dimensions(model)
     if model.tokens > _MOST_TOKENS:
         raise UsageError(
             f"{format_size(model.img_size)} px in patches of {format_size(model.patch)} are {model.tokens:,} tokens, over "

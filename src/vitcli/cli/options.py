@@ -150,7 +150,8 @@ Labels = Annotated[
 
 def overrides(config_file: Path | None, items: list[str] | None, **options: Any) -> Overrides:
     """The values of --config under those of --set and of the options. `options` are by configuration key with `__`
-    for the dot; one that is None or empty was not given. Raises UsageError where an option and --set disagree.
+    for the dot; one that is None or empty was not given. Raises UsageError where an option and --set disagree, or a
+    value is out of bounds.
     """
     below = config.read_toml(config_file) if config_file else {}
     above = config.parse_set(items or [])
@@ -163,7 +164,9 @@ def overrides(config_file: Path | None, items: list[str] | None, **options: Any)
             option = "--" + key.rpartition(".")[2].replace("_", "-")
             raise UsageError(f"{option} {value} and --set {key}={above[key]} disagree", "give one of them")
         above[key] = parsed
-    return config.layer(below, above)
+    values = config.layer(below, above)
+    config.check_alone(values)
+    return values
 
 
 def given(value: str, default: str) -> str | None:
