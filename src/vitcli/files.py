@@ -25,6 +25,13 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 """What the system says of a disk, or a user's share of it, that is full."""
 
 
+def cache_home() -> Path:
+    """$VIT_CACHE, else vit under $XDG_CACHE_HOME or ~/.cache."""
+    if os.environ.get("VIT_CACHE"):
+        return Path(os.environ["VIT_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit"
+
+
 def fsync_path(path: Path) -> None:
     """Flush a file's bytes, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -132,25 +139,29 @@ def write_folder(path: Path, fill: Callable[[Path], None], size: int = 0) -> Non
         fsync_path(path.parent)
 
 
-def replace_folder(path: Path, fill: Callable[[Path], None], size: int = 0) -> None:
-    """Have `fill` write files into a temporary folder, then put it at `path`, in the place of one that is there.
+def write_into_folder(path: Path, fill: Callable[[Path], None], size: int = 0) -> None:
+    """Have `fill` write files into a temporary folder, then put them into `path`, which is made where it is not there.
 
-    Raises ResourceError.
+    Files of the same names are replaced, each whole or not at all, and nothing else in `path` is touched. Raises
+    UsageError where a folder stands in a file's place, ResourceError.
     """
     temporary = _place_beside(path)
     with disk_errors(path, size):
         try:
             temporary.mkdir(parents=True)
             fill(temporary)
-            for file in [*sorted(f for f in temporary.iterdir() if f.is_file()), temporary]:
+            written = sorted(f for f in temporary.iterdir() if f.is_file())
+            for file in [*written, temporary]:
                 fsync_path(file)
-            if path.exists():
-                old = _place_beside(path)
-                path.rename(old)
+            if not path.exists():
                 temporary.rename(path)
-                _remove(old)
             else:
-                temporary.rename(path)
+                taken = next((path / f.name for f in written if (path / f.name).is_dir()), None)
+                if taken is not None:
+                    raise UsageError(f"{taken} is a folder, and a file would be written there", "give another OUT")
+                for file in written:
+                    file.replace(path / file.name)
+                fsync_path(path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         fsync_path(path.parent)

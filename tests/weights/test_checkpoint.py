@@ -433,24 +433,41 @@ class Creates:
 
 @pytest.mark.parametrize("suffix", [".pth", ".bin", ".pt"])
 @pytest.mark.parametrize("how", ["torch.save", "torch.save, old", "pickle 2", "pickle 4", "among weights"])
-def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, suffix, how):
+def test_a_malicious_pickle_that_weights_need_is_refused_and_not_run(tmp_path, suffix, how):
     path, trap = tmp_path / f"w{suffix}", tmp_path / "created"
     if how.startswith("pickle"):
         path.write_bytes(pickle.dumps(Creates(trap), int(how[-1])))
     else:
-        tree = {"model": weights(SQUARE), "extra": Creates(trap)} if how == "among weights" else Creates(trap)
+        tree = {"model": weights(SQUARE) | {"head.bias": Creates(trap)}} if how == "among weights" else Creates(trap)
         torch.save(tree, path, _use_new_zipfile_serialization="old" not in how)
     error = refused(path, str(path))
-    assert "code" in error.message or how == "pickle 4"  # which torch never writes
+    assert "code" in error.message and "mkdir" in error.message
     assert not trap.exists()
     with pytest.raises(CheckpointError):
         describe(path)
     assert not trap.exists()
 
 
-def test_a_whole_pickled_module_is_refused(tmp_path):
-    torch.save(ViT(SQUARE), tmp_path / "w.pth")
-    refused(tmp_path / "w.pth", "w.pth")
+@pytest.mark.parametrize("legacy", [False, True])
+def test_code_beside_the_weights_is_passed_over_and_not_run(tmp_path, legacy):
+    trap = tmp_path / "created"
+    torch.save(
+        {"model": weights(SQUARE), "extra": Creates(trap)},
+        tmp_path / "w.pth",
+        _use_new_zipfile_serialization=not legacy,
+    )
+    description, tensors = checkpoint.load(str(tmp_path / "w.pth"))
+    assert_equal(tensors, weights(SQUARE))
+    assert not trap.exists()
+    assert ("extra", "dropped") in [(row.key, row.fate) for row in description.report]
+
+
+@pytest.mark.parametrize("wrapper", ["", "model", "ema"])
+def test_a_whole_pickled_module_is_refused_by_its_name(tmp_path, wrapper):
+    model = ViT(SQUARE)
+    torch.save({wrapper: model, "optimizer": {"state": {0: torch.ones(3)}}} if wrapper else model, tmp_path / "w.pth")
+    error = refused(tmp_path / "w.pth", "a whole pickled model (vitcli.model.vit.ViT)")
+    assert "state_dict()" in error.hint
 
 
 @pytest.mark.parametrize("tree", [{}, {"epoch": 3}, [1, 2], {"model": {}}, {"a": torch.ones(1), "b": "text"}], ids=str)
@@ -589,6 +606,7 @@ def timm_folder(folder: Path, model: ModelConfig = SQUARE, **changes: Any) -> Pa
     plain(folder / "model.safetensors", model)
     config = {
         "architecture": "vit_tiny_patch16_224",
+        "model_args": {"num_heads": model.heads},
         "num_classes": model.classes,
         "num_features": model.width,
         "global_pool": "token",

@@ -68,13 +68,15 @@ class Runs:
         return exec, ("raise SystemExit('code of a checkpoint was run')",)
 
 
-@pytest.mark.parametrize("place", ["beside the weights", "as a weight", "a bare pickle"])
+@pytest.mark.parametrize("place", ["a weight among others", "as a weight", "a bare pickle"])
 def test_code_in_a_pickle_is_refused_and_named(tmp_path, place):
     path = tmp_path / "w.pth"
     if place == "a bare pickle":
         path.write_bytes(pickle.dumps(Runs(), protocol=2))
     else:
-        torch.save({"model": state(), "args": Runs()} if place == "beside the weights" else {"a": Runs()}, path)
+        torch.save(
+            {"model": state() | {"norm.bias": Runs()}} if place == "a weight among others" else {"a": Runs()}, path
+        )
     with pytest.raises(CheckpointError, match=r"more than weights.*exec"):
         open_weights(path)
 

@@ -194,6 +194,7 @@ def posemb_similarity(
     img_size: options.ImgSize = "",
     plot: Plot = None,
     force: options.Force = False,
+    set_: options.Set = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -201,7 +202,9 @@ def posemb_similarity(
     _check_outputs(plot, force=force)
     from vitcli import api
 
-    described, similarity, notes = api.position_similarity(checkpoint, options.size(img_size))
+    described, similarity, notes = api.position_similarity(
+        checkpoint, options.size(img_size), options.overrides(None, set_)
+    )
     _show(notes, quiet)
     model = described.model
     if plot is not None:

@@ -25,8 +25,10 @@ Method = Annotated[
     str,
     typer.Option(
         "--method",
-        metavar="bicubic|paper|bicubic-antialias",
-        help="How positions are interpolated: DeiT's bicubic, the paper's bilinear with corners aligned, timm's.",
+        metavar="bicubic|paper|bicubic-antialias|bicubic-offset",
+        show_default=False,
+        help="How positions are interpolated: DeiT's bicubic, the paper's bilinear with corners aligned, timm's, DINOv2's. "
+        "\\[default: the checkpoint's own, else bicubic]",
     ),
 ]
 Exported = Annotated[
@@ -47,8 +49,9 @@ def resize_posemb(
     out: Resized,
     img_size: options.ImgSize = "",
     patch_size: PatchSize = "",
-    method: Method = "bicubic",
+    method: Method = "",
     force: options.Force = False,
+    set_: options.Set = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -63,7 +66,8 @@ def resize_posemb(
         raise UsageError(f"{out}: not a .safetensors file", "OUT is the new weights file, such as larger.safetensors")
     from vitcli import api
 
-    tree, notes = api.resize_position_embedding(checkpoint, out, size, patch, method, force)
+    overrides = options.overrides(None, set_)
+    tree, notes = api.resize_position_embedding(checkpoint, out, size, patch, method, force, overrides)
     if not quiet:
         for note in notes:
             console.show_note(note)
@@ -77,6 +81,7 @@ def export(
     labels: options.Labels = "",
     push: Push = "",
     force: options.Force = False,
+    set_: options.Set = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -88,7 +93,7 @@ def export(
         raise UsageError("--format is missing", "give --format onnx, timm or transformers")
     from vitcli import api
 
-    tree, notes = api.export(checkpoint, out, form, labels, force)
+    tree, notes = api.export(checkpoint, out, form, labels, force, options.overrides(None, set_))
     if not quiet:
         for note in notes:
             console.show_note(note)

@@ -11,6 +11,7 @@ import typer
 
 from vitcli import config, flops
 from vitcli.cli import console, options
+from vitcli.errors import UsageError
 
 Reference = Annotated[
     str, typer.Argument(metavar="CKPT|MODEL", show_default=False, help="A checkpoint, or a model such as ViT-B/16.")
@@ -27,23 +28,34 @@ def info(
     img_size: options.ImgSize = "",
     classes: Classes = 1000,
     keys: Keys = False,
+    set_: options.Set = None,
     json: options.Json = False,
 ) -> None:
     """Parameters, tokens and FLOPs of a model; classes and provenance of a checkpoint, from its header alone."""
-    size = options.size(img_size)
+    size, overrides = options.size(img_size), config.parse_set(set_ or [])
     if _is_model_name(reference):
+        if overrides:
+            raise UsageError(
+                f"{next(iter(overrides))} says what a file does not; {reference} is a name", "leave it out"
+            )
         model = config.model_config(reference, size or (224, 224), classes)
         said: dict[str, Any] = {}
     else:
         from vitcli.weights.describe import describe, locate
 
-        description = describe(locate(reference))
+        for key in overrides:
+            if not key.startswith("model."):
+                raise UsageError(f"{key} does not concern what a checkpoint is", "info takes --set model.… only")
+        description = describe(locate(reference), overrides)
+        for note in description.notes:
+            console.show_note(note)
         model = replace(description.model, img_size=size or description.model.img_size)
         said = {
             "classes": [c.as_json() for c in description.classes] or model.classes,
             "provenance": description.provenance or None,
             "scores": description.scores or None,
             "layout": description.layout,
+            "notes": list(description.notes),
             "keys": [{"key": row.key, "fate": row.fate, "to": row.to} for row in description.report],
         }
     config.check_model(model)

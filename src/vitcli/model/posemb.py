@@ -9,8 +9,9 @@ from torch import Tensor
 
 from vitcli.config import Size
 
-METHODS = ("bicubic", "paper", "bicubic-antialias")
+METHODS = ("bicubic", "paper", "bicubic-antialias", "bicubic-offset")
 """The default first: what measures best without further training (docs/decisions.md)."""
+_OFFSET = 0.1
 
 
 def resize_position_embedding(
@@ -18,9 +19,14 @@ def resize_position_embedding(
 ) -> Float[Tensor, "1 new_rows width"]:
     """The table for `to_grid` from one for `from_grid`, interpolated in two dimensions in float32.
 
-    The first `prefix` rows belong to the class and distillation tokens and are kept. `paper` is bilinear with the corners
-    aligned, as scipy.ndimage.zoom(order=1) in google-research/vision_transformer checkpoint.py; `bicubic` is
-    facebookresearch/deit main.py; `bicubic-antialias` is timm's. Equal grids return the table unchanged.
+    The first `prefix` rows belong to the class and distillation tokens and are kept. Equal grids return the table unchanged.
+
+    | method              | as in                                                                                         |
+    |---------------------|-----------------------------------------------------------------------------------------------|
+    | `bicubic`, `auto`   | facebookresearch/deit main.py, transformers                                                   |
+    | `paper`             | scipy.ndimage.zoom(order=1), bilinear with the corners aligned: google-research/vision_transformer checkpoint.py |
+    | `bicubic-antialias` | timm; facebookresearch/dinov2 and transformers for models with registers                      |
+    | `bicubic-offset`    | facebookresearch/dinov2 vision_transformer.py: a scale of (new + 0.1) / old, for models without registers |
     """
     if from_grid == to_grid:
         return table
@@ -28,6 +34,9 @@ def resize_position_embedding(
     image = cells.reshape(1, *from_grid, -1).permute(0, 3, 1, 2).float()
     if method == "paper":
         image = F.interpolate(image, to_grid, mode="bilinear", align_corners=True)
+    elif method == "bicubic-offset":
+        factors = [(new + _OFFSET) / old for new, old in zip(to_grid, from_grid, strict=True)]
+        image = F.interpolate(image, scale_factor=factors, mode="bicubic", align_corners=False)
     else:
         image = F.interpolate(
             image, to_grid, mode="bicubic", align_corners=False, antialias=method == "bicubic-antialias"

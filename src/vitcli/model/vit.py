@@ -161,7 +161,7 @@ class ViT(nn.Module):
         """Patches, prefix tokens and positions: the input of the first block."""
         rows, patch = self.config.prefix_rows, self.config.patch
         grid = (images.shape[2] // patch[0], images.shape[3] // patch[1])
-        positions = resize_position_embedding(self.pos_embed, self.config.grid, grid, rows)
+        positions = resize_position_embedding(self.pos_embed, self.config.grid, grid, rows, self.config.posemb)
         patches = self.patch_embed(images) + positions[:, rows:]
         prefix: list[Tensor] = [token for token in (self.cls_token, self.dist_token) if token is not None]
         if rows:

@@ -1,9 +1,14 @@
-"""What the configuration files beside somebody else's weights say: timm's and transformers' config.json, preprocessor_config.json."""
+"""What the configuration files beside somebody else's weights say, and what a training script kept in its file.
+
+timm's and transformers' config.json, preprocessor_config.json, the args.yaml of a folder that timm's train.py wrote, and
+the arguments in a checkpoint. What changes the numbers of a model is used or refused by name, never passed over.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +16,22 @@ from typing import Any
 from vitcli.classes import Class, from_json
 from vitcli.config import EvalConfig, Size, from_dict
 from vitcli.errors import CheckpointError, UsageError
+from vitcli.weights import names as named
 
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-_GELU = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_tanh": "tanh", "gelu_erf": "erf"}
+_GELU = {
+    "gelu": "erf",
+    "gelu_python": "erf",
+    "gelu_new": "tanh",
+    "gelu_fast": "tanh",
+    "gelu_accurate": "tanh",
+    "gelu_pytorch_tanh": "tanh",
+    "gelu_python_tanh": "tanh",
+    "gelu_tanh": "tanh",
+    "gelu_erf": "erf",
+}
+_POOLS = {"token": "cls", "avg": "mean"}
+_OTHERS = "timm and transformers run it; vit has none of it"
 
 
 @dataclass(frozen=True)
@@ -27,27 +45,97 @@ class Beside:
     pool: str | None = None
     eval: EvalConfig | None = None
     classes: Sequence[Class] = ()
+    names: tuple[str, ...] = ()  # of the architecture, the surest first
+
+    def over(self, below: Beside) -> Beside:
+        """This, and where it is silent what `below` says."""
+        values = {
+            key: getattr(self, key) if getattr(self, key) not in (None, ()) else getattr(below, key)
+            for key in self.__dataclass_fields__
+        }
+        return Beside(**values | {"names": (*self.names, *below.names)})
 
 
-def read_beside(weights: Path, usual: EvalConfig) -> Beside:
+def read_beside(weights: Path, usual: EvalConfig, pooler: bool = False) -> Beside:
     """What stands beside a file that a folder or the hub gives its usual name; `usual` is its layout's preprocessing.
+    `pooler`: the file has a layer between class token and head.
 
-    Raises CheckpointError where it names an activation that vit does not have: the numbers would be others.
+    Raises CheckpointError where it names an activation, a pooling or a layer that vit does not have: the numbers would be others.
     """
-    if weights.stem not in ("model", "pytorch_model", "model.safetensors.index"):
-        return Beside()
-    config, processor = _json(weights.parent / "config.json"), _json(weights.parent / "preprocessor_config.json")
-    if isinstance(config.get("pretrained_cfg"), dict):
-        return _timm(config, usual)
-    return _transformers(config, processor, usual, weights)
+    said = Beside()
+    if is_usual(weights):
+        path = weights.parent / "config.json"
+        config, processor = _json(path), _json(weights.parent / "preprocessor_config.json")
+        if isinstance(config.get("pretrained_cfg"), dict):
+            said = _timm(config, usual, path)
+        else:
+            said = _transformers(config, processor, usual, path, pooler)
+    if is_of_training(weights):
+        path = weights.parent / "args.yaml"
+        said = said.over(from_training(read_flat_yaml(path), usual, path))
+    return said
+
+
+def is_usual(weights: Path) -> bool:
+    """Whether a file has one of the names for the weights of the folder that it is in."""
+    return weights.name.partition(".")[0] in ("model", "pytorch_model") and weights.suffix in (
+        ".safetensors", ".bin", ".json", ".pth", ".pt",
+    )  # fmt: skip
+
+
+def is_of_training(weights: Path) -> bool:
+    """Whether a file has a name that timm's train.py gives."""
+    return re.fullmatch(r"(model_best|last|checkpoint-\d+|recovery-\d+-\d+)\.pth\.tar", weights.name) is not None
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
+        if not path.is_file() or path.stat().st_size > 1 << 26:
+            return {}
         tree = json.loads(path.read_text(encoding="utf-8"))
         return tree if isinstance(tree, dict) else {}
     except (OSError, ValueError, RecursionError):
         return {}
+
+
+def read_flat_yaml(path: Path) -> dict[str, Any]:
+    """The top level of what yaml.safe_dump writes of a script's arguments: numbers, texts, lists of these and one more level.
+
+    Whatever else is in the file is left out; nothing is built from tags.
+    """
+    try:
+        if not path.is_file() or path.stat().st_size > 1 << 20:
+            return {}
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return {}
+    tree: dict[str, Any] = {}
+    key = ""
+    for line in lines:
+        top, item, inner = (
+            re.fullmatch(pattern, line) for pattern in (r"(\w+):(?: (.*))?", r" *- (.*)", r" +(\w+): (.*)")
+        )
+        if top is not None:
+            key = top[1]
+            tree[key] = _scalar(top[2] or "")
+        elif item is not None and key:
+            tree[key] = [*(tree[key] if isinstance(tree[key], list) else []), _scalar(item[1])]
+        elif inner is not None and key:
+            tree[key] = {**(tree[key] if isinstance(tree[key], dict) else {}), inner[1]: _scalar(inner[2])}
+    return tree
+
+
+def _scalar(text: str) -> Any:
+    plain: dict[str, Any] = {"null": None, "~": None, "": None, "true": True, "false": False, "{}": {}, "[]": []}
+    if text.strip().lower() in plain:
+        return plain[text.strip().lower()]
+    try:
+        return int(text)
+    except ValueError:
+        try:
+            return float(text)
+        except ValueError:
+            return text.strip().strip("'\"")
 
 
 def _checked(values: dict[str, Any], usual: EvalConfig) -> EvalConfig | None:
@@ -65,7 +153,7 @@ def _pair(value: Any) -> Size | None:
         return value, value
     if isinstance(value, dict) and {"height", "width"} <= value.keys():
         value = [value["height"], value["width"]]
-    if isinstance(value, list) and len(value) == 2 and all(type(v) is int and v > 0 for v in value):
+    if isinstance(value, (list, tuple)) and len(value) == 2 and all(type(v) is int and v > 0 for v in value):
         return value[0], value[1]
     return None
 
@@ -74,28 +162,89 @@ def _positive(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
-def _timm(config: dict[str, Any], usual: EvalConfig) -> Beside:
+def _shown(value: Any) -> str:
+    """A value for an error. What is nested may be a stranger's, and endless."""
+    return json.dumps(value)[:60] if isinstance(value, (str, int, float, bool, type(None))) else "an object"
+
+
+# --- timm --------------------------------------------------------------------------------------------------
+
+_ANY = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "weight_init",
+        "fix_init", "dynamic_img_size", "dynamic_img_pad", "strict_img_size", "num_classes", "device", "dtype", "img_size",
+        "patch_size", "embed_dim", "depth", "mlp_ratio", "class_token", "reg_tokens", "init_values", "no_embed_class",
+        "fc_norm", "scriptable", "exportable", "no_jit", "pretrained", "checkpoint_path", "cache_dir")  # fmt: skip
+"""Arguments of timm's VisionTransformer that change nothing outside training, and those that the arrays tell."""
+
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "in_chans": (3,),
+    "global_pool": ("token", "avg", ""),
+    "qkv_bias": (True,),
+    "qk_norm": (False,),
+    "scale_attn_norm": (False,),
+    "scale_mlp_norm": (False,),
+    "proj_bias": (True,),
+    "pos_embed": ("learn",),
+    "pre_norm": (False,),
+    "final_norm": (True,),
+    "pool_include_prefix": (False,),
+    "embed_layer": (),
+    "embed_norm_layer": (),
+    "norm_layer": ("layernorm", "layernormfp32"),
+    "act_layer": ("gelu", "gelu_tanh"),
+    "block_fn": (),
+    "mlp_layer": (),
+    "attn_layer": ("", "attn"),
+}
+"""The values of the others that vit can compute, beside None, with which timm takes its own."""
+
+
+def _check_arguments(arguments: Mapping[Any, Any], where: str) -> None:
+    """Raises CheckpointError for an argument of timm's VisionTransformer that vit does not know or cannot follow."""
+    for key, value in arguments.items():
+        name = str(key)[:40]
+        if value is None or name in _ANY:
+            continue
+        if name == "num_heads":
+            if _positive(value) is None:
+                raise CheckpointError(f"{where}: num_heads = {_shown(value)} is no number of heads", "is it damaged?")
+            continue
+        if name not in _ONLY:
+            raise CheckpointError(f"{where}: {name} = {_shown(value)} is an argument that vit does not know", _OTHERS)
+        plain = value.replace("_", "").lower() if name == "norm_layer" and isinstance(value, str) else value
+        if not any(type(plain) is type(known) and plain == known for known in _ONLY[name]):
+            raise CheckpointError(f"{where}: {name} = {_shown(value)} is nothing that vit can compute", _OTHERS)
+
+
+def _timm(config: dict[str, Any], usual: EvalConfig, path: Path) -> Beside:
     """A folder that timm wrote, or vit: `model_args` overrides what the architecture's name implies."""
     cfg = config["pretrained_cfg"]
     given = config.get("model_args")
     arguments: dict[str, Any] = given if isinstance(given, dict) else {}
+    _check_arguments({"global_pool": config.get("global_pool")} | arguments, str(path))
+    mode = cfg.get("crop_mode") or "center"
     values = {
         "crop": cfg.get("crop_pct"),
-        "resize": {"squash": "square", "center": "short"}.get(str(cfg.get("crop_mode")), "short"),
+        "resize": {"squash": "square", "center": "short"}.get(mode if isinstance(mode, str) else ""),
         "interpolation": cfg.get("interpolation", "bicubic"),
         "mean": cfg.get("mean"),
         "std": cfg.get("std"),
     }
     size = cfg.get("input_size")
-    names = config.get("label_names")
+    name = config["architecture"] if isinstance(config.get("architecture"), str) else ""
+    act = named.activation(name)
     return Beside(
         heads=_positive(arguments.get("num_heads")),
         img_size=_pair(arguments.get("img_size")) or (_pair(size[1:]) if isinstance(size, list) else None),
-        gelu=_GELU.get(str(arguments.get("act_layer"))),
-        pool={"token": "cls", "avg": "mean"}.get(str(arguments.get("global_pool", config.get("global_pool")))),
-        eval=_checked(values, usual) if "mean" in cfg else None,
-        classes=_named(names),
+        norm_eps=_TIMM_EPS if act and arguments else None,
+        gelu=_GELU.get(str(arguments.get("act_layer"))) or (act if arguments else None),
+        pool=_POOLS.get(str(arguments.get("global_pool") or config.get("global_pool"))),
+        eval=_checked(values, usual) if "mean" in cfg and values["resize"] else None,
+        classes=_named(config.get("label_names")),
+        names=(name,) if name else (),
     )
+
+
+_TIMM_EPS = 1e-6  # of its LayerNorm, and so of every model that neither an argument nor its name gives another
 
 
 def _named(names: Any) -> tuple[Class, ...]:
@@ -107,31 +256,98 @@ def _named(names: Any) -> tuple[Class, ...]:
         return ()
 
 
-def _transformers(config: dict[str, Any], processor: dict[str, Any], usual: EvalConfig, weights: Path) -> Beside:
+def from_training(arguments: Mapping[Any, Any], usual: EvalConfig, where: Path) -> Beside:
+    """What the arguments of a training script say: timm's train.py (`model`, `gp`, `model_kwargs`, `mean` …), and the names
+    that DeiT, torchvision and Lightning have for a model. Raises CheckpointError for a pooling or layer that vit does not have.
+    """
+    extra = arguments.get("model_kwargs")
+    kwargs = dict(extra) if isinstance(extra, dict) else {}
+    pool = arguments.get("gp")
+    if isinstance(pool, str) and pool:
+        kwargs["global_pool"] = pool
+    if kwargs:
+        _check_arguments(kwargs, f"{where}, model_kwargs")
+    given = [arguments.get(key) for key in ("model", "arch", "model_name", "architecture", "backbone", "net")]
+    names = tuple(name for name in given if isinstance(name, str))
+    act = next(filter(None, map(named.activation, names)), None) if kwargs else None
+    mean, std, crop = (arguments.get(key) for key in ("mean", "std", "crop_pct"))
+    values = {"mean": mean, "std": std, "crop": crop, "interpolation": arguments.get("interpolation") or None}
+    whole = isinstance(mean, (list, tuple)) and isinstance(std, (list, tuple))
+    return Beside(
+        heads=_positive(kwargs.get("num_heads")),
+        img_size=_pair(kwargs.get("img_size")) or _pair(arguments.get("img_size")),
+        norm_eps=_TIMM_EPS if act else None,
+        gelu=(_GELU.get(kwargs["act_layer"]) if isinstance(kwargs.get("act_layer"), str) else None) or act,
+        pool=_POOLS.get(str(kwargs.get("global_pool"))),
+        eval=_checked(values, usual) if whole else None,
+        names=names,
+    )
+
+
+# --- transformers ------------------------------------------------------------------------------------------
+
+_CLASSES: dict[str, tuple[str, float]] = {
+    # model_type: the activation and epsilon of a configuration that says nothing (models/*/configuration_*.py)
+    "vit": ("gelu", 1e-12),
+    "vit_mae": ("gelu", 1e-12),
+    "deit": ("gelu", 1e-12),
+    "vit_msn": ("gelu", 1e-6),
+    "dinov2": ("gelu", 1e-6),
+    "dinov2_with_registers": ("gelu", 1e-6),
+    "siglip": ("gelu_pytorch_tanh", 1e-6),
+    "siglip_vision_model": ("gelu_pytorch_tanh", 1e-6),
+}
+_HEADS = 12  # of all of them
+
+_REQUIRED: dict[str, Any] = {
+    "qkv_bias": True,
+    "use_swiglu_ffn": False,
+    "use_mean_pooling": False,
+    "use_relative_position_bias": False,
+    "use_shared_relative_position_bias": False,
+    "use_absolute_position_embeddings": True,
+    "num_channels": 3,
+}
+"""What vit computes, of what changes the numbers of one of these classes."""
+
+
+def _transformers(
+    config: dict[str, Any], processor: dict[str, Any], usual: EvalConfig, path: Path, pooler: bool
+) -> Beside:
     vision = config.get("vision_config") if isinstance(config.get("vision_config"), dict) else config
     assert isinstance(vision, dict)
-    act = vision.get("hidden_act")
-    if act is not None and act not in _GELU:
+    kind = vision.get("model_type", config.get("model_type"))
+    act, eps = vision.get("hidden_act"), vision.get("layer_norm_eps")
+    usual_act, usual_eps = _CLASSES.get(kind, (None, None)) if isinstance(kind, str) else (None, None)
+    act, eps = usual_act if act is None else act, usual_eps if eps is None else eps
+    if act is not None and (not isinstance(act, str) or act not in _GELU):
         raise CheckpointError(
-            f"{weights.parent / 'config.json'}: hidden_act {str(act)[:40]!r} is not a GELU that vit has",
-            f"known: {', '.join(sorted(_GELU))}",
+            f"{path}: hidden_act {_shown(act)} is not a GELU that vit has", f"known: {', '.join(sorted(_GELU))}"
         )
-    eps = vision.get("layer_norm_eps")
-    names = config.get("id2label")
-    classes: tuple[Class, ...] = ()
-    if isinstance(names, dict) and any(not str(v).startswith("LABEL_") for v in names.values()):
-        try:
-            classes = tuple(Class(str(names[key])) for key in sorted(names, key=int))
-        except ValueError:
-            classes = ()
+    for key, wanted in _REQUIRED.items():
+        if vision.get(key, wanted) not in (wanted, None):
+            raise CheckpointError(f"{path}: {key} = {_shown(vision[key])} is nothing that vit can compute", _OTHERS)
+    if pooler and vision.get("pooler_act") not in (None, "tanh"):
+        raise CheckpointError(
+            f"{path}: pooler_act = {_shown(vision['pooler_act'])}, and vit's layer before the head is tanh", _OTHERS
+        )
     return Beside(
-        heads=_positive(vision.get("num_attention_heads")),
+        heads=_positive(vision.get("num_attention_heads")) or (None if usual_act is None else _HEADS),
         img_size=_pair(vision.get("image_size")),
         norm_eps=float(eps) if isinstance(eps, (int, float)) and not isinstance(eps, bool) and 0 < eps < 1 else None,
         gelu=_GELU.get(str(act)),
         eval=_processor(processor, usual) if processor else None,
-        classes=classes,
+        classes=_labels(config.get("id2label")),
     )
+
+
+def _labels(names: Any) -> tuple[Class, ...]:
+    if isinstance(names, dict) and any(not str(v).startswith("LABEL_") for v in names.values()):
+        try:
+            return tuple(Class(str(names[key])) for key in sorted(names, key=int))
+        except ValueError:
+            return ()
+    return ()
 
 
 def _processor(tree: dict[str, Any], usual: EvalConfig) -> EvalConfig | None:
@@ -148,9 +364,16 @@ def _processor(tree: dict[str, Any], usual: EvalConfig) -> EvalConfig | None:
             resize="short" if square is None else "square",
             crop=cut[0] / side if crops and cut is not None else 1.0,
         )
+    if tree.get("do_rescale", True) is not True or abs(_number(tree.get("rescale_factor"), 1 / 255) - 1 / 255) > 1e-6:
+        return None  # pixels in another range than the statistics of vit's are of
+    plain = tree.get("do_normalize", True) is False
     values = {
-        "interpolation": _RESAMPLE.get(tree.get("resample", 2), "bicubic"),
-        "mean": tree.get("image_mean"),
-        "std": tree.get("image_std"),
+        "interpolation": _RESAMPLE.get(_positive(tree.get("resample", 2)) or 0, "none"),
+        "mean": [0.0] * 3 if plain else tree.get("image_mean"),
+        "std": [1.0] * 3 if plain else tree.get("image_std"),
     }
     return _checked(values, config)
+
+
+def _number(value: Any, usual: float) -> float:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else usual

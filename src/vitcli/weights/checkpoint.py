@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from vitcli import files
-from vitcli.config import ModelConfig, Size, check_model, model_name
+from vitcli.config import ModelConfig, Overrides, Size, check_model, model_name
 from vitcli.errors import CheckpointError
-from vitcli.model.posemb import METHODS, resize_patch_embedding, resize_position_embedding
+from vitcli.model.posemb import resize_patch_embedding, resize_position_embedding
 from vitcli.model.vit import ViT, init_head, init_weights
 from vitcli.weights.describe import Description, Opened, locate, open_checkpoint
 from vitcli.weights.header import read_header
@@ -103,9 +103,15 @@ class Lazy(Mapping[str, Tensor]):
         return tensor + rows if rows.shape[1] else tensor
 
 
-def load(reference: str) -> tuple[Description, Tensors]:
-    """A checkpoint's description and its weights in float32, checked. Raises CheckpointError."""
-    opened = open_checkpoint(locate(reference))
+def load(reference: str | Description, overrides: Overrides | None = None) -> tuple[Description, Tensors]:
+    """A checkpoint's description and its weights in float32, checked; one that is described already is read as it was.
+
+    Raises CheckpointError, or UsageError for a `model.` value of `overrides` that cannot be.
+    """
+    if isinstance(reference, Description):
+        opened = open_checkpoint(reference.path, reference.asked)
+    else:
+        opened = open_checkpoint(locate(reference), overrides)
     check_digest(opened)
     tensors = {name: tensor.float() for name, tensor in Lazy(opened).items()}
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
@@ -205,10 +211,11 @@ def resized(
     description: Description,
     tensors: Mapping[str, Tensor],
     size: Size,
-    method: str = METHODS[0],
+    method: str = "",
     patch: Size | None = None,
 ) -> tuple[Description, Mapping[str, Tensor]]:
-    """The same weights for images of `size`, with patches of another size where `patch` is given.
+    """The same weights for images of `size`, with patches of another size where `patch` is given. Positions are resized by
+    `method`, else as the description says.
 
     Raises UsageError where the one is not a multiple of the other.
     """
@@ -221,7 +228,9 @@ def resized(
     changed: Tensors = {}
     if new.grid != old.grid:
         table = tensors["pos_embed"]
-        changed["pos_embed"] = resize_position_embedding(table, old.grid, new.grid, old.prefix_rows, method)
+        changed["pos_embed"] = resize_position_embedding(
+            table, old.grid, new.grid, old.prefix_rows, method or old.posemb
+        )
     if new.patch != old.patch:
         changed["patch_embed.proj.weight"] = resize_patch_embedding(tensors["patch_embed.proj.weight"], new.patch)
     report = tuple(

@@ -8,29 +8,39 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitcli import __version__, hub
 from vitcli.classes import Class, from_json, read_labels
-from vitcli.config import EvalConfig, ModelConfig, Size, check_model, from_dict
+from vitcli.config import EvalConfig, ModelConfig, Overrides, Size, check_model, from_dict, model_name
 from vitcli.errors import CheckpointError, UsageError, VitError
-from vitcli.weights.beside import read_beside
+from vitcli.weights import names as by_name
+from vitcli.weights.beside import Beside, from_training, is_of_training, is_usual, read_beside
 from vitcli.weights.header import Header
 from vitcli.weights.layouts import (
     TIMM,
+    TRANSFORMERS_SIGLIP,
     Found,
+    Place,
     Row,
     Stored,
     architecture,
+    best_place,
     check_shapes,
     find,
+    is_average,
     preprocessing_by_name,
     strip_prefixes,
 )
-from vitcli.weights.stored import INDEX, PICKLES, Safetensors, Weights, open_weights
+from vitcli.weights.pickles import Inert
+from vitcli.weights.stored import INDICES, PICKLES, Pickled, Safetensors, Weights, open_weights
+
+if TYPE_CHECKING:
+    from vitcli.data.identity import Record
 
 WEIGHTS = "model.safetensors"
-_USUAL = (WEIGHTS, f"model{INDEX}", "pytorch_model.bin")
+_USUAL = (WEIGHTS, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_BY_TIMM = ("model_best.pth.tar", "last.pth.tar")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +57,8 @@ class Description:
     notes: tuple[str, ...] = ()  # what had to be guessed
     layout: str = "vit"  # whose names the file has
     report: tuple[Row, ...] = ()  # what became of each of its keys, where they are not vit's own
+    trained_images: dict[str, Any] = field(default_factory=dict)  # a Record (data/identity.py)
+    asked: Overrides = field(default_factory=dict)  # values of `model.` with which the file was read
 
     def document(self) -> dict[str, Any]:
         """The JSON document `vit` of the header, without the digest."""
@@ -57,7 +69,16 @@ class Description:
             "preprocessing": preprocessing(self.model.img_size, self.eval),
             "provenance": self.provenance,
             "scores": self.scores,
+            **({"trained_images": self.trained_images} if self.trained_images else {}),
         }
+
+    def record(self) -> Record:
+        """The images that trained it and the runs before it, as far as it says. Raises CheckpointError."""
+        from vitcli.data.identity import Record
+
+        if self.trained_images:
+            return Record.of(self.trained_images, str(self.path))
+        return Record(unknown=(self.path.name,))
 
     def labelled(self, labels: str) -> Description:
         """With the classes that --labels names. Raises CheckpointError."""
@@ -96,6 +117,9 @@ def locate(reference: str) -> Path:
         for name in _USUAL:
             if (path / name).is_file():
                 return path / name
+        kept = _of_training(path)
+        if kept:
+            return kept[0]
         alone = [f for f in sorted(path.iterdir()) if f.is_file() and f.suffix in (".safetensors", ".npz", *PICKLES)]
         if len(alone) == 1:
             return alone[0]
@@ -115,6 +139,16 @@ def locate(reference: str) -> Path:
     raise CheckpointError(
         f"no checkpoint {reference!r}: not a file, a folder or a hub id",
         "give a .safetensors file, a run folder, or a hub id such as user/name",
+    )
+
+
+def _of_training(folder: Path) -> list[Path]:
+    """The checkpoints that timm's train.py left in a folder: the best, the last, the others from the latest on."""
+    found = [file for file in folder.glob("*.pth.tar") if is_of_training(file) and file.is_file()]
+    numbers = {file: [int(n) for n in re.findall(r"\d+", file.name)] for file in found}
+    return sorted(
+        found,
+        key=lambda f: (_BY_TIMM.index(f.name) if f.name in _BY_TIMM else 9, [-n for n in numbers[f]], f.name),
     )
 
 
@@ -152,7 +186,7 @@ def _from_hub(reference: str) -> Path:
 
 def _shards(path: Path) -> list[str]:
     """The files that an index of shards names."""
-    if not path.name.endswith(INDEX):
+    if not path.name.endswith(INDICES):
         return []
     names = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
     return sorted({str(shard) for shard in names if Path(str(shard)).name == str(shard)})
@@ -161,9 +195,19 @@ def _shards(path: Path) -> list[str]:
 # --- reading -----------------------------------------------------------------------------------------------
 
 
-def describe(path: Path) -> Description:
-    """What `path` says of itself, without its weights and without torch. Raises CheckpointError."""
-    return open_checkpoint(path).description
+DESCRIBED = frozenset(f.name for f in dataclasses.fields(ModelConfig)) - {
+    "name", "img_size", "classes", "dropout", "drop_path", "drop_path_rule",
+}  # fmt: skip
+"""Keys of `model.` that say what weights are, which --set gives where a file does not."""
+_REPLACES = ("heads", "gelu", "norm_eps", "pool", "posemb")
+"""Those that may differ from what was read or guessed; of the others the arrays leave no doubt."""
+
+
+def describe(path: Path, overrides: Overrides | None = None) -> Description:
+    """What `path` says of itself, without its weights and without torch; `model.` values of `overrides` stand in for what
+    somebody else's file does not say. Raises CheckpointError, or UsageError where such a value cannot be.
+    """
+    return open_checkpoint(path, overrides).description
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,14 +220,32 @@ class Opened:
     stored: Stored | None = None
 
 
-def open_checkpoint(path: Path) -> Opened:
-    """A checkpoint, recognised and checked by its keys and shapes. Raises CheckpointError."""
+def open_checkpoint(path: Path, overrides: Overrides | None = None) -> Opened:
+    """A checkpoint, recognised and checked by its keys and shapes. Raises CheckpointError, UsageError as `describe`."""
+    asked = {k.partition(".")[2]: v for k, v in (overrides or {}).items() if k.startswith("model.")}
+    for key in asked.keys() - DESCRIBED:
+        hint = "use --img-size" if key == "img_size" else f"--set takes model.{', model.'.join(_REPLACES)} here"
+        raise UsageError(f"model.{key} does not concern a checkpoint that is only read", hint)
     weights = open_weights(path)
-    if isinstance(weights, Safetensors):
-        document = weights.header.document()
-        if document is not None:
-            return Opened(weights, described(weights.header, document))
-    return _bare(weights)
+    document = weights.header.document() if isinstance(weights, Safetensors) else None
+    if document is None:
+        return _bare(weights, asked)
+    assert isinstance(weights, Safetensors)
+    return Opened(weights, _kept(described(weights.header, document), asked))
+
+
+def _kept(description: Description, asked: Overrides) -> Description:
+    """A checkpoint of vit's own says what it is; only how its positions are resized is the user's. Raises UsageError."""
+    for key, value in asked.items():
+        own = getattr(description.model, key)
+        if value != own and key != "posemb":
+            raise UsageError(
+                f"model.{key} cannot be changed to {value}: {description.path} says that it is {own}",
+                "a checkpoint of vit's own says what it is: leave it out",
+            )
+    posemb = asked.get("posemb", description.model.posemb)
+    model = dataclasses.replace(description.model, posemb=posemb)
+    return dataclasses.replace(description, model=model, asked={f"model.{k}": v for k, v in asked.items()})
 
 
 def described(header: Header, document: dict[str, Any]) -> Description:
@@ -199,9 +261,10 @@ def described(header: Header, document: dict[str, Any]) -> Description:
             dict(document.get("provenance", {})),
             dict(document.get("scores", {})),
             str(document.get("sha256", "")),
+            trained_images=dict(document.get("trained_images", {})),
         )
         check_model(model)
-    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, UsageError) as error:
         text = error.message if isinstance(error, VitError) else f"{error}"
         raise CheckpointError(
             f"{header.path}: its description is not one that vit {__version__} reads: {text}",
@@ -217,25 +280,158 @@ def described(header: Header, document: dict[str, Any]) -> Description:
     return description
 
 
-def _bare(weights: Weights) -> Opened:
-    """Somebody else's weights: the layout by its keys, the rest by the files beside it, by the layout, by its name."""
+def _bare(weights: Weights, asked: Overrides) -> Opened:
+    """Somebody else's weights: the layout by its keys; the rest from what was asked for, the files beside it, its name, its
+    layout, in this order, and what none of them tells a guess that is said.
+    """
     path = weights.path
-    found = find(weights.shapes, str(path))
-    name = path.parent.name if path.name in _USUAL else path.stem
-    config, why = preprocessing_by_name(name, found.layout)
-    said = read_beside(path, config)
-    stored = architecture(found, said, str(path))
+    place, others = _place(weights)
+    found = find(weights.shapes, str(path), place)
+    _check_types(weights, found)
+    script = _script(weights, path)
+    name = path.parent.name if is_usual(path) or is_of_training(path) else path.name.partition(".pt")[0]
+    usual, _ = preprocessing_by_name(name, found.layout)
+    said = read_beside(path, usual, "pre_logits.fc.weight" in found.shapes)
+    said = said.over(from_training(script, usual, path))
+    names = (*said.names, name, *((path.stem, path.parent.name) if not is_usual(path) else ()))
+    config, why = preprocessing_by_name(" ".join((*said.names, name)), found.layout)
+    said = said.over(_by_name(names, found))
+    stored = architecture(found, dataclasses.replace(said, **{k: asked[k] for k in _SAID & asked.keys()}), str(path))
+    stored = _as_asked(stored, asked, path)
     if said.eval is not None:
         config, why = said.eval, ""
-    classes = said.classes if len(said.classes) == stored.model.classes else ()
-    notes = [f"{path.name}: {why}"] if why else []
-    if found.layout is not TIMM:
-        notes.append(f"{path.name}: layout of {found.layout.name}")
-    left_out = [row.key for row in found.report if row.fate == "dropped"]
-    if left_out:
-        more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
-        notes.append(f"{path.name}: left out {', '.join(left_out[:3])}{more}")
+    report = (*found.report, *_beside_report(weights))
     description = Description(
-        path, stored.model, tuple(classes), config, notes=tuple(notes), layout=found.layout.name, report=found.report
+        path,
+        stored.model,
+        tuple(said.classes) if len(said.classes) == stored.model.classes else (),
+        config,
+        notes=tuple(f"{path.name}: {note}" for note in _notes(weights, found, stored, why, others)),
+        layout=found.layout.name,
+        report=report,
+        asked={f"model.{k}": v for k, v in asked.items()},
     )
     return Opened(weights, description, found, stored)
+
+
+_SAID = {"gelu", "norm_eps", "pool"}
+
+
+def _place(weights: Weights) -> tuple[Place | None, list[str]]:
+    """Where in a file's keys the weights are, and the names of the other places where there is a whole ViT."""
+    if isinstance(weights, Pickled):
+        return weights.place, [table.name or "the outermost table" for table in weights.others]
+    place, others = best_place(weights.shapes)
+    return place, [f"{other.prefix}*" for other in others]
+
+
+def _script(weights: Weights, path: Path) -> dict[str, Any]:
+    """The arguments of the script that wrote a file of torch.save, as far as it kept any."""
+    root = weights.root if isinstance(weights, Pickled) else {}
+    known: dict[str, Any] = {}
+    for key in ("hyper_parameters", "hparams", "config", "cfg", "opt", "args"):
+        node = root.get(key)
+        table = node.state if isinstance(node, Inert) else node
+        known |= table if isinstance(table, dict) else {}
+    return known | {key: root[key] for key in ("arch", "model_name") if isinstance(root.get(key), str)}
+
+
+def _by_name(names: tuple[str, ...], found: Found) -> Beside:
+    """What the first of `names` that is a ViT's with these dimensions tells of it. Raises CheckpointError."""
+    shapes = found.shapes
+    try:
+        width, _, *sides = shapes["patch_embed.proj.weight"]
+        patch = (sides[0], sides[1])
+    except (KeyError, ValueError, IndexError):
+        return Beside()
+    depth = sum(re.fullmatch(r"blocks\.\d+\.attn\.qkv\.weight", key) is not None for key in shapes)
+    for name in names:
+        heads = by_name.heads(name, width, depth, patch)
+        gelu = by_name.activation(name) if heads else None
+        if heads and not found.layout.fixed:
+            own = found.layout is TRANSFORMERS_SIGLIP
+            pool = by_name.pooling(name, "cls_token" in shapes) if found.layout is TIMM else None
+            pool = None if "fc_norm.weight" in shapes else pool
+            return Beside(
+                heads=heads, gelu=found.layout.gelu if own else gelu, pool=pool, norm_eps=found.layout.norm_eps
+            )
+        if heads:
+            return Beside(heads=heads)
+    return Beside()
+
+
+def _as_asked(stored: Stored, asked: Overrides, path: Path) -> Stored:
+    """With what was asked for in place of what was read or guessed. Raises UsageError."""
+    for key, value in asked.items():
+        own = getattr(stored.model, key)
+        if key not in _REPLACES and value != own:
+            raise UsageError(
+                f"model.{key} cannot be changed to {value}: the weights of {path} say {own}", "leave it out"
+            )
+    model = dataclasses.replace(stored.model, **asked)
+    model = dataclasses.replace(model, name=model_name(model))
+    check_model(model)
+    if model.head_inputs != stored.model.head_inputs and model.classes:
+        raise UsageError(
+            f"model.pool = {model.pool}: the head of {path} reads {stored.model.head_inputs} numbers, not {model.head_inputs}",
+            f"leave it out for {stored.model.pool}",
+        )
+    guessed = tuple(key for key in stored.guessed if key not in asked)
+    return dataclasses.replace(stored, model=model, guessed=guessed)
+
+
+_FLOATS = {"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"}
+
+
+def _check_types(weights: Weights, found: Found) -> None:
+    """Raises CheckpointError where weights are no plain floating-point numbers: quantised, they mean nothing without scales."""
+    for parts in found.parts.values():
+        for part in parts:
+            kind = weights.types.get(part.key, "F32")
+            if kind not in _FLOATS:
+                raise CheckpointError(
+                    f"{weights.path}: {part.key} holds numbers of type {kind}, quantised or packed",
+                    "save the weights as float32, float16 or bfloat16",
+                )
+
+
+def _beside_report(weights: Weights) -> list[Row]:
+    beside = weights.beside if isinstance(weights, Pickled) else []
+    return [Row(name, "dropped", "beside the weights" if tensors else "no tensor") for name, tensors in beside]
+
+
+def _notes(weights: Weights, found: Found, stored: Stored, why: str, others: list[str]) -> list[str]:
+    """What was chosen or guessed of a file, and what was left out of it."""
+    notes = [why] if why else []
+    if found.layout is not TIMM:
+        notes.append(f"layout of {found.layout.name}")
+    if others:
+        taken = weights.table.name if isinstance(weights, Pickled) and weights.table else f"{found.prefix}*"
+        average = ", the average over training" if is_average(taken) else ""
+        notes.append(f"{taken or 'the outermost table'} is taken{average}; {', '.join(others[:3])} would do as well")
+    path = weights.path
+    if is_of_training(path) and len(_of_training(path.parent)) > 1:
+        notes.append(f"one of {len(_of_training(path.parent))} checkpoints in its folder")
+    left_out = [row.key for row in found.report if row.fate == "dropped"]
+    if isinstance(weights, Pickled):
+        left_out += [name for name, tensors in weights.beside if tensors]
+    if left_out:
+        more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+        notes.append(f"left out {', '.join(left_out[:3])}{more}")
+    if stored.guessed:
+        notes.append(guesses(stored.model, stored.guessed))
+    return notes
+
+
+def guesses(model: ModelConfig, keys: tuple[str, ...]) -> str:
+    """One line that names what was guessed, and how to replace it."""
+    words = {
+        "heads": f"{model.heads} head{'s' if model.heads > 1 else ''}",
+        "gelu": f"GELU {model.gelu}",
+        "norm_eps": f"norm_eps {model.norm_eps:g}",
+        "pool": f"pooling {model.pool}",
+    }
+    settings = ", ".join(f"--set model.{key}=…" for key in keys)
+    return (
+        f"a guess: {', '.join(words[key] for key in keys)}; {settings} {'replace' if len(keys) > 1 else 'replaces'} it"
+    )

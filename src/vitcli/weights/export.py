@@ -64,13 +64,35 @@ def check_format(form: str, description: Description) -> None:
         )
 
 
+def check_place(out: Path, form: str, force: bool, source: Path) -> None:
+    """Raises UsageError where `out` cannot be written without taking something of the user's: with --force only the files
+    that vit writes are replaced, and never those of a run, or the checkpoint that is exported.
+    """
+    if out.is_symlink() and not out.exists():
+        raise UsageError(f"{out} is a link to nothing", "remove it, or give another OUT")
+    if form == "onnx" and out.is_dir():
+        raise UsageError(f"{out} is a folder, and ONNX is one file", f"give a file, such as {out / 'model.onnx'}")
+    if form != "onnx" and out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file, and --format {form} writes a folder", "give another OUT")
+    files.refuse_overwrite(out, force)
+    if form != "onnx" and ((out / "state").is_dir() or (out / "run.toml").exists()):
+        raise UsageError(
+            f"{out} is a run folder, whose model.safetensors and config.json would be replaced",
+            f"give another OUT, such as {out.name}-{form}",
+        )
+    taken = out if form == "onnx" else out / WEIGHTS
+    if taken.exists() and source.exists() and taken.samefile(source):
+        raise UsageError(f"{taken} is the checkpoint that is exported", "give another OUT")
+
+
 def export(description: Description, tensors: Tensors, out: Path, form: str, force: bool = False) -> dict[str, Any]:
     """Write `out` for another tool: a folder, or a file for ONNX. Returns the fields of `vit export --json`.
 
-    Raises UsageError where `out` exists, CheckpointError where the two sides differ, ResourceError.
+    With `force` the files of an existing folder that have the names of those written are replaced, and nothing else.
+    Raises UsageError where something is in the way, CheckpointError where the two sides differ, ResourceError.
     """
     check_format(form, description)
-    files.refuse_overwrite(out, force)
+    check_place(out, form, force, description.path)
     model = build(description.model, tensors)
     pixels = torch.from_numpy(sample_photographs(eval_view(description.model.img_size, description.eval)))
     images = normalise_(to_float(pixels), description.eval)
@@ -90,9 +112,10 @@ def export(description: Description, tensors: Tensors, out: Path, form: str, for
         try:
             fill(holder)
             found = sorted(holder.iterdir())
-            found[0].replace(place)
             for extra in found[1:]:
+                files.refuse_overwrite(out.with_name(extra.name), force)
                 extra.replace(out.with_name(extra.name))
+            found[0].replace(place)
         finally:
             shutil.rmtree(holder, ignore_errors=True)
 
@@ -100,7 +123,7 @@ def export(description: Description, tensors: Tensors, out: Path, form: str, for
     if form == "onnx":
         files.write_file(out, fill_file, size)
     else:
-        files.replace_folder(out, fill, size)
+        files.write_into_folder(out, fill, size)
     return {
         "path": str(out),
         "format": form,

@@ -40,6 +40,8 @@ Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
 _PREFIXES = ("module.", "_orig_mod.")
+_WITHIN = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What torch.compile, FSDP and activation checkpointing put into keys, at any depth."""
 _HALF = EvalConfig(crop=0.9)  # pixels in -1…1
 _IMAGENET = EvalConfig(crop=0.875, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
@@ -52,10 +54,16 @@ class Layout:
     markers: tuple[str, ...]  # patterns of keys that only this family has; one of them is enough
     table: Mapping[str, str]
     dropped: Mapping[str, str] = field(default_factory=dict)  # patterns of keys that are left out, and what they are
-    prefixes: tuple[str, ...] = ()  # of wrappers around the whole model, taken off
+    prefixes: tuple[str, ...] = ()  # of the encoder beside a head without it, taken off
+    anchor: str = "patch_embed.proj.weight"  # every file has this key, after the layout's own prefixes
     norm_eps: float = 1e-6
     gelu: str = "erf"
+    fixed: bool = True  # its code has one activation, one epsilon and one pooling; else they are guesses
     eval: EvalConfig = field(default_factory=EvalConfig)
+
+    @cached_property
+    def marks(self) -> list[re.Pattern[str]]:
+        return [_pattern(marker) for marker in self.markers]
 
     @cached_property
     def rows(self) -> list[tuple[re.Pattern[str], str]]:
@@ -96,7 +104,7 @@ _OWN_KEYS = (
 )
 _SAME = {key: key for key in _OWN_KEYS}
 
-TIMM = Layout("timm", ("blocks.{i}.attn.qkv.weight", "patch_embed.proj.weight"), _SAME, eval=_IMAGENET)
+TIMM = Layout("timm", ("blocks.{i}.attn.qkv.weight", "patch_embed.proj.weight"), _SAME, fixed=False, eval=_IMAGENET)
 
 DEIT3 = Layout(
     "DeiT-III",  # facebookresearch/deit models_v2.py
@@ -151,6 +159,7 @@ _HF_EMBEDDINGS = {
     "layernorm.{p}": "norm.{p}",
     "classifier.{p}": "head.{p}",
 }
+_HF_ANCHOR = "embeddings.patch_embeddings.projection.weight"
 _HF_DROPPED = {
     "embeddings.mask_token": "stands for masked patches in training",
     "decoder.*": "the decoder's",
@@ -163,6 +172,8 @@ TRANSFORMERS_VIT = Layout(
     _HF_EMBEDDINGS | _HF_BLOCK | _HF_NEW_BLOCK | {"pooler.dense.{p}": "pre_logits.fc.{p}"},
     dropped=_HF_DROPPED,
     prefixes=("vit.",),
+    anchor=_HF_ANCHOR,
+    fixed=False,
     norm_eps=1e-12,
     eval=replace(EvalConfig(), resize="square", interpolation="bilinear"),
 )
@@ -180,6 +191,8 @@ TRANSFORMERS_DEIT = Layout(
     | _HF_NEW_BLOCK,
     dropped=_HF_DROPPED | {"pooler.dense.{p}": "a layer that no head reads"},
     prefixes=("deit.",),
+    anchor=_HF_ANCHOR,
+    fixed=False,
     norm_eps=1e-12,
     eval=_IMAGENET,
 )
@@ -213,6 +226,8 @@ TRANSFORMERS_DINOV2 = Layout(
     },
     dropped=_HF_DROPPED,
     prefixes=("dinov2.", "dinov2_with_registers."),
+    anchor=_HF_ANCHOR,
+    fixed=False,
     eval=_IMAGENET,
 )
 
@@ -233,7 +248,9 @@ TRANSFORMERS_SIGLIP = Layout(
         "vision_model.post_layernorm.{p}": "norm.{p}",
         "classifier.{p}": "head.{p}",
     },
+    anchor="vision_model.embeddings.patch_embedding.weight",
     gelu="tanh",
+    fixed=False,
 )
 
 TORCHVISION = Layout(
@@ -255,6 +272,7 @@ TORCHVISION = Layout(
         "heads.pre_logits.{p}": "pre_logits.fc.{p}",
         "heads.head.{p}": "head.{p}",
     },
+    anchor="conv_proj.weight",
     eval=replace(_IMAGENET, interpolation="bilinear"),
 )
 
@@ -288,7 +306,6 @@ def _google(norm2: str, attention: str, mlp: str) -> dict[str, str]:
     }
 
 
-_FLAX_PREFIXES = ("opt/target/", "params/img/", "params/", "img/", "target/")
 _FLAX_DROPPED = {"opt/state/*": "the optimizer's", "state/*": "the optimizer's", "step": "the step number"}
 
 GOOGLE = Layout(
@@ -297,7 +314,7 @@ GOOGLE = Layout(
     _google("LayerNorm_2", "MultiHeadDotProductAttention_1", "MlpBlock_3")
     | {"Transformer/posembed_input/pos_embedding": "pos_embed"},
     dropped=_FLAX_DROPPED,
-    prefixes=_FLAX_PREFIXES,
+    anchor="embedding/kernel",
     gelu="tanh",
     eval=_HALF,
 )
@@ -308,7 +325,7 @@ BIG_VISION = Layout(
     _google("LayerNorm_1", "MultiHeadDotProductAttention_0", "MlpBlock_0")
     | {"pos_embedding": "pos_embed", "Transformer/posembed_input/pos_embedding": "pos_embed"},
     dropped=_FLAX_DROPPED,
-    prefixes=_FLAX_PREFIXES,
+    anchor="embedding/kernel",
     gelu="tanh",
     eval=_HALF,
 )
@@ -373,6 +390,15 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where in a table of weights a ViT is: the keys that begin with `prefix`, with the names of `layout`."""
+
+    prefix: str
+    layout: Layout
+    whole: bool = True  # what no ViT is without is there
+
+
+@dataclass(frozen=True)
 class Found:
     """A recognised file: where each of vit's tensors comes from, and the report on every key."""
 
@@ -381,6 +407,7 @@ class Found:
     report: tuple[Row, ...]
     strays: Mapping[str, Shape]  # keys that are no part of the layout: an error once the architecture is known
     heads: int | None = None  # where the arrays say so
+    prefix: str = ""
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -400,25 +427,80 @@ def strip_prefixes(names: Iterable[str], prefixes: tuple[str, ...] = _PREFIXES) 
             bare = bare[len(next(p for p in prefixes if bare.startswith(p))) :]
         stripped[name] = bare
     if len(set(stripped.values())) < len(stripped):
-        twice = next(b for b in stripped.values() if list(stripped.values()).count(b) > 1)
+        seen: set[str] = set()
+        twice = next(bare for bare in stripped.values() if bare in seen or seen.add(bare))  # type: ignore[func-returns-value]
         raise CheckpointError(f"two keys are {twice} without their prefix")
     return stripped
 
 
-def _names(shapes: Shapes, layout: Layout) -> dict[str, str]:
-    """Each key without wrappers."""
-    return strip_prefixes(shapes, (*_PREFIXES, *layout.prefixes))
+def _unwrapped(keys: Iterable[str]) -> dict[str, str]:
+    """Each key without what DataParallel, torch.compile and FSDP add; as they are where two would be the same."""
+    plain = {key: _WITHIN.sub("", key) for key in keys}
+    for key, name in plain.items():
+        while name.startswith(_PREFIXES):
+            name = name[len(next(p for p in _PREFIXES if name.startswith(p))) :]
+        plain[key] = name
+    return plain if len(set(plain.values())) == len(plain) else {key: key for key in plain}
 
 
-def recognise(shapes: Shapes, where: str) -> Layout:
-    """The family of which a marker is among the keys. Raises CheckpointError."""
+def _names(keys: Iterable[str], layout: Layout, prefix: str = "") -> dict[str, str]:
+    """The keys that begin with `prefix`, each without it and the layout's own."""
+    inside = {key: name[len(prefix) :] for key, name in _unwrapped(keys).items() if name.startswith(prefix)}
+    names = strip_prefixes(inside.values(), (*_PREFIXES, *layout.prefixes)) if inside else {}
+    return {key: names[name] for key, name in inside.items()}
+
+
+_AVERAGED = {"ema", "teacher", "target", "average", "averaged", "avg", "swa", "shadow"}
+
+
+def is_average(name: str) -> bool:
+    """Whether a key or prefix says that weights are an average over training."""
+    return not _AVERAGED.isdisjoint(re.split(r"[^a-z]+", name.lower()))
+
+
+def places(shapes: Shapes) -> list[Place]:
+    """Everywhere that a table of weights holds the key by which a layout begins, in the table's order."""
+    names = _unwrapped(shapes)
+    own: dict[str, list[str]] = {}  # for each key that a layout begins by, the prefixes of all that begin by it
     for layout in LAYOUTS:
-        patterns, names = [_pattern(marker) for marker in layout.markers], _names(shapes, layout).values()
-        if any(pattern.match(name) for pattern in patterns for name in names):
+        own.setdefault(layout.anchor, []).extend(layout.prefixes)
+    prefixes: dict[str, None] = {}
+    for name in names.values():
+        for anchor, encoders in own.items():
+            before = name.removesuffix(anchor)
+            if before != name and (not before or before[-1] in "./"):
+                encoder = next((e for e in encoders if f".{before}".endswith(f".{e}")), "")
+                prefixes[before.removesuffix(encoder)] = None
+    found = []
+    for prefix in prefixes:
+        inside = {key: shapes[key] for key, name in names.items() if name.startswith(prefix)}
+        try:
+            place = Place(prefix, recognise(inside, "", prefix))
+            parts = find(inside, "", place).parts
+        except CheckpointError:
+            continue
+        found.append(replace(place, whole=parts.keys() >= set(_NEEDED)))
+    return found
+
+
+def best_place(shapes: Shapes) -> tuple[Place | None, list[Place]]:
+    """Where the weights are, and where else there is a whole ViT: averages over training first, as timm takes them."""
+    found = places(shapes)
+    whole = [place for place in found if place.whole] or found[:1]
+    first = next((place for place in whole if is_average(place.prefix)), whole[0] if whole else None)
+    return first, [place for place in whole if place is not first]
+
+
+def recognise(keys: Iterable[str], where: str, prefix: str = "") -> Layout:
+    """The family of which a marker is among the keys. Raises CheckpointError."""
+    keys = list(keys)
+    for layout in LAYOUTS:
+        names = _names(keys, layout, prefix).values()
+        if any(pattern.match(name) for pattern in layout.marks for name in names):
             return layout
-    some = ", ".join(list(shapes)[:4])
+    some = ", ".join(keys[:4])
     raise CheckpointError(
-        f"{where} has weights of an unknown layout: {len(shapes)} keys, such as {some}",
+        f"{where} has weights of an unknown layout: {len(keys)} keys, such as {some}",
         "vit reads ViT weights as timm, transformers, torchvision, Google, DeiT, MAE and DINOv2 write them",
     )
 
@@ -444,20 +526,45 @@ def _after(op: str, shape: Shape) -> tuple[str, Shape]:
 _AXES = {"cls_token": 3, "dist_token": 3, "reg_token": 3, "pos_embed": 3}
 
 
-def find(shapes: Shapes, where: str) -> Found:
+_BESIDE = re.compile(
+    r"(?:\w*loss\w*|criterion\w*|\w*metrics?|\w*accuracy\w*|\w*acc[15]?|\w*meters?|n_averaged|num_batches_tracked|num_updates"
+    r"|epoch|step|global_step|iteration|iter|lr|\w*decay|\w*best\w*|optimizer|scheduler)(?:\.\w+)*"
+)
+"""Keys of what trains or measures a model, in one table with its weights."""
+
+
+def _stands_beside(name: str, shape: Shape) -> str:
+    """Why a key that no layout has is no part of the model; empty where it may be one."""
+    if _BESIDE.fullmatch(name):
+        return "of training, by its name"
+    inside = name.split(".")[0].split("/")[0] in _MODULES
+    return "" if inside or shape not in ((), (1,)) else "a single number"
+
+
+_MODULES = {"blocks", "patch_embed", "norm", "norm_pre", "fc_norm", "head", "head_dist", "attn_pool", "encoder", "layers",
+            "embeddings", "layernorm", "pooler", "classifier", "heads", "vision_model", "Transformer", "cls"}  # fmt: skip
+
+
+def find(shapes: Shapes, where: str, place: Place | None = None) -> Found:
     """Recognise a file by its keys and account for each of them. Raises CheckpointError."""
     shapes = unscanned(shapes)
-    layout = recognise(shapes, where)
+    place = place or best_place(shapes)[0] or Place("", recognise(shapes, where), False)
+    layout, names = place.layout, _names(shapes, place.layout, place.prefix)
     parts: dict[str, dict[str, Part]] = {}
     report: list[Row] = []
     strays: dict[str, Shape] = {}
     heads = None
-    wrapped = {key for key in shapes if key.startswith(("opt/target/", "target/"))}
-    for key, name in _names(shapes, layout).items():
+    for key in shapes:
+        if key not in names:
+            report.append(Row(key, "dropped", f"not under {place.prefix}"))
+            continue
+        name = names[key]
         why = next((why for pattern, why in layout.left_out if pattern.match(name) or pattern.match(key)), None)
         row = next(((match, target) for pattern, target in layout.rows if (match := pattern.match(name))), None)
-        if why is not None or (wrapped and key not in wrapped):
-            report.append(Row(key, "dropped", why or "not a weight"))
+        if why is None and row is None:
+            why = _stands_beside(name, shapes[key]) or None
+        if why is not None:
+            report.append(Row(key, "dropped", why))
             continue
         if row is None:
             strays[key] = shapes[key]
@@ -476,9 +583,14 @@ def find(shapes: Shapes, where: str) -> Found:
             raise CheckpointError(f"{where}: {key} and {parts[target][which].key} are both {target}")
         parts.setdefault(target, {})[which] = Part(key, op, shape)
         report.append(Row(key, "used" if key == target else "renamed", target))
-    return Found(
-        layout, {name: _joined(found, name, where) for name, found in parts.items()}, tuple(report), strays, heads
-    )
+    joined = {name: _joined(found, name, where) for name, found in parts.items()}
+    return Found(layout, joined, tuple(report), strays, heads, place.prefix)
+
+
+def is_wanted(key: str, place: Place) -> bool:
+    """Whether the layout has `key`, so that a file in which it cannot be read is not whole."""
+    name = _names([key], place.layout, place.prefix).get(key)
+    return name is not None and any(pattern.match(name) for pattern, _ in place.layout.rows)
 
 
 def _filled(target: str, match: re.Match[str]) -> str:
@@ -591,6 +703,10 @@ def check_shapes(found: Shapes, model: ModelConfig, where: str) -> None:
         )
 
 
+_NEEDED = ("patch_embed.proj.weight", "pos_embed", "blocks.0.attn.qkv.weight", "blocks.0.mlp.fc1.weight")
+"""What no ViT is without."""
+
+
 @dataclass(frozen=True)
 class Stored:
     """The architecture of a file, and how its position embedding lies there."""
@@ -598,18 +714,13 @@ class Stored:
     model: ModelConfig
     rows: int  # position rows of prefix tokens in the file, which may be more than the model has: they are added in
     registers_from: str = ""  # "dist_token": it is kept as a register, since no head reads it
+    guessed: tuple[str, ...] = ()  # keys of the model that neither the arrays nor anything beside them tell
 
 
 def architecture(found: Found, said: Beside, where: str) -> Stored:
     """The architecture of a recognised file, `said` by its configuration where that is there. Raises CheckpointError."""
     shapes, layout = found.shapes, found.layout
-    needed = (
-        "patch_embed.proj.weight",
-        "pos_embed",
-        "blocks.0.attn.qkv.weight",
-        "blocks.0.mlp.fc1.weight",
-    )
-    missing = [key for key in needed if key not in shapes]
+    missing = [key for key in _NEEDED if key not in shapes]
     if missing:
         strays = f" and has {', '.join(sorted(found.strays)[:4])} beside" if found.strays else ""
         raise CheckpointError(
@@ -629,7 +740,6 @@ def architecture(found: Found, said: Beside, where: str) -> Stored:
         scaled = "blocks.0.ls1.gamma" in shapes
         counts = (prefix, int(class_token), 0) if registers or scaled or layout in _ROWLESS else (prefix,)
         rows, img_size = _grid(shapes["pos_embed"][1], counts, patch, said.img_size, where)
-        known = next((h for w, d, m, h in VARIANTS.values() if (w, d, m) == (width, depth, mlp)), max(1, width // 64))
         after = "fc_norm.weight" in shapes
         head = shapes.get("head.weight", (0, width))
         pool = said.pool or ("mean" if after or not class_token else "cls")
@@ -639,7 +749,7 @@ def architecture(found: Found, said: Beside, where: str) -> Stored:
             "",
             width,
             depth,
-            said.heads or found.heads or known,
+            said.heads or found.heads or usual_heads(width, depth, mlp),
             mlp,
             patch,
             img_size,
@@ -654,6 +764,7 @@ def architecture(found: Found, said: Beside, where: str) -> Stored:
             distilled=distilled,
             layer_scale=1e-5 if scaled else 0.0,
             prefix_positions=rows > 0 or prefix == 0,
+            posemb=_interpolation(layout, registers),  # type: ignore[arg-type]
         )
         if model.registers:
             model = replace(model, prefix_positions=False)
@@ -664,9 +775,46 @@ def architecture(found: Found, said: Beside, where: str) -> Stored:
     except (ValueError, IndexError, TypeError, UsageError, ZeroDivisionError) as error:
         text = error.message if isinstance(error, UsageError) else str(error)
         raise CheckpointError(f"{where} is not a ViT that vit can build: {text}") from None
-    stored = Stored(model, rows, "dist_token" if unread else "")
+    guessed = _guessed(model, found, said)
+    stored = Stored(model, rows, "dist_token" if unread else "", guessed)
     check_shapes(_folded(shapes, stored) | dict(found.strays), model, where)
     return stored
+
+
+def _guessed(model: ModelConfig, found: Found, said: Beside) -> tuple[str, ...]:
+    """Which keys of the model nothing told, in an order for people."""
+    open_ = not found.layout.fixed
+    reads_either = model.classes > 0 and model.class_token and model.norm == "before" and not model.distilled
+    return tuple(
+        key
+        for key, told in {
+            "heads": said.heads or found.heads,
+            "gelu": said.gelu or not open_,
+            "norm_eps": said.norm_eps is not None or not open_,
+            "pool": said.pool or not open_ or not reads_either or model.pool == "cls+mean" or found.layout is not TIMM,
+        }.items()
+        if not told
+    )
+
+
+def usual_heads(width: int, depth: int, mlp: int) -> int:
+    """A guess: those of a published model of this size or width, else heads of 64, or the nearest number that fits."""
+    for known in VARIANTS.values():
+        if known[:3] == (width, depth, mlp):
+            return known[3]
+    usual = {1152: 16, 1408: 16, 1664: 16, 1536: 24}.get(width, width // 64)  # so400m, giant, gigantic, DINOv2's giant
+    return max((n for n in range(1, min(width, 256) + 1) if width % n == 0 and n <= max(1, usual)), default=1)
+
+
+def _interpolation(layout: Layout, registers: int) -> str:
+    """How the family's own code takes its positions to another grid, where that is not `auto`.
+
+    Models with registers: antialiased (facebookresearch/dinov2 hub/backbones.py, transformers, timm). Facebook's DINOv2
+    without: by a factor of (new + 0.1) / old.
+    """
+    if registers:
+        return "bicubic-antialias"
+    return "bicubic-offset" if layout is DINOV2 else "auto"
 
 
 def _folded(shapes: Shapes, stored: Stored) -> dict[str, Shape]:
