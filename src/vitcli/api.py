@@ -37,8 +37,9 @@ from vitcli.config import (
 )
 from vitcli.config import Config as Config
 from vitcli.data.cache import Progress, silent
+from vitcli.data.identity import Record
 from vitcli.data.samples import files_split, sample_split
-from vitcli.data.sources import open_source
+from vitcli.data.sources import by_name, open_source
 from vitcli.data.split import Source, Split, fraction_of, stratified
 from vitcli.errors import CheckpointError, DataError, UsageError, did_you_mean
 from vitcli.evaluate.evaluator import Evaluation
@@ -61,9 +62,15 @@ from vitcli.weights import export as exporting
 from vitcli.weights.describe import Description, describe, locate, open_checkpoint
 
 
-def load(reference: str, img_size: Size | None = None, labels: str = "") -> tuple[Description, ViT]:
-    """A checkpoint's description and its model, its position embedding interpolated to `img_size`. Raises CheckpointError."""
-    description, tensors = checkpoint.load(reference)
+def load(
+    reference: str | Description, img_size: Size | None = None, labels: str = "", overrides: Overrides | None = None
+) -> tuple[Description, ViT]:
+    """A checkpoint's description and its model, its position embedding interpolated to `img_size`.
+
+    `overrides` are `model.` values for what somebody else's file does not say; a checkpoint that is described already is
+    read as it was. Raises CheckpointError or UsageError.
+    """
+    description, tensors = checkpoint.load(reference, overrides)
     description, fitting = checkpoint.resized(description, tensors, img_size or description.model.img_size)
     return description.labelled(labels), checkpoint.build(description.model, fitting)
 
@@ -80,6 +87,8 @@ def run(planned: Plan, out: str = "", resume: str = "auto", sinks: Sequence[Sink
     log("note", text=f"run folder: {place.folder}")
     for note in planned.notes if place.how != "finished" else ():
         log("note", text=note)
+    for warning in planned.warnings if place.how != "finished" else ():
+        log("warning", text=warning)
     return loop.train(planned, place, log)
 
 
@@ -146,6 +155,7 @@ class EvaluationPlan:
     data: DataConfig
     machine: runtime.Runtime
     notes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     @property
     def classes(self) -> tuple[Class, ...]:
@@ -165,7 +175,7 @@ class EvaluationPlan:
 
     def measure(self, progress: Progress = silent) -> Evaluation:
         """Load the weights and run over the split. Raises CheckpointError or DataError."""
-        _, model = load(str(self.description.path), self.img_size)
+        _, model = load(self.description, self.img_size)
         return measure(
             model.to(self.machine.device), self.split, self.outputs, self.description.eval, self.data,
             device=self.machine.device, bf16=self.machine.bf16, progress=progress,
@@ -182,26 +192,27 @@ def plan_evaluation(
     device: str = "auto",
     precision: str = "auto",
     overrides: Overrides | None = None,
+    progress: Progress = silent,
 ) -> EvaluationPlan:
     """What a checkpoint is to be measured on, by default what its training held out.
 
     Raises CheckpointError, DataError or UsageError.
     """
-    described, data_config, notes = _checkpoint(reference, overrides or {}, ("eval.", "data."))
+    described, data_config, notes = _checkpoint(reference, overrides or {}, ("eval.", "data.", "model."))
     described = described.labelled(labels)
     source, found = _data(described, data, data_config)
     notes += found
     _need_names(described)
     size = img_size or described.model.img_size
     check_model(replace(described.model, img_size=size))
-    part, why = _chosen_split(source, split, described)
+    part, why, warnings = _chosen_split(source, split, described, progress)
     if part.labels is None:
         raise DataError(f"split {part.name!r} of {source.id} has no labels", "evaluation compares with labels")
     counts = np.bincount(part.labels, minlength=len(source.classes)).tolist()
     outputs = np.array(map_labels(source.classes, counts, described.classes, source.id), np.int64)
     machine = runtime.start(apply(Config(), _machine(device, precision)).run)
     return EvaluationPlan(
-        described, size, source, part, outputs, data_config, machine, (*notes, *described.notes, *why)
+        described, size, source, part, outputs, data_config, machine, (*notes, *described.notes, *why), warnings
     )
 
 
@@ -224,7 +235,7 @@ class PredictionPlan:
 
     def predict(self, paths: Iterable[str]) -> Iterator[dict[str, Any]]:
         """A row an image, in order: the lines of `vit predict --json`. Raises CheckpointError."""
-        _, model = load(str(self.description.path), self.img_size)
+        _, model = load(self.description, self.img_size)
         return predict_files(
             model.to(self.machine.device), expand(paths), self.classes, self.description.eval, self.data,
             device=self.machine.device, bf16=self.machine.bf16,
@@ -241,7 +252,7 @@ def plan_prediction(
     overrides: Overrides | None = None,
 ) -> PredictionPlan:
     """What a checkpoint is to predict with; `auto` is float32 here. Raises CheckpointError or UsageError."""
-    described, data, notes = _checkpoint(reference, overrides or {}, ("eval.", "data."))
+    described, data, notes = _checkpoint(reference, overrides or {}, ("eval.", "data.", "model."))
     described = described.labelled(labels)
     if described.model.classes == 0:
         _need_names(described)
@@ -269,19 +280,23 @@ def resize_position_embedding(
     out: Path,
     img_size: Size | None = None,
     patch: Size | None = None,
-    method: str = METHODS[0],
+    method: str = "",
     force: bool = False,
+    overrides: Overrides | None = None,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Write a checkpoint for another image or patch size: the fields of `vit resize-posemb --json`, and what to say.
 
+    `method` is by default the checkpoint's own. `overrides` are `model.` values for what somebody else's file does not say.
     Raises UsageError where `out` exists or the sizes do not fit, CheckpointError, ResourceError.
     """
-    if method not in METHODS:
+    _check_fitting(overrides or {}, ("model.",))
+    if method and method not in METHODS:
         raise UsageError(f"unknown method {method!r}", did_you_mean(method, METHODS))
     files.refuse_overwrite(out, force)
-    opened = open_checkpoint(locate(reference))
+    opened = open_checkpoint(locate(reference), overrides)
     checkpoint.check_digest(opened)
     old, lazy = opened.description, checkpoint.Lazy(opened)
+    method = method or (METHODS[0] if old.model.posemb == "auto" else old.model.posemb)
     new, tensors = checkpoint.resized(old, lazy, img_size or old.model.img_size, method, patch)
     changed = new.model != old.model
     kept = {
@@ -319,17 +334,18 @@ def key_counts(description: Description) -> dict[str, Any]:
 
 
 def export(
-    reference: str, out: Path, form: str, labels: str = "", force: bool = False
+    reference: str, out: Path, form: str, labels: str = "", force: bool = False, overrides: Overrides | None = None
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Write a checkpoint for another tool: the fields of `vit export --json`, and what to say.
 
+    `overrides` are `model.` values for what somebody else's file does not say, and `eval.` values of its preprocessing.
     Raises UsageError, CheckpointError, also where that tool gives other logits, or ResourceError.
     """
-    path = locate(reference)
-    exporting.check_format(form, describe(path).labelled(labels))
-    files.refuse_overwrite(out, force)
-    description, tensors = checkpoint.load(str(path))
-    described = description.labelled(labels)
+    described, _, _ = _checkpoint(reference, overrides or {}, ("model.", "eval."))
+    described = described.labelled(labels)
+    exporting.check_format(form, described)
+    exporting.check_place(out, form, force, described.path)
+    _, tensors = checkpoint.load(described)
     return exporting.export(described, tensors, out, form, force), described.notes
 
 
@@ -367,7 +383,7 @@ class ProbePlan:
 
     def measure(self, progress: Progress = silent) -> dict[str, Any]:
         """The fields of `vit probe --json`. Raises CheckpointError or DataError."""
-        _, model = load(str(self.description.path), self.img_size)
+        _, model = load(self.description, self.img_size)
         outputs = np.arange(len(self.source.classes), dtype=np.int64)
 
         def features(part: Split, most: int) -> Features:
@@ -406,15 +422,16 @@ def plan_probe(
     if method not in PROBES:
         raise UsageError(f"unknown method {method!r}", did_you_mean(method, PROBES))
     asked = overrides or {}
-    described, data_config, notes = _checkpoint(reference, asked, ("eval.", "data.", "probe."))
+    described, data_config, notes = _checkpoint(reference, asked, ("eval.", "data.", "probe.", "model."))
     source, found = _data(described, data, data_config)
     settings = ProbeConfig(**{k.partition(".")[2]: v for k, v in asked.items() if k.startswith("probe.")})
     if settings.images < 2:
         raise UsageError(f"probe.images = {settings.images}: must be at least 2")
     size = img_size or described.model.img_size
     check_model(replace(described.model, img_size=size))
-    train = fraction_of(source.train(data_config.train_split), data_config.fraction, 0)
-    held_out = source.split(split) if split else source.held_out()
+    record = described.record()
+    train = fraction_of(source.train(data_config.train_split, record), data_config.fraction, 0)
+    held_out = source.split(split, record) if split else source.held_out(record)
     for part in (train, held_out):
         if part.labels is None:
             raise DataError(f"split {part.name!r} of {source.id} has no labels", "a probe learns from labels")
@@ -465,7 +482,7 @@ class AttentionPlan:
         return replace(self.description.model, img_size=self.img_size)
 
     def _loaded(self) -> ViT:
-        _, model = load(str(self.description.path), self.img_size)
+        _, model = load(self.description, self.img_size)
         return model.to(self.machine.device)
 
     def distance(self, progress: Progress = silent) -> dict[str, Any]:
@@ -520,7 +537,7 @@ def plan_attention(
     Raises CheckpointError, DataError or UsageError.
     """
     asked = overrides or {}
-    described, data_config, notes = _checkpoint(reference, asked, ("eval.", "data.", "analysis."))
+    described, data_config, notes = _checkpoint(reference, asked, ("eval.", "data.", "analysis.", "model."))
     settings = _analysis(asked)
     if data and images:
         raise UsageError(f"--data {data} and image files are two sources", "give one of them")
@@ -535,7 +552,7 @@ def plan_attention(
     else:
         try:
             source, found = _data(described, data, data_config)
-            part, why = _chosen_split(source, "", described)
+            part, why, _ = _chosen_split(source, "", described)
             name, found = source.id, [*found, *why]
         except (DataError, UsageError) as error:
             if data:
@@ -564,19 +581,20 @@ def attention_rollout(reference: str, images: Sequence[str], out: Path, **option
 
 
 def position_similarity(
-    reference: str = "", img_size: Size | None = None
+    reference: str = "", img_size: Size | None = None, overrides: Overrides | None = None
 ) -> tuple[Description, NDArray[np.float64], tuple[str, ...]]:
     """The checkpoint, at `img_size` where it is given, the cosine similarity of its position embeddings [rows, rows] in
     raster order, and what to say. Raises CheckpointError or UsageError."""
-    described, tensors, notes = _weights(reference, img_size)
+    _check_fitting(overrides or {}, ("model.",))
+    described, tensors, notes = _weights(reference, img_size, overrides)
     return described, similarity_of(tensors["pos_embed"].float(), described.model.prefix_rows), notes
 
 
 def filters(reference: str = "", overrides: Overrides | None = None) -> tuple[Description, Filters, tuple[str, ...]]:
     """The checkpoint, the principal components of its patch embedding, and what to say. Raises CheckpointError or UsageError."""
     asked = overrides or {}
-    _check_fitting(asked, ("analysis.",))
-    described, tensors, notes = _weights(reference)
+    _check_fitting(asked, ("analysis.", "model."))
+    described, tensors, notes = _weights(reference, None, asked)
     return described, principal_filters(tensors["patch_embed.proj.weight"].float(), _analysis(asked).components), notes
 
 
@@ -593,10 +611,12 @@ def _analysis(asked: Overrides) -> AnalysisConfig:
     return settings
 
 
-def _weights(reference: str, img_size: Size | None = None) -> tuple[Description, Mapping[str, Tensor], tuple[str, ...]]:
+def _weights(
+    reference: str, img_size: Size | None = None, overrides: Overrides | None = None
+) -> tuple[Description, Mapping[str, Tensor], tuple[str, ...]]:
     """A checkpoint whose weights are read one by one. Raises CheckpointError or UsageError."""
     path, notes = _located(reference)
-    opened = open_checkpoint(path)
+    opened = open_checkpoint(path, overrides)
     checkpoint.check_digest(opened)
     described, lazy = opened.description, checkpoint.Lazy(opened)
     resized, tensors = checkpoint.resized(described, lazy, img_size or described.model.img_size)
@@ -663,7 +683,7 @@ def _checkpoint(
     """
     path, notes = _located(reference)
     _check_fitting(overrides, fitting)
-    described = describe(path)
+    described = describe(path, overrides)
     values = {k.partition(".")[2]: v for k, v in overrides.items() if k.startswith("eval.")}
     config: EvalConfig = replace(described.eval, **values)
     data = apply(Config(), {k: v for k, v in overrides.items() if k.startswith("data.")}).data
@@ -673,11 +693,13 @@ def _checkpoint(
 def _data(described: Description, asked: str, config: DataConfig) -> tuple[Source, list[str]]:
     """The data asked for, else the checkpoint's own, and what to say. Raises UsageError or DataError."""
     if asked:
-        return open_source(replace(config, source=asked)), []
+        source = open_source(replace(config, source=asked))
+        return source, list(source.notes)
     own = (described.provenance.get("data") or {}).get("id", "")
     if not own:
         raise UsageError(f"{described.path} does not say what data it was trained on", "name the data with --data")
-    return open_source(replace(config, source=own)), [f"data: {own}, the checkpoint's own"]
+    source = open_source(replace(config, source=by_name(own)))
+    return source, [f"data: {own}, the checkpoint's own", *source.notes]
 
 
 def _need_names(described: Description) -> None:
@@ -694,15 +716,60 @@ def _need_names(described: Description) -> None:
         raise CheckpointError(f"{described.path} does not name its {described.model.classes} classes", hint)
 
 
-def _chosen_split(source: Source, name: str, described: Description) -> tuple[Split, tuple[str, ...]]:
-    """The split asked for; else the held-out one, or all of data that has one split and was not trained on."""
-    if name:
-        return source.split(name), ()
+def _chosen_split(
+    source: Source, name: str, described: Description, progress: Progress = silent
+) -> tuple[Split, tuple[str, ...], tuple[str, ...]]:
+    """The split asked for; else the held-out one, or all of data that has one split and trained nothing. With notes and warnings.
+
+    Images that trained the checkpoint are left out of a part that vit itself holds out, and are named in a warning where
+    a split is measured as it is. Raises DataError where it cannot be told what was held out.
+    """
+    record = described.record()
+    part, notes = (
+        _default_part(source, described, record, progress) if not name else (source.split(name, record, progress), ())
+    )
+    seen = record.among(part.digests(progress))
+    about = "" if record.is_complete else "about "
+    warning = f"{about}{seen:,} of the {len(part):,} images of {part.name!r} trained this checkpoint: a score on them is too high"
+    return part, notes, (warning,) if seen else ()
+
+
+def _default_part(
+    source: Source, described: Description, record: Record, progress: Progress
+) -> tuple[Split, tuple[str, ...]]:
     if source.held_out_split:
         return source.held_out(), ()
-    seen = described.provenance.get("data") or {}
-    parent = (described.provenance.get("parent") or {}).get("data") or {}
-    if source.identity in (seen.get("identity"), parent.get("identity")):
-        return source.held_out(), ("split: the part of every class that training held out",)
-    part = source.split("all") if len(source.splits) == 1 else source.held_out()
-    return part, (f"split: all {len(part):,} images, none of which the checkpoint says it was trained on",)
+    whole = source.split("all") if len(source.splits) == 1 else source.train()
+    seen = record.contains(whole.digests(progress))
+    if not seen.any() and not _is_ancestral(source, described):
+        part = whole if len(source.splits) == 1 else source.held_out(record, progress)
+        unknown = f"; what {', '.join(record.unknown)} was trained on is not recorded" if record.unknown else ""
+        by = (
+            "by their content, the checkpoint was trained on none"
+            if record.images
+            else "none is recorded to have trained it"
+        )
+        return part, (f"split: {part.name}, {len(part):,} images; {by}{unknown}",)
+    part = source.held_out(record, progress)
+    if whole.contents.held is None and (
+        not record.images or (not record.is_complete and record.contains(source.held_out().digests()).any())
+    ):
+        raise DataError(
+            f"{described.path} was trained on {source.id}, and does not record well enough which images were held out",
+            "name what is to be measured: --split all includes images that trained it",
+        )
+    if not len(part):
+        raise DataError(f"every image of {source.id} trained {described.path}", "give other images with --data")
+    return part, (f"split: the {len(part):,} images of {source.id} that training held out",)
+
+
+def _is_ancestral(source: Source, described: Description) -> bool:
+    """Whether the checkpoint, or a run before it, says that it was trained on data of this id, path or name."""
+    runs = [
+        described.provenance,
+        *(described.provenance.get("ancestry") or []),
+        described.provenance.get("parent") or {},
+    ]
+    data = [tree for run in runs if isinstance(run, dict) and isinstance(tree := run.get("data"), dict)]
+    known = {str(tree.get(key)) for tree in data for key in ("id", "name", "identity") if tree.get(key)}
+    return bool(known & {source.id, source.name, source.known_as})

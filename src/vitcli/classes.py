@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -30,8 +31,9 @@ def from_json(items: Sequence[Any]) -> tuple[Class, ...]:
 
 
 def fold(text: str) -> str:
-    """`text` without case, spaces, `_` and `-`."""
-    return re.sub(r"[\s_\-]+", "", text).casefold()
+    """`text` without case, spaces, `_` and `-`, in one Unicode form: é is one letter however it was typed (NFC)."""
+    bare = re.sub(r"[\s_\-]+", "", unicodedata.normalize("NFC", text))
+    return unicodedata.normalize("NFC", bare.casefold())
 
 
 def match(wanted: Sequence[Class], known: Sequence[Class]) -> list[int | None]:
@@ -61,6 +63,13 @@ def match(wanted: Sequence[Class], known: Sequence[Class]) -> list[int | None]:
 def _differ(a: Class, b: Class) -> bool:
     """Whether ids tell two classes apart that share a name."""
     return bool(a.id and b.id) and fold(a.id) != fold(b.id)
+
+
+def spelled_as(names: Iterable[str], known: Sequence[str]) -> dict[str, str]:
+    """Each of `names` as one of `known` spells the same class (see `match`), or as it is."""
+    wanted = list(names)
+    found = match([Class(name) for name in wanted], [Class(name) for name in known])
+    return {name: name if index is None else known[index] for name, index in zip(wanted, found, strict=True)}
 
 
 def same_set(a: Sequence[Class], b: Sequence[Class]) -> list[int] | None:

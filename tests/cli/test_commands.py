@@ -153,7 +153,7 @@ def test_an_unreadable_image_never_shrinks_the_denominator_silently(trained: Pat
     for colour, name in enumerate(("red", "green", "blue")):
         (tmp_path / "data" / name).mkdir(parents=True)
         for index in range(4):
-            draw_image(colour, index).save(tmp_path / "data" / name / f"{index}.png")
+            draw_image(colour, 2000 + index).save(tmp_path / "data" / name / f"{index}.png")
     bad = tmp_path / "data" / "green" / "2.png"
     bad.write_bytes(b"not an image")
     refused = run_vit("eval", "run", "--data", tmp_path / "data", "--json", cwd=trained)

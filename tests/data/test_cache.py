@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +23,8 @@ from PIL import Image
 
 from conftest import draw_image, mounted_disk
 from vitcli.config import AugmentConfig, DataConfig
-from vitcli.data import cache, decode
+from vitcli.data import cache, decode, identity
+from vitcli.data import split as split_module
 from vitcli.data.cache import Images, open_images, working_view
 from vitcli.data.decode import View
 from vitcli.data.sources import open_source
@@ -157,6 +159,87 @@ def test_a_changed_parquet_file_is_decoded_again(tmp_path: Path) -> None:
         results.append(everything(open_images(split(path), VIEW, config()))[0].copy())
         time.sleep(0.02)
     np.testing.assert_array_equal(results[1][:3], results[0][1:])
+
+
+@pytest.mark.parametrize("layout", ["saved", "metadata", "zip", "folder"])
+def test_splits_of_one_data_set_never_share_pixels(tmp_path: Path, layout: str) -> None:
+    """All files of one size and date, so that only what is in them differs."""
+    root = tmp_path / "data"
+    for split, colour in (("train", 10), ("test", 200)):
+        for i in range(3):
+            path = root / split / ("" if layout == "metadata" else "a") / f"{i}.bmp"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (9, 9), (colour, i, 0)).save(path)
+            os.utime(path, (1_600_000_000, 1_600_000_000))
+        if layout == "metadata":
+            (root / split / "metadata.csv").write_text("file_name,label\n" + "".join(f"{i}.bmp,a\n" for i in range(3)))
+    if layout == "zip":
+        root = Path(shutil.make_archive(str(tmp_path / "archive"), "zip", root))
+    if layout == "saved":
+        tables = {
+            s: datasets.Dataset.from_dict(
+                {"image": [str(p) for p in sorted((root / s / "a").iterdir())], "label": [0] * 3}
+            )
+            for s in ("train", "test")
+        }
+        datasets.DatasetDict(tables).cast_column("image", datasets.Image()).save_to_disk(str(tmp_path / "saved"))
+        root = tmp_path / "saved"
+    source = open_source(DataConfig(source=str(root)))
+    reds = {s: everything(open_images(source.splits[s], VIEW, config()))[0][:, 0].mean() for s in ("train", "test")}
+    assert reds == {"train": 10, "test": 200}
+
+
+def test_an_image_replaced_by_one_of_equal_size_and_time_is_decoded_anew(tmp_path: Path) -> None:
+    for colour in (10, 200):
+        path = tmp_path / "data" / "a" / "1.bmp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (colour, 0, 0)).save(path)
+        os.utime(path, (1_600_000_000, 1_600_000_000))
+        assert everything(open_images(split(tmp_path / "data"), VIEW, config()))[0][:, 0].mean() == colour
+
+
+def test_what_cannot_be_opened_for_a_moment_is_not_remembered_as_bad(tmp_path: Path) -> None:
+    root = write(tmp_path / "data", 12)
+    hidden = root / "a" / "005.jpg"
+    away = hidden.rename(tmp_path / "away.jpg")
+    hidden.symlink_to(tmp_path / "nowhere.jpg")  # a name that is there and cannot be opened
+    skipping = config(on_bad_image="skip")
+    first = open_images(split(root), VIEW, skipping)
+    assert [position for position, _ in first.bad] == [5]
+    hidden.unlink()
+    away.rename(hidden)
+    assert open_images(split(root), VIEW, skipping).bad == []
+
+
+def test_what_fails_between_two_looks_stops_and_leaves_no_cache(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = split(write(tmp_path / "data", 12))
+    part.digests()
+    (tmp_path / "data" / "a" / "005.jpg").rename(tmp_path / "away.jpg")
+    with pytest.raises(DataError, match=r"005\.jpg.*a moment ago"):
+        open_images(part, VIEW, config(on_bad_image="skip"))
+    assert not any(p.is_dir() for p in home.glob("*"))
+    (tmp_path / "away.jpg").rename(tmp_path / "data" / "a" / "005.jpg")
+    assert open_images(part, VIEW, config(on_bad_image="skip")).bad == []
+
+
+def test_digests_are_remembered_for_files_that_did_not_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "_ALWAYS_READ", 3)
+    monkeypatch.setattr(identity, "_SETTLED_SECONDS", -1.0)
+    root = write(tmp_path / "data", 12)
+    first = split(root).digests()
+    read: list[str] = []
+    real = split_module._blob
+    monkeypatch.setattr(split_module, "_blob", lambda item: read.append(item["path"]) or real(item))
+    assert (split(root).digests() == first).all() and read == []
+    time.sleep(0.02)
+    stat = (root / "a" / "003.jpg").stat()
+    blob = (root / "a" / "003.jpg").read_bytes()
+    (root / "a" / "003.jpg").write_bytes(blob[:-3] + b"abc")
+    os.utime(root / "a" / "003.jpg", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    second = split(root).digests()
+    assert [Path(p).name for p in read] == ["003.jpg"] and (second != first).sum() == 1
 
 
 def test_another_view_rows_or_limit_has_another_cache(tmp_path: Path, home: Path) -> None:

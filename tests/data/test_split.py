@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from vitcli.config import DataConfig
+from vitcli.data.identity import Contents
 from vitcli.data.sources import open_source
 from vitcli.data.split import Split, by_class, dev_split, stratified
+
+
+def images_of(blobs: Sequence[bytes], labels: NDArray[np.int64] | None, names: Sequence[str] | None = None) -> Split:
+    table = Dataset.from_dict({"image": [{"bytes": blob, "path": None} for blob in blobs]})
+    return Split("train", table, "image", np.arange(len(blobs)), labels, Contents(len(blobs), names=names))
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=200), st.data())
@@ -45,7 +53,6 @@ def test_the_dev_part_is_always_the_same_and_apart_from_the_rest(class_folders: 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=60), st.floats(0.01, 0.9))
 def test_a_class_keeps_an_image_to_be_trained_on(labels: list[int], fraction: float) -> None:
     array = np.array(labels, np.int64)
-    table = Dataset.from_dict({})
-    rest, dev = dev_split(Split("train", table, "image", np.arange(len(array)), array, "some"), fraction)
+    rest, dev = dev_split(images_of([bytes([i]) for i in range(len(array))], array), fraction)
     assert rest.labels is not None and set(rest.labels) == set(labels)
     assert sorted([*rest.rows, *dev.rows]) == list(range(len(array)))

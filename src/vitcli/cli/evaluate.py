@@ -70,18 +70,23 @@ def eval_(
 
     if predictions is not None:
         report.check_table(predictions)
-    planned = api.plan_evaluation(
-        checkpoint, data, split, img_size=options.size(img_size), labels=labels, device=device, precision=precision,
-        overrides=overrides,
-    )  # fmt: skip
+    reporter = console.Reporter(quiet)
+    try:
+        planned = api.plan_evaluation(
+            checkpoint, data, split, img_size=options.size(img_size), labels=labels, device=device, precision=precision,
+            overrides=overrides, progress=reporter.progress,
+        )  # fmt: skip
+    finally:
+        reporter.close()
     if not quiet:
         for note in planned.notes:
             console.show_note(note)
+    for warning in planned.warnings:
+        console.show_warning(warning)
     if dry_run:
         tree = planned.as_json()
         console.print_json(tree) if json else console.print_text("\n".join(f"{k:<11} {v}" for k, v in tree.items()))
         return
-    reporter = console.Reporter(quiet)
     try:
         result = planned.measure(reporter.progress)
     finally:

@@ -148,7 +148,7 @@ def _train(
 
     reporter = console.Reporter(quiet)
     try:
-        plan = api.plan(Request(command, overrides, init, dry_run, time.monotonic() - process_seconds()))
+        plan = api.plan(Request(command, overrides, init, dry_run, time.monotonic() - process_seconds(), reporter.progress))
         if dry_run:
             _show_plan(plan, json, quiet)
             return
@@ -165,6 +165,8 @@ def _show_plan(plan: Plan, json: bool, quiet: bool) -> None:
     if not quiet:
         for note in plan.notes:
             console.show_note(note)
+    for warning in plan.warnings:
+        console.show_warning(warning)
     tree = plan.as_json()
     if json:
         console.print_json(tree)

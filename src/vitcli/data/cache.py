@@ -27,22 +27,18 @@ from vitcli import files
 from vitcli.config import AugmentConfig, DataConfig, Size
 from vitcli.data import decode
 from vitcli.data.decode import BadImage, View
-from vitcli.data.split import Rows, Split
+from vitcli.data.split import Progress, Rows, Split
+from vitcli.data.split import silent as silent
 from vitcli.errors import DataError, ResourceError
+from vitcli.files import cache_home
 
 Pixels = NDArray[np.uint8]
-Progress = Callable[[str, int, int], None]
-"""Called with what is done, how many are done, and of how many."""
 
 CROP_MARGIN = 8 / 7
 """Side of the working copy over the training size, where crops are taken from it: 256 for 224."""
 CHUNK = 16
 _TRIAL = 8  # parts a core on which a number of threads is tried
 _BAD_FLOOR, _BAD_PART = 10, 0.01
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """No progress."""
 
 
 def working_view(native: Size, uniform: bool, img_size: Size, augment: AugmentConfig) -> View:
@@ -144,12 +140,26 @@ def _by_threads(work: Work, parts: list[slice], workers: int) -> Generator[Fault
 
 
 def _decode_into(
-    split: Split, positions: Rows, view: View, config: DataConfig, pixels: Pixels, sizes: NDArray[np.int32]
+    split: Split,
+    positions: Rows,
+    view: View,
+    config: DataConfig,
+    pixels: Pixels,
+    sizes: NDArray[np.int32],
+    opened: NDArray[np.bool_] | None = None,
 ) -> list[tuple[int, str]]:
-    """Fill `pixels` and `sizes`; returns the positions that cannot be read, with reasons."""
+    """Fill `pixels` and `sizes`; returns the positions that cannot be read, with reasons.
+
+    Raises DataError for one that could be `opened` before and now cannot: that passes, and says nothing of the image.
+    """
     faults = []
     for index, (blob, path) in enumerate(split.blobs(positions)):
         try:
+            if blob is None and opened is not None and opened[positions[index]]:
+                raise DataError(
+                    f"image {split.describe(int(positions[index]))} could be opened a moment ago and cannot now",
+                    "is its disk there, and not too many files open? run the command again",
+                )
             if blob is None:
                 raise BadImage(f"{path} cannot be opened" if path else "no image")
             pixels[index], sizes[index] = decode.decode(blob, view, config.max_megapixels)
@@ -159,16 +169,10 @@ def _decode_into(
     return faults
 
 
-def cache_home() -> Path:
-    """$VIT_CACHE, else vit under $XDG_CACHE_HOME or ~/.cache."""
-    if os.environ.get("VIT_CACHE"):
-        return Path(os.environ["VIT_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit"
-
-
-def _key(split: Split, view: View, config: DataConfig) -> str:
-    text = f"{split.key}|{split.image_column}|{view}|{config.max_megapixels}|{decode.VERSION}"
-    return hashlib.sha256(text.encode() + np.ascontiguousarray(split.rows).tobytes()).hexdigest()[:32]
+def _key(split: Split, view: View, config: DataConfig, progress: Progress) -> str:
+    """Of what the images are, in order, and how they are decoded: whatever else is called by the same name has another."""
+    text = f"{view}|{config.max_megapixels}|{decode.VERSION}|"
+    return hashlib.sha256(text.encode() + split.digests(progress).tobytes()).hexdigest()[:32]
 
 
 def open_images(
@@ -186,9 +190,9 @@ def open_images(
     shape = (len(split), 3, *view.size)
     size = int(np.prod(shape))
     home = cache_home() / "images"
-    folder = home / _key(split, view, config)
-    if where == "auto":
-        where = "memory-mapped" if folder.is_dir() or _has_room(home, size) else "decode"
+    if where != "decode":
+        folder = home / _key(split, view, config, progress)
+        where = "memory-mapped" if where != "auto" or folder.is_dir() or _has_room(home, size) else "decode"
     if where == "decode":
         bad = _scan(split, view, config, progress)
         return Images(split, view, config, _valid(split, bad), bad, None, None)
@@ -275,8 +279,11 @@ def _build(
         sizes = np.zeros((len(split), 2), np.int32)
         parts = [slice(i, min(i + CHUNK, len(split))) for i in range(0, len(split), CHUNK)]
 
+        opened = split.digests() != 0
+
         def work(part: slice) -> list[tuple[int, str]]:
-            return _decode_into(split, np.arange(part.start, part.stop), view, config, pixels[part], sizes[part])
+            positions = np.arange(part.start, part.stop)
+            return _decode_into(split, positions, view, config, pixels[part], sizes[part], opened)
 
         for index, faults in enumerate(_map(work, parts, config.workers)):
             bad.extend(faults)

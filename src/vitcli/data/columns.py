@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitcli.classes import Class
+from vitcli.classes import Class, spelled_as
 from vitcli.config import DataConfig
-from vitcli.data.split import TEST_FRACTION, Labels, Source, Split
+from vitcli.data.identity import Contents
+from vitcli.data.layout import SPLIT_WORDS
+from vitcli.data.split import Labels, Source, Split
 from vitcli.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
     import datasets
-
-SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
-    "trainval": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-    "eval": "test",
-}
-"""What a folder's, a file's or a split's name says it is."""
 
 _LABEL_NAMES = ("label", "labels", "class", "target", "category", "fine_label", "cls", "y")
 
@@ -46,18 +33,19 @@ def make_source(
     name: str,
     id_: str,
     tables: dict[str, datasets.Dataset],
-    keys: dict[str, str],
+    contents: Mapping[str, Contents],
     config: DataConfig,
     *,
     mirror: bool = True,
     held_out: str = "",
     revision: str = "",
-    identity: str = "",
+    known_as: str = "",
+    notes: Sequence[str] = (),
 ) -> Source:
     """Splits with their columns found and their labels checked."""
     folded = [SPLIT_WORDS.get(split, split) for split in tables]
     usual = {s: f if f not in tables and folded.count(f) == 1 else s for s, f in zip(tables, folded, strict=True)}
-    tables, keys = {usual[s]: t for s, t in tables.items()}, {usual[s]: k for s, k in keys.items()}
+    tables, contents = {usual[s]: t for s, t in tables.items()}, {usual[s]: c for s, c in contents.items()}
     first = tables.get("train", next(iter(tables.values())))
     image_column = _image_column(first, config.image_column, id_)
     label_column = _label_column(first, config.label_column, image_column, id_)
@@ -73,7 +61,7 @@ def make_source(
             image_column,
             np.arange(len(table), dtype=np.int64),
             labels,
-            keys[split],
+            contents[split],
         )
     splits = {s: part for s, part in splits.items() if len(part)}
     if not splits:
@@ -84,28 +72,18 @@ def make_source(
     if len(splits) == 1:
         candidates = []
     carved = "train" if "train" in splits else next(iter(splits))
-    notes = (
-        ()
-        if candidates
-        else (
-            f"{id_} has no test split: {TEST_FRACTION:.0%} of every class of {carved!r} is held out, always the same",
-        )
-    )
+    said = [f"{id_} has no test split: a fifth of {carved!r} is held out, by each image's name or content"]
     return Source(
         re.sub(r"[^\w.-]+", "-", name).strip("-") or "data",
         id_,
         revision,
-        identity or _digest(keys),
         named,
         splits,
         mirror,
         candidates[0] if candidates else "",
-        notes,
+        (*(() if candidates else said), *notes),
+        known_as,
     )
-
-
-def _digest(keys: dict[str, str]) -> str:
-    return hashlib.sha256("\n".join(f"{k}={v}" for k, v in sorted(keys.items())).encode()).hexdigest()
 
 
 def _image_column(table: datasets.Dataset, wanted: str, id_: str) -> str:
@@ -198,20 +176,35 @@ class _Stray:
 
 
 def _classes(tables: Mapping[str, datasets.Dataset], column: str) -> tuple[tuple[Class, ...], dict[Any, int]]:
-    """The classes and the index of each value: the first named list of classes, else all values in order."""
+    """The classes and the index of each value: the first named list of classes, else all values in order.
+
+    What another split spells otherwise than the training images is matched as data and checkpoint are (classes.py).
+    """
     import datasets
 
     if not column:
         return (), {}
     first = sorted(tables, key=lambda split: split != "train")
     tables = {split: tables[split] for split in first if column in tables[split].column_names}
-    for table in tables.values():
-        feature = table.features.get(column)
-        if isinstance(feature, datasets.ClassLabel):
-            return tuple(Class(str(n)) for n in feature.names), {str(n): i for i, n in enumerate(feature.names)}
-    values = {v for table in tables.values() for v in _values(table, column) if not isinstance(v, _Stray)}
-    ordered = sorted(values, key=lambda v: (isinstance(v, str), v))
-    return tuple(Class(str(v)) for v in ordered), {v: i for i, v in enumerate(ordered)}
+    features = [table.features.get(column) for table in tables.values()]
+    named = next((f.names for f in features if isinstance(f, datasets.ClassLabel)), None)
+    values = [{v for v in _values(table, column) if not isinstance(v, _Stray)} for table in tables.values()]
+    known = _ordered(values[0]) if named is None else [str(n) for n in named]
+    others = set().union(*values) - set(known)
+    spelled: dict[Any, Any] = spelled_as(
+        sorted(v for v in others if isinstance(v, str)), [v for v in known if isinstance(v, str)]
+    )
+    if named is None:
+        known = _ordered({*known, *(spelled.get(v, v) for v in others)})
+    index = {v: i for i, v in enumerate(known)}
+    index |= {v: index[spelled[v]] for v in others if spelled.get(v) in index}
+    return tuple(Class(str(v)) for v in known), index
+
+
+def _ordered(values: set[Any]) -> list[Any]:
+    """Numbers in their order, then text; text that is numbers alone, as 2 and 10, in theirs."""
+    numbers = all(isinstance(v, str) and v.isascii() and v.isdigit() and str(int(v)) == v for v in values)
+    return sorted(values, key=int if numbers else lambda v: (isinstance(v, str), v))
 
 
 def _labels(table: datasets.Dataset, column: str, index: dict[Any, int], where: str) -> Labels | None:

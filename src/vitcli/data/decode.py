@@ -294,10 +294,11 @@ def render(image: Image.Image, view: View) -> NDArray[np.uint8]:
 def _frame(native: Size, view: View) -> tuple[Size, Size]:
     """The rows and columns that an image is resized to, and the top and left of the frame that is cut out of them."""
     height, width = view.size
-    if view.mode == "square":
-        rows, columns = round(height / view.crop), round(width / view.crop)
-    else:  # the smaller scale that covers the frame; for squares, torchvision's Resize(int)
-        rows, columns = int(height / view.crop), int(width / view.crop)
+    rows, columns = int(height / view.crop), int(width / view.crop)  # as timm data/transforms_factory.py rounds
+    if view.mode == "short" and rows != columns:  # the smaller scale that covers the frame, timm's ResizeKeepRatio
+        ratio = min(native[0] / rows, native[1] / columns)
+        rows, columns = max(rows, round(native[0] / ratio)), max(columns, round(native[1] / ratio))
+    elif view.mode == "short":  # torchvision's Resize(int)
         if rows * native[1] >= columns * native[0]:
             columns = max(columns, int(native[1] * rows / native[0]))
         else:

@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from vitcli.data.decode import View, open_rgb, render
+from vitcli.data.identity import Contents
 from vitcli.data.split import Split
 from vitcli.errors import DataError
 
@@ -60,4 +61,4 @@ def _split(name: str, items: list[dict[str, Any]]) -> Split:
     import datasets
 
     table = datasets.Dataset.from_dict({"image": items})
-    return Split(name, table, "image", np.arange(len(items)), None, name)
+    return Split(name, table, "image", np.arange(len(items)), None, Contents(len(items)))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -17,19 +16,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitcli import classes as class_names
 from vitcli import hub
 from vitcli.classes import Class
 from vitcli.config import DataConfig
-from vitcli.data.columns import SPLIT_WORDS, first_line, make_source
+from vitcli.data.columns import first_line, make_source
+from vitcli.data.decode import IMAGE_ENDINGS
+from vitcli.data.identity import HELD_ONE_IN, Contents, Digests, stamp, stamp_of_file, stamps_of_rows
+from vitcli.data.layout import Arranged, Listing, arrange, is_image, list_folder, shards_by_split
+from vitcli.data.listing import METADATA, TABLES, Listed, read_listing
 from vitcli.data.split import Source
 from vitcli.errors import DataError, did_you_mean
+from vitcli.randomness import permutation
 
 if TYPE_CHECKING:
     import datasets
-
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2")
 
 
 @dataclass(frozen=True)
@@ -67,14 +70,16 @@ PRESETS: dict[str, Preset] = {
 def open_source(config: DataConfig) -> Source:
     """The data that `config.source` names. Raises DataError with what was looked for and a way out."""
     text = config.source
-    if text == "digits":
-        return _digits()
     if text == "none":
         raise DataError(
             "data 'none' has no images", "it serves --dry-run only, with --set data.images=… and data.classes=…"
         )
-    if text in PRESETS:
-        return _hub(text, config, PRESETS[text])
+    name = text.removeprefix(PRESET)
+    if name == "digits" or name in PRESETS:
+        _refuse_ambiguous(text)
+        return _digits() if name == "digits" else _hub(name, config, PRESETS[name])
+    if text.startswith(PRESET):
+        raise DataError(f"no preset {name!r}", did_you_mean(name, ["digits", *PRESETS]))
     if "://" in text:
         return _address(text, config)
     try:
@@ -95,8 +100,26 @@ def open_source(config: DataConfig) -> Source:
     )
 
 
+PRESET = "preset:"
+"""Before the name of a preset, where a folder has the same name."""
+
+
+def by_name(id_: str) -> str:
+    """An id of a source as --data takes it whatever lies in the working directory: of a preset, with `preset:`."""
+    return PRESET + id_ if id_ == "digits" or id_ in PRESETS else id_
+
+
+def _refuse_ambiguous(text: str) -> None:
+    """Raises DataError for the bare name of a preset beside which a folder or file of that name lies."""
+    if not text.startswith(PRESET) and Path(text).exists():
+        raise DataError(
+            f"{text!r} is a preset and a {'folder' if Path(text).is_dir() else 'file'} here",
+            f"name ./{text} or {PRESET}{text}",
+        )
+
+
 def _digits() -> Source:
-    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels; it has no split of its own."""
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels. They never change, and a fixed fifth of every class is held out."""
     import datasets
     from sklearn.datasets import load_digits
 
@@ -107,7 +130,21 @@ def _digits() -> Source:
     )
     with _quiet():
         table = datasets.Dataset.from_dict({"image": list(pixels), "label": bunch.target.tolist()}, features=features)
-    return make_source("digits", "digits", {"train": table}, {"train": "digits-1"}, DataConfig(), mirror=False)
+    contents = Contents(len(table), held=_fifth_of_each(bunch.target))
+    known = hashlib.sha256(b"train=digits-1").hexdigest()
+    return make_source(
+        "digits", "digits", {"train": table}, {"train": contents}, DataConfig(), mirror=False, known_as=known
+    )
+
+
+def _fifth_of_each(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """A fifth of every class, in the order of one permutation."""
+    order = permutation(0, "held-out", 0, len(labels))
+    held = np.zeros(len(labels), bool)
+    for value in np.unique(labels):
+        members = order[labels[order] == value]
+        held[members[: round(len(members) / HELD_ONE_IN)]] = True
+    return held
 
 
 @contextlib.contextmanager
@@ -136,172 +173,168 @@ def _load(builder: str, what: str, **arguments: Any) -> datasets.Dataset:
 
 
 def _folder(root: Path, config: DataConfig) -> Source:
-    import datasets
-
     name = root.name
     if (root / "dataset_dict.json").exists() or (root / "state.json").exists():
-        try:
-            saved = datasets.load_from_disk(str(root))
-        except Exception as error:
-            raise DataError(
-                f"cannot read the saved data set {root}: {first_line(error)}",
-                "is it whole? datasets.load_from_disk should read it",
-            ) from None
-        tables = dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-        key = _stat_key(root, sorted(root.rglob("*.arrow")))
-        return make_source(name, str(root), tables, dict.fromkeys(tables, key), config)
-    files = _walk(root)
-    shards = [f for f in files if f.suffix == ".parquet"]
+        return _saved(root, config)
+    listing = list_folder(root)
+    shards = [f for f in listing.files if f.suffix == ".parquet" and f.name not in METADATA]
     if shards:
         return _parquet(name, str(root), root, shards, config)
-    images = [f for f in files if f.suffix.lower() in IMAGE_ENDINGS]
-    if any(f.name in ("metadata.csv", "metadata.jsonl", "metadata.parquet") for f in files):
-        found = _load("imagefolder", f"the image folder {root}", data_dir=str(root))
-        key = _stat_key(root, files)
-        return make_source(name, str(root), dict(found), dict.fromkeys(found, key), config)
+    tables = [f for f in listing.files if f.name.lower() in METADATA]
+    if tables:
+        return _listed(name, str(root), root, [read_listing(f, root, config) for f in tables], config, listing)
+    lists = [f for f in listing.files if f.suffix.lower() in TABLES]
+    images = listing.images
     if not images:
-        raise DataError(
-            f"{root} has no images and no Parquet files",
-            "images lie in a folder a class, such as cats/1.jpg, or train/cats/1.jpg and test/cats/2.jpg",
-        )
-    return _image_folder(name, root, images, config)
+        hint = "images lie in a folder a class, such as cats/1.jpg, or train/cats/1.jpg and test/cats/2.jpg"
+        hint = f"a table of paths and labels is named itself: --data {lists[0]}" if lists else hint
+        raise DataError(f"{root} has no images and no Parquet files", hint)
+    arranged = arrange(str(root), [listing.parts(file) for file in images])
+    said = [*arranged.notes, *listing.unread(), *listing.empty(arranged.class_folders)]
+    return _image_source(name, str(root), [str(f) for f in images], arranged, config, said)
 
 
-def _walk(root: Path) -> list[Path]:
-    """Every file below `root` in a fixed order, hidden ones and __MACOSX left out, links followed but for those that
-    lead back up.
-    """
-    found: list[Path] = []
-    for folder, names, files in os.walk(root, followlinks=True):
-        here = Path(folder).resolve()
-        visible = sorted(n for n in names if not n.startswith((".", "__MACOSX")))
-        names[:] = [n for n in visible if not here.is_relative_to((here / n).resolve())]
-        found += [Path(folder) / f for f in sorted(files) if not f.startswith(".")]
-    return sorted(found)
-
-
-def _stat_key(root: Path, files: Sequence[Path], *, here: bool = True) -> str:
-    """A digest of names and sizes, and with `here` of the place and the times of change."""
-    digest = hashlib.sha256(str(root).encode() if here else b"")
-    for file in files:
-        try:
-            stat = file.stat()
-        except OSError as error:
-            raise DataError(f"cannot read {file}: {error.strerror}", "a link that leads nowhere? remove it") from None
-        digest.update(f"{file.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns if here else ''}\n".encode())
-    return digest.hexdigest()
-
-
-Groups = dict[str, list[tuple[str, str]]]
-"""(address, class) of images by split; the class is empty where there is none."""
-
-
-def _grouped(what: str, images: Sequence[tuple[str, tuple[str, ...]]]) -> Groups:
-    """Images given as (address, the parts of its path below the root): in class folders, in split folders of class
-    folders, or without classes. Raises DataError for an image beside class folders.
-    """
-    tops = {parts[0] for _, parts in images if len(parts) > 1}
-    splitting = bool(tops) and all(t.lower() in SPLIT_WORDS for t in tops)
-    groups: Groups = {}
-    for address, parts in images:
-        split = SPLIT_WORDS[parts[0].lower()] if splitting and len(parts) > 1 else "train"
-        folders = parts[1:-1] if splitting else parts[:-1]
-        groups.setdefault(split, []).append((address, folders[0] if folders else ""))
-    named = any(label for items in groups.values() for _, label in items)
-    loose = [address for items in groups.values() for address, label in items if not label]
-    if named and loose:
-        raise DataError(
-            f"{loose[0]} lies beside the class folders of {what}, so it has no class",
-            "move it into the folder of its class",
-        )
-    return groups
-
-
-def _image_tables(groups: Groups) -> dict[str, datasets.Dataset]:
-    """A table a split, with a column of classes where there are any."""
+def _saved(root: Path, config: DataConfig) -> Source:
+    """What `datasets` saved with save_to_disk."""
     import datasets
 
-    names = sorted({label for items in groups.values() for _, label in items if label})
+    try:
+        saved = datasets.load_from_disk(str(root))
+    except Exception as error:
+        raise DataError(
+            f"cannot read the saved data set {root}: {first_line(error)}",
+            "is it whole? datasets.load_from_disk should read it",
+        ) from None
+    tables = dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+    contents = {s: _rows_of([f["filename"] for f in t.cache_files], t, str(root)) for s, t in tables.items()}
+    return make_source(root.name, str(root), tables, contents, config)
+
+
+def _rows_of(paths: Sequence[str], table: datasets.Dataset, place: str) -> Contents:
+    """The contents of a table that lies in these files, whose rows have no names."""
+
+    def stamps() -> Digests:
+        each = [stamp_of_file(path) for path in paths]
+        return stamps_of_rows(stamp(place, *each) if all(each) else 0, len(table))
+
+    return Contents(len(table), stamps if paths else None, place=place)
+
+
+def _image_source(
+    name: str, id_: str, addresses: Sequence[str], arranged: Arranged, config: DataConfig, notes: Sequence[str] = ()
+) -> Source:
+    """A source of image files: a table a split, with a column of classes where it has any. Files have names."""
+    import datasets
+
+    names = sorted({label for items in arranged.splits.values() for _, label, _ in items if label})
     index = {label: i for i, label in enumerate(names)}
-    tables = {}
-    for split, items in groups.items():
-        columns: dict[str, Any] = {"image": [address for address, _ in items]}
+    tables, contents = {}, {}
+    for split, items in arranged.splits.items():
+        paths = [addresses[i] for i, _, _ in items]
+        columns: dict[str, Any] = {"image": paths}
         features = {"image": datasets.Image()}
-        if names:
-            columns["label"] = [index[label] for _, label in items]
+        if any(label for _, label, _ in items):
+            columns["label"] = [index[label] for _, label, _ in items]
             features["label"] = datasets.ClassLabel(names=names)
         with _quiet():
             tables[split] = datasets.Dataset.from_dict(
                 columns, features=datasets.Features(features), split=datasets.NamedSplit(split)
             )
-    return tables
+        contents[split] = _files_of(paths, [below for _, _, below in items], id_)
+    return make_source(name, id_, tables, contents, config, notes=notes)
 
 
-def _image_folder(name: str, root: Path, images: list[Path], config: DataConfig) -> Source:
-    groups = _grouped(str(root), [(str(file), file.relative_to(root).parts) for file in images])
-    keys = {split: _stat_key(root, [Path(address) for address, _ in items]) for split, items in groups.items()}
-    identity = _stat_key(root, images, here=False)
-    return make_source(name, str(root), _image_tables(groups), keys, config, identity=identity)
+def _files_of(paths: Sequence[str], names: Sequence[str], place: str) -> Contents:
+    local = all("://" not in path for path in paths)
+
+    def stamps() -> Digests:
+        return np.array([stamp_of_file(path) for path in paths], np.uint64)
+
+    return Contents(len(paths), stamps if local else None, names, place=place)
 
 
-def _split_of(path: str) -> str:
-    """The split that a word of a shard's name, or of its nearest folder, says; else train."""
-    for part in reversed(re.split(r"[/\\]", path)):
-        for word in re.findall(r"[a-z]+", part.lower()):
-            if word in SPLIT_WORDS:
-                return SPLIT_WORDS[word]
-    return "train"
+def _listed(
+    name: str, id_: str, root: Path, lists: Sequence[Listed], config: DataConfig, listing: Listing | None = None
+) -> Source:
+    """A source of one or more tables of paths and labels."""
+    import datasets
 
-
-def _shard_groups(shards: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
-    """Addresses by split of Parquet files given as (address, path below the root)."""
-    groups: dict[str, list[str]] = {}
-    for address, path in shards:
-        groups.setdefault(_split_of(path), []).append(address)
-    return groups
+    rows: dict[str, list[tuple[str, Any, str]]] = {}
+    for table in lists:
+        for split, items in table.splits.items():
+            rows.setdefault(split, []).extend(items)
+    labelled = any(table.has_labels for table in lists)
+    tables, contents = {}, {}
+    for split, items in rows.items():
+        paths = [path for path, _, _ in items]
+        columns: dict[str, Any] = {"image": paths}
+        if labelled:
+            columns["label"] = [label for _, label, _ in items]
+        with _quiet():
+            table = datasets.Dataset.from_dict(columns, split=datasets.NamedSplit(split))
+            tables[split] = table.cast_column("image", datasets.Image())
+        contents[split] = _files_of(paths, [below for _, _, below in items], id_)
+    notes = [note for table in lists for note in table.notes]
+    if listing is not None:
+        named = {path for items in rows.values() for path, _, _ in items}
+        beside = sum(str(f) not in named for f in listing.images)
+        notes += [f"left out: {beside:,} images that no table lists"] if beside else []
+        notes += listing.unread(f for f in listing.files if f.name.lower() in METADATA)
+    config = replace(config, image_column="image", label_column="label" if labelled else "")
+    return make_source(name, id_, tables, contents, config, notes=notes)
 
 
 def _shard_tables(what: str, groups: dict[str, list[str]]) -> dict[str, datasets.Dataset]:
     return {split: _load("parquet", what, data_files={split: files}, split=split) for split, files in groups.items()}
 
 
+def _left_out(unknown: Sequence[str], root: str) -> list[str]:
+    shown = ", ".join(sorted(u.removeprefix(root).lstrip("/") for u in unknown)[:6])
+    return [f"left out, as no split is in their names: {shown}"] if unknown else []
+
+
 def _parquet(name: str, id_: str, root: Path, shards: list[Path], config: DataConfig) -> Source:
-    groups = _shard_groups([(str(f), str(f.relative_to(root))) for f in shards])
-    keys = {split: _stat_key(root, [Path(f) for f in files]) for split, files in groups.items()}
+    groups, unknown = shards_by_split([(str(f), str(f.relative_to(root))) for f in shards])
     tables = _shard_tables(f"the Parquet files of {id_}", groups)
-    return make_source(name, id_, tables, keys, config, identity=_stat_key(root, shards, here=False))
+    contents = {split: _rows_of(groups[split], table, id_) for split, table in tables.items()}
+    return make_source(name, id_, tables, contents, config, notes=_left_out(unknown, str(root)))
 
 
 def _file(path: Path, config: DataConfig) -> Source:
-    if path.suffix == ".parquet":
+    ending = path.suffix.lower()
+    if ending == ".parquet":
         return _parquet(path.stem, str(path), path.parent, [path], config)
-    if path.suffix == ".zip":
-        tables = _zip_tables(path)
-    elif path.suffix in (".tar", ".arrow"):
-        builder = {".tar": "webdataset", ".arrow": "arrow"}[path.suffix]
-        tables = {"train": _load(builder, str(path), data_files=[str(path)], split="train")}
-    else:
+    if ending in TABLES:
+        return _listed(path.stem, str(path), path.parent, [read_listing(path, path.parent, config)], config)
+    if ending == ".zip":
+        return _zip(path, config)
+    if ending not in (".tar", ".arrow"):
         raise DataError(
-            f"{path} is not a data set", "a file of data ends in .parquet, .tar, .zip or .arrow; a folder holds images"
+            f"{path} is not a data set",
+            "a file of data ends in .parquet, .csv, .tsv, .jsonl, .tar, .zip or .arrow; a folder holds images",
         )
-    key, identity = _stat_key(path.parent, [path]), _stat_key(path.parent, [path], here=False)
-    return make_source(path.stem, str(path), tables, dict.fromkeys(tables, key), config, identity=identity)
+    builder = {".tar": "webdataset", ".arrow": "arrow"}[ending]
+    table = _load(builder, str(path), data_files=[str(path)], split="train")
+    return make_source(
+        path.stem, str(path), {"train": table}, {"train": _rows_of([str(path)], table, str(path))}, config
+    )
 
 
-def _zip_tables(path: Path) -> dict[str, datasets.Dataset]:
+def _zip(path: Path, config: DataConfig) -> Source:
     """Images in an archive laid out as an image folder, alone or below one folder of its own."""
     try:
         with zipfile.ZipFile(path) as archive:
-            members = sorted(n for n in archive.namelist() if n.lower().endswith(IMAGE_ENDINGS))
+            members = sorted(n for n in archive.namelist() if is_image(n))
     except (OSError, zipfile.BadZipFile) as error:
         raise DataError(f"cannot read {path}: {error}", "is it whole?") from None
-    parts = [tuple(p for p in name.split("/") if p) for name in members]
-    kept = [i for i, p in enumerate(parts) if not any(q.startswith((".", "__MACOSX")) for q in p)]
+    split = [(name, tuple(p for p in name.split("/") if p)) for name in members]
+    kept = [(name, p) for name, p in split if not any(q.startswith((".", "__MACOSX")) for q in p)]
     if not kept:
-        raise DataError(f"{path} has no images", f"images end in {', '.join(IMAGE_ENDINGS[:5])} …")
-    wrapped = len({parts[i][0] for i in kept}) == 1 and all(len(parts[i]) > 2 for i in kept)
-    images = [(f"zip://{members[i]}::{path}", parts[i][1:] if wrapped else parts[i]) for i in kept]
-    return _image_tables(_grouped(str(path), images))
+        raise DataError(f"{path} has no images", f"images end in {', '.join(sorted(IMAGE_ENDINGS)[:8])} …")
+    arranged = arrange(str(path), [p for _, p in kept])
+    return _image_source(
+        path.stem, str(path), [f"zip://{name}::{path}" for name, _ in kept], arranged, config, arranged.notes
+    )
 
 
 def _address(address: str, config: DataConfig) -> Source:
@@ -322,18 +355,22 @@ def _address(address: str, config: DataConfig) -> Source:
     pairs = [(f if "://" in f else f"{protocol}://{f}", f.removeprefix(root)) for f in found]
     shards = [pair for pair in pairs if pair[0].endswith(".parquet")]
     archives = [full for full, _ in pairs if full.endswith(".tar")]
-    images = [(full, tuple(below.split("/"))) for full, below in pairs if full.lower().endswith(IMAGE_ENDINGS)]
+    images = [(full, tuple(below.split("/"))) for full, below in pairs if is_image(full)]
+    notes: list[str] = []
     if shards:
-        tables = _shard_tables(address, _shard_groups([(full, below or full) for full, below in shards]))
+        groups, unknown = shards_by_split([(full, below or full) for full, below in shards])
+        tables, notes = _shard_tables(address, groups), _left_out(unknown, address)
     elif archives:
         tables = {"train": _load("webdataset", address, data_files=archives, split="train")}
     elif images:
-        tables = _image_tables(_grouped(address, images))
+        arranged = arrange(address, [parts for _, parts in images])
+        return _image_source(name, address, [full for full, _ in images], arranged, config, arranged.notes)
     else:
         raise DataError(
             f"{address} has no Parquet files, tar archives or images", "name the folder that holds them, or a pattern"
         )
-    return make_source(name, address, tables, {s: t._fingerprint for s, t in tables.items()}, config)
+    contents = {split: Contents(len(table), place=address) for split, table in tables.items()}
+    return make_source(name, address, tables, contents, config, notes=notes)
 
 
 def _hub(text: str, config: DataConfig, preset: Preset | None) -> Source:
@@ -349,7 +386,10 @@ def _hub(text: str, config: DataConfig, preset: Preset | None) -> Source:
     tables = dict(found)
     if folder is not None:
         revision = folder.name
-    keys = {split: f"{hub_id}:{subset}:{split}:{table._fingerprint}" for split, table in tables.items()}
+    contents = {
+        split: _rows_of([f["filename"] for f in table.cache_files], table, f"{hub_id}:{subset}:{split}")
+        for split, table in tables.items()
+    }
     if preset is not None:
         config = replace(
             config, image_column=config.image_column or preset.image, label_column=config.label_column or preset.label
@@ -358,12 +398,12 @@ def _hub(text: str, config: DataConfig, preset: Preset | None) -> Source:
         name,
         text,
         tables,
-        keys,
+        contents,
         config,
         mirror=preset.mirror if preset else True,
         held_out=preset.held_out if preset else "",
         revision=revision,
-        identity=f"hub:{hub_id}:{subset}:{revision}",
+        known_as=f"hub:{hub_id}:{subset}:{revision}" if folder is not None else "",
     )
     if preset is not None:
         source = _correct_preset(text, preset, source)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,17 +15,27 @@ from numpy.typing import NDArray
 
 from vitcli.classes import Class
 from vitcli.config import Size
-from vitcli.errors import DataError, did_you_mean
+from vitcli.data.identity import Contents, Digests, Record
+from vitcli.errors import DataError, UsageError, did_you_mean
 from vitcli.randomness import permutation
 
 if TYPE_CHECKING:
     import datasets
 
+NOTHING = Record()
+"""No image has trained anything yet."""
+
 Labels = NDArray[np.int64]
 Rows = NDArray[np.int64]
 
-TEST_FRACTION = 0.2
-"""Part of each class that is held out where the data has no test or validation split."""
+Progress = Callable[[str, int, int], None]
+"""Called with what is done, how many are done, and of how many."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """No progress."""
+
+
 MOST_DEV = 2000
 """Images that are kept back from training at most: of so many a top-1 of 0.7 is known to within one point."""
 
@@ -36,7 +49,7 @@ class Split:
     image_column: str
     rows: Rows
     labels: Labels | None
-    key: str  # changes whenever a file behind the table does
+    contents: Contents  # shared by all parts of the table
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -49,6 +62,14 @@ class Split:
         """The encoded image and its path (empty: none) at each position."""
         column = self.table[self.rows[positions].tolist()][self.image_column]
         return [_blob(item) for item in column]
+
+    def digests(self, progress: Progress = silent) -> Digests:
+        """What the image at each position is, wherever it lies; 0 for one that cannot be opened. Reads each file once."""
+
+        def read(rows: Rows) -> list[bytes | None]:
+            return [_blob(item)[0] for item in self.table[rows.tolist()][self.image_column]]
+
+        return self.contents.digests(self.rows, read, progress)
 
     def describe(self, position: int) -> str:
         """The split and row of an image, and its path where it has one, for messages."""
@@ -88,36 +109,61 @@ def _blob(item: Any) -> tuple[bytes | None, str]:
 
 @dataclass(frozen=True, eq=False)
 class Source:
+    """What DATA named. Where `held_out_split` is empty, a part is held out of the images that are trained on."""
+
     name: str  # short, for run folders
     id: str  # what --data takes to find it again
     revision: str
-    identity: str  # of the content, wherever it lies
     classes: tuple[Class, ...]
     splits: dict[str, Split]
     mirror: bool = True
     held_out_split: str = ""
     notes: tuple[str, ...] = field(default=())
+    known_as: str = ""  # what its images are, where that is known without reading them: a revision of a hub's
 
-    def train(self, name: str = "") -> Split:
-        """The training images: the split `name`, else `train`, less what is held out of it. Raises DataError."""
+    def identity(self, progress: Progress = silent) -> str:
+        """Of the images and labels of every split, in order, wherever they lie."""
+        if self.known_as:
+            return self.known_as
+        digest = hashlib.sha256()
+        names = np.array([c.id or c.name for c in self.classes] or [""])
+        for split, part in sorted(self.splits.items()):
+            labels = [] if part.labels is None else names[part.labels].tolist()
+            digest.update(json.dumps([split, len(part), labels]).encode("utf-8", "surrogateescape"))
+            digest.update(part.digests(progress).tobytes())
+        return digest.hexdigest()
+
+    def train(self, name: str = "", trained: Record = NOTHING, progress: Progress = silent) -> Split:
+        """The training images: the split `name`, else `train`, less what is held out of it.
+
+        Raises DataError, and UsageError for the split that results are reported on.
+        """
+        if name and name == self.held_out_split:
+            raise UsageError(
+                f"data.train_split = {name}: results are reported on that split, so it cannot be trained on as well",
+                f"leave it out, or name another: {', '.join(s for s in self.splits if s != name)}",
+            )
         if name or "train" in self.splits:
             part = self._named(name or "train")
         else:
             part = next(iter(self.splits.values()))
-        return part if self.held_out_split else _carved(part)[0]
+        return part if self.held_out_split else carve(part, trained, progress)[0]
 
-    def held_out(self) -> Split:
-        """What results are reported on: the data's own split, else a part of every class by a fixed rule."""
+    def held_out(self, trained: Record = NOTHING, progress: Progress = silent) -> Split:
+        """What results are reported on: the data's own split, else a part of every class by a rule of each image alone.
+
+        Images that `trained` names are in no such part.
+        """
         if self.held_out_split:
             return self._named(self.held_out_split)
-        return _carved(self.splits.get("train", next(iter(self.splits.values()))))[1]
+        return carve(self.splits.get("train", next(iter(self.splits.values()))), trained, progress)[1]
 
-    def split(self, name: str) -> Split:
+    def split(self, name: str, trained: Record = NOTHING, progress: Progress = silent) -> Split:
         """A split by its name; `all` is every labelled row of data that has one split. Raises DataError."""
         if name == "all" and "all" not in self.splits and len(self.splits) == 1:
             return next(iter(self.splits.values()))
         if not self.held_out_split and name in ("train", "test"):
-            return self.train() if name == "train" else self.held_out()
+            return self.train("", trained, progress) if name == "train" else self.held_out(trained, progress)
         return self._named(name)
 
     def _named(self, name: str) -> Split:
@@ -127,16 +173,36 @@ class Source:
         return self.splits[name]
 
 
-def _carved(part: Split) -> tuple[Split, Split]:
-    """(rest, held out): a fifth of each class, at least one image of two, the same whatever the run's seed."""
-    keys = part.labels if part.labels is not None else np.zeros(len(part), np.int64)
-    order = permutation(0, "held-out", 0, len(part))
-    held = np.zeros(len(part), bool)
-    for value in np.unique(keys):
-        members = order[keys[order] == value]
-        count = max(1, round(TEST_FRACTION * len(members))) if len(members) > 1 else 0
-        held[members[:count]] = True
+def carve(part: Split, trained: Record = NOTHING, progress: Progress = silent) -> tuple[Split, Split]:
+    """(rest, held out). An image's part follows from its name or content alone (identity.py), so data may grow.
+
+    Every class keeps an image to be trained on, and of two or more holds one out. The same bytes are never in both
+    parts, and no image that `trained` an earlier run is held out.
+    """
+    digests = part.digests(progress)
+    held = part.contents.held_out(part.rows, digests)
+    if part.contents.held is None:
+        known = trained.contains(digests)
+        classes = part.labels if part.labels is not None else np.zeros(len(part), np.int64)
+        order = by_digest(classes, digests)
+        for members in np.split(order, np.flatnonzero(np.diff(classes[order])) + 1) if len(order) else ():
+            fresh = members[~known[members]]
+            if held[members].all():
+                held[members[-1]] = False
+            elif not held[fresh].any() and len(members) > 1 and len(fresh):
+                held[fresh[0]] = True
+        held &= ~known & ~_copies(digests, held)
     return part.subset(np.flatnonzero(~held), "train"), part.subset(np.flatnonzero(held), "test")
+
+
+def _copies(digests: Digests, held: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Whether each image has the bytes of one that is not `held`."""
+    return np.isin(digests, digests[~held]) & (digests != 0)
+
+
+def by_digest(classes: Labels, digests: Digests) -> Rows:
+    """Positions one class after the other, within each by what the images are."""
+    return np.lexsort((digests, classes))
 
 
 def by_class(labels: Labels, purpose: str) -> Rows:
@@ -158,6 +224,7 @@ def dev_split(part: Split, fraction: float) -> tuple[Split, Split]:
     held = np.zeros(len(part), bool)
     held[stratified(part.labels, count, "dev")] = True
     held &= np.isin(part.labels, part.labels[~held])  # a class keeps an image to be trained on
+    held &= ~_copies(part.digests(), held)  # a copy of an image that is trained on says nothing
     return part.subset(np.flatnonzero(~held)), part.subset(np.flatnonzero(held), "dev")
 
 

@@ -17,7 +17,7 @@ from vitcli.classes import Class
 from vitcli.config import DataConfig, EvalConfig
 from vitcli.data.augment import normalise_, to_float
 from vitcli.data.decode import BadImage, View, decode, eval_view
-from vitcli.data.sources import IMAGE_ENDINGS
+from vitcli.data.layout import list_folder
 from vitcli.evaluate.evaluator import batch_size, logits_of
 from vitcli.model.linear import packed
 from vitcli.model.vit import ViT
@@ -33,7 +33,7 @@ def expand(names: Iterable[str]) -> Iterator[str]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            yield from (str(f) for f in sorted(path.rglob("*")) if f.suffix.lower() in IMAGE_ENDINGS and f.is_file())
+            yield from map(str, list_folder(path).images)
         elif not path.exists() and glob.has_magic(name):
             yield from sorted(glob.glob(name, recursive=True)) or [name]  # noqa: PTH207 (absolute patterns too)
         else:

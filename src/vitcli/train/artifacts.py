@@ -7,6 +7,7 @@ from typing import Any
 
 from vitcli import files, flops, plots
 from vitcli.config import format_size
+from vitcli.data.identity import Record
 from vitcli.train.plan import Plan
 from vitcli.train.runlog import Event
 from vitcli.weights import checkpoint
@@ -34,9 +35,16 @@ def describe_run(
     data = (
         {}
         if source is None
-        else {"id": source.id, "name": source.name, "revision": source.revision, "identity": source.identity}
+        else {
+            "id": source.id,
+            "name": source.name,
+            "revision": source.revision,
+            "identity": source.identity(),
+            "train_split": config.data.train_split or "train",
+            "held_out": source.held_out_split or "a fifth, by each image's name or content",
+        }
     )
-    provenance = {
+    provenance: dict[str, Any] = {
         "command": config.run.command,
         "data": data,
         "recipe": config.run.recipe,
@@ -46,8 +54,36 @@ def describe_run(
         "train_flops": train_flops,
         **parent,
     }
+    if plan.parent is not None:
+        provenance["ancestry"] = _ancestry(plan.parent)
     kept = {k: v for k, v in scores.items() if k in ("split", "top1", "top5", "loss", "ece", "n")}
-    return Description(folder / WEIGHTS, config.model, plan.classes, config.eval, provenance, kept)
+    return Description(
+        folder / WEIGHTS,
+        config.model,
+        plan.classes,
+        config.eval,
+        provenance,
+        kept,
+        trained_images=_trained(plan).as_json() if source is not None else {},
+    )
+
+
+def _ancestry(parent: Description) -> list[dict[str, Any]]:
+    """The runs before this one, newest first, each with its data, rule of parts and seed."""
+    before = parent.provenance.get("ancestry")
+    own = {k: v for k, v in parent.provenance.items() if k not in ("ancestry", "parent")}
+    own |= {"sha256": parent.sha256, "path": str(parent.path)}
+    return [own, *(before if isinstance(before, list) else [])]
+
+
+def _trained(plan: Plan) -> Record:
+    """What trained the parent, and what this run trained on or chose by."""
+    record = plan.record
+    for part in (plan.train, plan.dev):
+        if part is not None:
+            digests = part.digests()
+            record = record.and_(digests, digests[part.contents.held_out(part.rows, digests)])
+    return record
 
 
 def _card(description: Description, report: dict[str, Any], plan: Plan) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -24,13 +26,14 @@ from vitcli.config import (
     format_size,
     model_name,
 )
-from vitcli.data.sources import open_source
-from vitcli.data.split import Source, Split, dev_split, fraction_of, typical_size
+from vitcli.data.identity import Record
+from vitcli.data.sources import PRESET, by_name, open_source
+from vitcli.data.split import NOTHING, Progress, Source, Split, dev_split, fraction_of, silent, typical_size
 from vitcli.errors import DataError, ResourceError, UsageError
 from vitcli.recipes import Facts, configure, default_recipe, evaluated_as_trained, fitted_to_data
 from vitcli.train import memory, runtime
 from vitcli.train.growth import stages
-from vitcli.weights.describe import Description, describe, locate
+from vitcli.weights.describe import DESCRIBED, Description, describe, locate
 
 _FIXED_BY_PARENT = (
     "width",
@@ -68,6 +71,7 @@ class Request:
     init: str = ""  # finetune's CKPT
     dry_run: bool = False
     started: float = field(default_factory=time.monotonic)
+    progress: Progress = silent  # of reading data that must be read to be parted
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +92,7 @@ class Plan:
     images: int
     notes: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    record: Record = NOTHING  # the images that trained the parent and the runs before it
 
     @property
     def steps(self) -> int | None:
@@ -155,13 +160,16 @@ def make_plan(request: Request) -> Plan:
     if "data.source" not in overrides and parent is not None:
         if not parent.provenance.get("data", {}).get("id"):
             raise UsageError(f"{parent.path} does not say what data it was trained on", "name the data with --data")
-        data = replace(data, source=parent.provenance["data"]["id"])
-        notes.append(f"data: {data.source}, the checkpoint's own")
+        data = replace(data, source=by_name(parent.provenance["data"]["id"]))
+        notes.append(f"data: {data.source.removeprefix(PRESET)}, the checkpoint's own")
     elif "data.source" not in overrides:
         notes.append(f"data: {data.source}, as --data was not given")
+        data = replace(data, source=by_name(data.source))
     machine = runtime.start(apply(Config(), {k: v for k, v in overrides.items() if k.startswith("run.")}).run)
 
     source, train, held_out = None, None, None
+    record = parent.record() if parent is not None else NOTHING
+    warnings: list[str] = []
     if data.source == "none":
         if not request.dry_run:
             raise UsageError("data 'none' has no images to train on", "add --dry-run, or name data with --data")
@@ -177,7 +185,8 @@ def make_plan(request: Request) -> Plan:
     else:
         source = open_source(data)
         notes += source.notes
-        train, held_out = source.train(data.train_split), source.held_out()
+        train = source.train(data.train_split, record, request.progress)
+        held_out = source.held_out(record, request.progress)
         train = fraction_of(train, data.fraction, overrides.get("run.seed", 0))
         if train.labels is None:
             raise DataError(
@@ -190,6 +199,9 @@ def make_plan(request: Request) -> Plan:
                 f"{source.id} has {len(known)} class; a classifier needs two", "put the images in a folder a class"
             )
         native, uniform = typical_size(train, data.max_megapixels)
+        warnings += _untrained(source, train)
+        if not request.dry_run:
+            warnings += _seen(held_out, train, record, request.progress)
 
     classes, outputs, keep_head = _classes(known, parent)
     facts = Facts(
@@ -199,7 +211,7 @@ def make_plan(request: Request) -> Plan:
         native,
         mirror,
         machine.device.type,
-        overrides.get("model.name", ""),
+        _other_name(overrides, parent),
         overrides.get("model.img_size"),
         parent.model if parent else None,
         parent.eval if parent else None,
@@ -214,11 +226,21 @@ def make_plan(request: Request) -> Plan:
     config = evaluated_as_trained(_with_overrides(configure(recipe, facts), overrides, parent), overrides)
     config = replace(
         config,
-        run=replace(config.run, command=request.command, recipe=recipe, init=str(parent.path) if parent else ""),
+        run=replace(
+            config.run,
+            command=request.command,
+            recipe=recipe,
+            init=_start(request, parent) if parent else "",
+            labels=_from_anywhere(config.run.labels),
+        ),
         model=replace(
             config.model, classes=len(classes), pre_logits=config.model.pre_logits and (parent is None or keep_head)
         ),
-        data=replace(data, balanced=overrides.get("data.balanced", config.data.balanced)),
+        data=replace(
+            data,
+            source=_from_anywhere(by_name(data.source)),
+            balanced=overrides.get("data.balanced", config.data.balanced),
+        ),
     )
     config = replace(config, model=replace(config.model, name=model_name(config.model)))
     check(config)
@@ -247,9 +269,34 @@ def make_plan(request: Request) -> Plan:
         keep_head,
         images,
         (),
-        (*unsuited, *too_large),
+        (*warnings, *unsuited, *too_large),
+        record,
     )
     return replace(plan, notes=(*notes, *_said(plan)))
+
+
+def _untrained(source: Source, train: Split) -> list[str]:
+    """A warning of classes without a training image: their outputs learn nothing, and their images are counted as wrong."""
+    assert train.labels is not None
+    counts = np.bincount(train.labels, minlength=len(source.classes))
+    bare = [source.classes[i].name for i in np.flatnonzero(counts == 0)]
+    if not bare:
+        return []
+    shown = ", ".join(map(repr, bare[:20])) + (f" and {len(bare) - 20} more" if len(bare) > 20 else "")
+    return [f"{'a class has' if len(bare) == 1 else f'{len(bare)} classes have'} no training image: {shown}"]
+
+
+def _seen(held_out: Split, train: Split, record: Record, progress: Progress) -> list[str]:
+    """A warning of images that results are reported on and that are, byte for byte, trained on here or were before."""
+    measured, trained = held_out.digests(progress), train.digests(progress)
+    here = int((np.isin(measured, trained) & (measured != 0)).sum())
+    before = record.among(measured)
+    said = []
+    if here:
+        said.append(f"{here:,} of the {len(held_out):,} images of {held_out.name!r} are byte for byte training images")
+    if before:
+        said.append(f"{before:,} of the {len(held_out):,} images of {held_out.name!r} trained the checkpoint before")
+    return said
 
 
 def _in_memory(
@@ -309,11 +356,45 @@ def _kept_back(train: Split, fraction: float, asked: bool) -> tuple[Split, Split
 
 
 def _parent(request: Request) -> Description:
-    """The checkpoint that finetune starts from: CKPT, the configuration's, or the newest finished run."""
+    """The checkpoint that finetune starts from: CKPT, the configuration's, or the newest finished run. What somebody else's
+    weights do not say, such as heads, is as it was asked for.
+    """
     from vitcli.train.runfolder import newest_finished
 
-    reference = request.init or request.overrides.get("run.init", "")
-    return describe(locate(reference) if reference else newest_finished())
+    reference = _reference(request)
+    fixed = {f"model.{name}" for name in DESCRIBED - {"pre_logits"}}
+    asked = {key: value for key, value in request.overrides.items() if key in fixed}
+    return describe(locate(reference) if reference else newest_finished(), asked)
+
+
+def _reference(request: Request) -> str:
+    """CKPT as it was asked for, on the command line or in a configuration file; empty where it was not."""
+    reference: str = request.init or request.overrides.get("run.init", "")
+    return reference
+
+
+def _start(request: Request, parent: Description) -> str:
+    """The checkpoint as any working directory finds it: a file's whole path, or the name that it has on the hub."""
+    reference = _reference(request)
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
+        if reference and not Path(reference).expanduser().exists():
+            return reference
+    return str(parent.path.resolve())
+
+
+def _from_anywhere(name: str) -> str:
+    """`name`, if it is a path, as one that holds in every working directory, so that a run.toml repeats its run."""
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
+        path = Path(name).expanduser()
+        if name and path.exists():
+            return str(path.resolve())
+    return name
+
+
+def _other_name(overrides: Overrides, parent: Description | None) -> str:
+    """The model's name that was asked for; empty where it is the trained model's own, as in a run.toml."""
+    asked: str = overrides.get("model.name", "")
+    return "" if parent is not None and asked in (parent.model.name, model_name(parent.model)) else asked
 
 
 def _classes(known: tuple[Class, ...], parent: Description | None) -> tuple[tuple[Class, ...], NDArray[np.int64], bool]:

@@ -84,9 +84,25 @@ def identity(plan: Plan) -> dict[str, Any]:
     return {
         "command": plan.request.command,
         "asked": asked,
-        "data": plan.source.identity if plan.source else "none",
+        "data": plan.source.identity(plan.request.progress) if plan.source else "none",
         "parent": (plan.parent.sha256 or str(plan.parent.path)) if plan.parent else "",
     }
+
+
+_IMAGES = "images"
+"""Beside what makes runs the same: how many images each part had, to say what changed."""
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    """The identity of a folder's run. Raises OSError or ValueError."""
+    tree = json.loads((folder / "state" / "identity.json").read_text(encoding="utf-8"))
+    if not isinstance(tree, dict):
+        raise ValueError("not a table")
+    return tree
+
+
+def _counts(plan: Plan) -> dict[str, int]:
+    return {name: len(part) for name, part in plan.source.splits.items()} if plan.source else {}
 
 
 def _comparable(config: Config) -> dict[str, Any]:
@@ -100,10 +116,10 @@ def stored_config(folder: Path) -> Config:
 
 def _is_same(folder: Path, plan: Plan) -> bool:
     try:
-        stored = json.loads((folder / "state" / "identity.json").read_text(encoding="utf-8"))
-        if stored == identity(plan):
+        theirs, ours = _stored(folder), identity(plan)
+        theirs.pop(_IMAGES, None)
+        if theirs == ours:
             return True
-        theirs, ours = dict(stored), identity(plan)
         return (
             theirs.pop("asked") is not None
             and ours.pop("asked") is not None
@@ -118,7 +134,7 @@ def differences(folder: Path, plan: Plan) -> str:
     """The keys in which a folder's run and the plan differ, with both values."""
     try:
         theirs, ours = _comparable(stored_config(folder)), _comparable(plan.config)
-        stored = json.loads((folder / "state" / "identity.json").read_text(encoding="utf-8"))
+        stored = _stored(folder)
     except (OSError, ValueError, VitError):
         return "its run.toml cannot be read"
     found = [
@@ -127,10 +143,21 @@ def differences(folder: Path, plan: Plan) -> str:
         if theirs.get(k) != ours.get(k)
     ]
     if stored.get("data") != identity(plan)["data"]:
-        found.insert(0, f"data.source: {stored_config(folder).data.source} there, {plan.config.data.source} now")
+        found.insert(0, _data_changed(stored_config(folder).data.source, stored.get(_IMAGES), plan))
     if stored.get("parent") != identity(plan)["parent"]:
         found.insert(0, f"checkpoint: {stored_config(folder).run.init} there, {plan.config.run.init} now")
     return "; ".join(found) or "what was asked for"
+
+
+def _data_changed(there: str, counts: Any, plan: Plan) -> str:
+    """What is other about the data: its name, how many images it has, or what they are."""
+    now, here = _counts(plan), plan.config.data.source
+    if there != here or not isinstance(counts, dict):
+        return f"data.source: {there} there, {here} now"
+    changed = [f"{name} {counts.get(name, 0)} there, {now.get(name, 0)} now" for name in sorted({*counts, *now})]
+    if counts != now:
+        return f"the images of {here}: {', '.join(changed)}"
+    return f"the images of {here}: as many, but not the same files or labels"
 
 
 def choose(plan: Plan, out: str, resume: str) -> Place:
@@ -206,7 +233,7 @@ def create(folder: Path, plan: Plan) -> None:
     if status(folder):
         raise UsageError(f"{folder} was just taken by another run", "run the command again")
     files.write_text(folder / "run.toml", to_toml(plan.config))
-    files.write_json(folder / "state" / "identity.json", identity(plan))
+    files.write_json(folder / "state" / "identity.json", identity(plan) | {_IMAGES: _counts(plan)})
     write_status(folder, "running", 0)
 
 

@@ -1,0 +1,179 @@
+"""Tables of paths and labels: CSV, TSV and JSONL files, and the metadata.* of an image folder.
+
+What a CSV holds is text: `001`, `NA` and `1e5` are names. Paths are relative to the table, and name nothing outside
+its folder: a table that came with a download opens no other file.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitcli.config import DataConfig
+from vitcli.data.layout import is_image, meaning_of
+from vitcli.errors import DataError, did_you_mean
+
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
+METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
+"""Names of tables that an image folder may have, as `datasets` has them."""
+_IMAGE_NAMES = ("file_name", "image", "img", "path", "image_path", "filepath", "filename", "file", "name")
+_LABEL_NAMES = ("label", "labels", "class", "class_name", "target", "category", "y")
+_SPLIT_NAMES = ("split", "set", "subset", "partition", "fold")
+_LOOKED_AT = 50
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Rows by split, as (path of the image, label, its name below the table); a label is None where there is none."""
+
+    splits: dict[str, list[tuple[str, Any, str]]]
+    has_labels: bool
+    notes: tuple[str, ...] = ()
+
+
+def read_listing(table: Path, root: Path, config: DataConfig) -> Listed:
+    """The images that `table`, somewhere below `root`, lists. Raises DataError with the row."""
+    rows = _rows(table)
+    if not rows:
+        raise DataError(f"{table} has no rows", "write a path and a label a line, below their names")
+    names = list(dict.fromkeys(name for row in rows[:_LOOKED_AT] for name in row))
+    image = _column(
+        table, config.image_column, names, _holding_paths(rows, names, table), _IMAGE_NAMES, "paths of images"
+    )
+    if not image:
+        raise DataError(
+            f"{table} has no column of image files; its columns: {', '.join(names)}",
+            "paths are relative to the table; name their column with --set data.image_column=…",
+        )
+    split = next((n for n in names if n.lower() in _SPLIT_NAMES and _says_splits(rows, n)), "")
+    left = [n for n in names if n not in (image, split)]
+    usual = [n for n in left if n.lower() in _LABEL_NAMES]
+    label = _column(
+        table, config.label_column, names, usual or (left if len(left) == 1 else []), _LABEL_NAMES, "labels"
+    )
+    notes = () if label or not left else (f"{table.name}: no column of labels among {', '.join(left)}",)
+    own = "/".join(table.parent.relative_to(root).parts)
+    splits: dict[str, list[tuple[str, Any, str]]] = {}
+    for number, row in enumerate(rows, start=1):
+        below = row.get(image)
+        if not isinstance(below, str) or not below.strip():
+            raise DataError(f"{table}: row {number} names no image ({below!r})", "correct or remove this row")
+        path = _within(table, below.strip(), number)
+        value = row.get(label) if label else None
+        value = None if isinstance(value, str) and not value.strip() else value
+        where = str(row.get(split, "")) if split else "/".join(filter(None, (own, below.rpartition("/")[0])))
+        splits.setdefault(_split(where, bool(split)), []).append((str(path), value, f"{own}/{below}" if own else below))
+    return Listed(splits, bool(label), notes)
+
+
+def _split(where: str, is_word: bool) -> str:
+    """The split that a word says, or the folders of a path, from the nearest on; else train."""
+    for part in [where] if is_word else reversed(where.split("/")):
+        meaning = meaning_of(part)
+        if meaning is not None and (is_word or not meaning.rest):
+            return meaning.split
+    return "train"
+
+
+def _says_splits(rows: Sequence[dict[str, Any]], name: str) -> bool:
+    return all(meaning_of(str(row.get(name, ""))) is not None for row in rows)
+
+
+def _within(table: Path, below: str, number: int) -> Path:
+    """The file that a row names. Raises DataError where that is an address, or lies outside the table's folder."""
+    folder = Path(os.path.normpath(table.parent))
+    path = Path(os.path.normpath(folder / below))  # by the names alone: links in the folder are the user's own
+    if re.match(r"[A-Za-z][\w+.-]*://", below) or not path.is_relative_to(folder) or "\0" in below:
+        raise DataError(
+            f"{table}: row {number} names {below[:200]!r}, which is not in the table's folder",
+            "a table lists files beside and below it, by their path from there",
+        )
+    return path
+
+
+def _column(
+    table: Path, wanted: str, names: Sequence[str], found: Sequence[str], usual: Sequence[str], what: str
+) -> str:
+    """The column asked for, else the one that is found, of several the one with the most usual name. Raises DataError."""
+    if wanted:
+        if wanted not in names:
+            raise DataError(f"{table} has no column {wanted!r}", did_you_mean(wanted, names))
+        return wanted
+    if len(found) > 1:
+        by_name = [n for u in usual for n in found if n.lower() == u]
+        if not by_name:
+            raise DataError(
+                f"{table} has {len(found)} columns of {what}: {', '.join(found)}",
+                f"name it with --set data.{'image' if what.startswith('path') else 'label'}_column=…",
+            )
+        return by_name[0]
+    return found[0] if found else ""
+
+
+def _holding_paths(rows: Sequence[dict[str, Any]], names: Sequence[str], table: Path) -> list[str]:
+    """The columns whose first values are names of image files, or files that are there."""
+
+    def is_path(value: Any) -> bool:
+        return isinstance(value, str) and (is_image(value) or (bool(value) and (table.parent / value).is_file()))
+
+    return [n for n in names if all(is_path(row.get(n)) for row in rows[:_LOOKED_AT])]
+
+
+def _rows(table: Path) -> list[dict[str, Any]]:
+    """The rows of a table by the names of its columns. Raises DataError."""
+    try:
+        if table.suffix.lower() == ".parquet":
+            import pyarrow.parquet
+
+            return list(pyarrow.parquet.read_table(table).to_pylist())
+        with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            if table.suffix.lower() in (".jsonl", ".ndjson"):
+                return list(_json_rows(file, table))
+            return _text_rows(file, table)
+    except (OSError, csv.Error, ValueError, RecursionError) as error:
+        raise DataError(
+            f"cannot read {table}: {str(error)[:200]}", "is it whole, and in the format its name says?"
+        ) from None
+
+
+def _json_rows(lines: Any, table: Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise DataError(f"{table}: line {number} is no JSON object", 'write {"path": "a.jpg", "label": "cat"}')
+            yield row
+
+
+def _text_rows(file: Any, table: Path) -> list[dict[str, Any]]:
+    """Of CSV or TSV. Without a line of names the columns are called path, label, column-3 …"""
+    start = file.read(64_000)
+    file.seek(0)
+    first = start.splitlines()[0] if start.splitlines() else ""
+    mark = "\t" if table.suffix.lower() == ".tsv" else max(",;\t|", key=lambda m: (first.count(m), m == ","))
+    lines = [cells for cells in csv.reader(file, delimiter=mark, strict=True) if any(cells)]
+    if not lines:
+        return []
+    head, width = lines[0], max(map(len, lines))
+    headless = any(is_image(cell) for cell in head)
+    if headless:
+        head = ["path", "label", *(f"column-{i}" for i in range(3, width + 1))][:width]
+    head = [name.strip() for name in head]
+    if len(set(head)) < len(head):
+        raise DataError(
+            f"{table} names two columns {next(n for n in head if head.count(n) > 1)!r}", "rename one of them"
+        )
+    rows = lines if headless else lines[1:]
+    wrong = next((i for i, cells in enumerate(rows, start=1) if len(cells) > len(head)), None)
+    if wrong is not None:
+        raise DataError(
+            f"{table}: row {wrong} has {len(rows[wrong - 1])} cells for {len(head)} columns",
+            "quote cells that hold the separator",
+        )
+    return [dict(zip(head, [*cells, *[""] * (len(head) - len(cells))], strict=True)) for cells in rows]

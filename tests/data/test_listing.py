@@ -1,0 +1,136 @@
+"""Tables of paths and labels: what stands in them is text, and names files beside them alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from conftest import draw_image
+from vitcli.config import DataConfig
+from vitcli.data.sources import open_source
+from vitcli.data.split import Source
+from vitcli.errors import DataError
+
+
+def opened(path: Path, **config: Any) -> Source:
+    return open_source(DataConfig(source=str(path), **config))
+
+
+def images(folder: Path, names: Sequence[str]) -> None:
+    for index, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        draw_image(index, index, 6).save(folder / name, "PNG")
+
+
+def of(source: Source, split: str = "all") -> list[tuple[str, str]]:
+    """(file name, class) of each image."""
+    part = source.split(split)
+    assert part.labels is not None
+    paths = [Path(path).name for _, path in part.blobs(np.arange(len(part)))]
+    return [(path, source.classes[label].name) for path, label in zip(paths, part.labels, strict=True)]
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "semicolons", "no names"])
+def test_a_table_of_paths_and_labels_is_data(tmp_path: Path, form: str) -> None:
+    rows = [("a/1.png", "cat"), ("a/2.png", "dog"), ("b/3.png", "cat")]
+    images(tmp_path, [path for path, _ in rows])
+    file = tmp_path / f"list.{form if form in ('tsv', 'jsonl') else 'csv'}"
+    if form == "jsonl":
+        file.write_text("".join(json.dumps({"image": p, "label": c}) + "\n" for p, c in rows))
+    else:
+        mark = {"tsv": "\t", "semicolons": ";"}.get(form, ",")
+        head = [] if form == "no names" else [f"path{mark}label"]
+        file.write_text("\n".join([*head, *(f"{p}{mark}{c}" for p, c in rows)]))
+    source = opened(file)
+    assert of(source) == [("1.png", "cat"), ("2.png", "dog"), ("3.png", "cat")]
+    assert source.name == "list" and source.held_out_split == ""
+
+
+LABELS = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), min_size=1, max_size=8).filter(str.strip)
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.one_of(LABELS, st.sampled_from(["001", "1", "01", "NA", "None", "nan", "1e5", "0.0", "true"])),
+        min_size=2,
+        max_size=8,
+    )
+)
+def test_labels_are_text_exactly_as_they_stand(tmp_path: Path, labels: list[str]) -> None:
+    images(tmp_path, [f"{i}.png" for i in range(len(labels))])
+    with (tmp_path / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file_name", "label"])
+        writer.writerows((f"{i}.png", label) for i, label in enumerate(labels))
+    for source in (opened(tmp_path), opened(tmp_path / "metadata.csv")):
+        assert [label for _, label in of(source)] == labels
+        assert {c.name for c in source.classes} == set(labels)
+
+
+def test_splits_by_a_column_or_by_folders(tmp_path: Path) -> None:
+    images(tmp_path, ["train/1.png", "train/2.png", "test/3.png"])
+    (tmp_path / "a.csv").write_text("file,species\ntrain/1.png,x\ntrain/2.png,y\ntest/3.png,x\n")
+    (tmp_path / "b.csv").write_text("file,species,split\ntrain/1.png,x,test\ntrain/2.png,y,train\ntest/3.png,x,train\n")
+    assert of(opened(tmp_path / "a.csv"), "test") == [("3.png", "x")]
+    assert of(opened(tmp_path / "b.csv", label_column="species"), "test") == [("1.png", "x")]
+    for split in ("train", "test"):
+        rows = [f"{p.name},{'xy'[i]}" for i, p in enumerate(sorted((tmp_path / split).glob("*.png")))]
+        (tmp_path / split / "metadata.csv").write_text("\n".join(["file_name,label", *rows]))
+    for name in "ab":
+        (tmp_path / f"{name}.csv").unlink()
+    source = opened(tmp_path)
+    assert of(source, "train") == [("1.png", "x"), ("2.png", "y")] and of(source, "test") == [("3.png", "x")]
+
+
+def test_numbers_are_in_their_order_and_images_that_no_table_lists_are_counted(tmp_path: Path) -> None:
+    images(tmp_path, ["1.png", "2.png", "3.png", "4.png"])
+    (tmp_path / "metadata.csv").write_text("file_name,label\n1.png,10\n2.png,9\n3.png,2\n")
+    source = opened(tmp_path)
+    assert [c.name for c in source.classes] == ["2", "9", "10"]
+    assert any("1 images that no table lists" in note for note in source.notes)
+
+
+@pytest.mark.parametrize(
+    "path", ["../out.png", "/etc/hostname", "http://127.0.0.1:9/x.png", "a/../../out.png", "file:///x.png"]
+)
+def test_a_row_names_nothing_outside_the_tables_folder(tmp_path: Path, path: str) -> None:
+    images(tmp_path, ["out.png", "in/1.png"])
+    (tmp_path / "in" / "list.csv").write_text(f"path,label\n1.png,a\n{path},b\n")
+    with pytest.raises(DataError, match="row 2"):
+        opened(tmp_path / "in" / "list.csv", image_column="path")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "path,label\n",
+        "a,b\nc,d\n",
+        "path,label\n1.png,a,extra\n",
+        "path,path\n1.png,a\n",
+        'path,label\n"1.png,a\n',
+        "path,x,y\n1.png,a,b\n,c,d\n",
+    ],
+)
+def test_a_table_that_cannot_be_read_is_an_error_of_the_data(tmp_path: Path, text: str) -> None:
+    images(tmp_path, ["1.png"])
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(DataError) as error:
+        opened(tmp_path / "list.csv")
+    assert error.value.hint and "list.csv" in error.value.message
+
+
+def test_a_missing_label_is_an_error_that_names_the_row(tmp_path: Path) -> None:
+    images(tmp_path, ["1.png", "2.png"])
+    (tmp_path / "list.csv").write_text("path,label\n1.png,a\n2.png,\n")
+    with pytest.raises(DataError, match="row 1"):
+        opened(tmp_path / "list.csv")
