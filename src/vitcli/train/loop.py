@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from vitcli import files, flops
@@ -45,7 +44,7 @@ from vitcli.train.optim import Average, Optimizer, lr_factor
 from vitcli.train.plan import Plan, replan
 from vitcli.train.runfolder import Place
 from vitcli.train.runlog import Log, Metrics, read_lines
-from vitcli.train.runtime import Runtime, Signals
+from vitcli.train.runtime import Runtime, Signals, peak_flops
 from vitcli.train.step import DIVERGED_HINT, Update, train_step
 from vitcli.weights.checkpoint import HEADS, Tensors, adapt, load, resized
 from vitcli.weights.describe import WEIGHTS
@@ -356,6 +355,7 @@ class _Run:
     def _train(self) -> None:
         self.at.saved_at = time.monotonic()
         self.signals.is_training = True
+        self._begin_clock()
         since, then = self.at.step, time.monotonic()
         batches = self.loader.batches(self.at.step)
         with contextlib.closing(batches):
@@ -377,6 +377,21 @@ class _Run:
                 if self._save_is_due():
                     self._save("running")
                 self.writer.check()
+
+    def _begin_clock(self) -> None:
+        """With a time budget: measure from here. No step is faster than its matrix products at the machine's peak."""
+        if self.clock.budget is None:
+            return
+        config = self.config
+        model = replace(
+            config.model, img_size=size_at(config.model, config.train.low_res, self.clock.progress(self.at.step))
+        )
+        operations = flops.training_flops(model, config.train.batch_size, self.plan.frozen)
+        anchor = self.clock.begin(
+            self.at.step, self._seconds(), self.reserve, operations / peak_flops(self.runtime, side=1024)
+        )
+        if anchor is not None:
+            files.append_line(self.folder / "state" / "clock.jsonl", anchor.as_json())
 
     def _evaluation_is_due(self) -> bool:
         """Between two steps. A run that goes on does it once more at the step where it begins."""
