@@ -7,11 +7,18 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from conftest import draw_image
+from vitcli.config import EvalConfig, model_config
+from vitcli.model.vit import ViT, init_weights
+from vitcli.weights.checkpoint import write_safetensors
+from vitcli.weights.describe import Description
+from vitcli.weights.formats import timm_config
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "docs/guide.md", "docs/concepts.md"]
@@ -27,6 +34,30 @@ def photos(folder: Path) -> None:
         (folder / "photos" / name).mkdir(parents=True)
         for index in range(20):
             draw_image(colour, index, size=70).save(folder / "photos" / name / f"{index}.jpg")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def weights_in_the_hubs_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the pages fine-tune: a small model in the place and the layout of the hub's client, since no test has a network."""
+    model = replace(model_config("ViT-w64d2h2/16", (64, 64), 10), name="ViT-w64d2h2/16")
+    cache = tmp_path_factory.mktemp("hub")
+    repository = cache / "models--timm--deit_tiny_patch16_224.fb_in1k"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    vit = ViT(model)
+    init_weights(vit, 0)
+    write_safetensors(snapshot / "model.safetensors", vit.state_dict())
+    config = timm_config(Description(snapshot / "model.safetensors", model, (), EvalConfig()))
+    (snapshot / "config.json").write_text(json.dumps(config))
+    before = os.environ.get("HF_HUB_CACHE")
+    os.environ["HF_HUB_CACHE"] = str(cache)
+    yield
+    if before is None:
+        del os.environ["HF_HUB_CACHE"]
+    else:
+        os.environ["HF_HUB_CACHE"] = before
 
 
 def shell(script: str, cwd: Path) -> subprocess.CompletedProcess[str]:

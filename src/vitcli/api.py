@@ -40,7 +40,7 @@ from vitcli.data.cache import Progress, silent
 from vitcli.data.identity import Record
 from vitcli.data.samples import files_split, sample_split
 from vitcli.data.sources import by_name, open_source
-from vitcli.data.split import Source, Split, fraction_of, stratified
+from vitcli.data.split import Source, Split, also_trained, fraction_of, stratified
 from vitcli.errors import CheckpointError, DataError, UsageError, did_you_mean
 from vitcli.evaluate.evaluator import Evaluation
 from vitcli.evaluate.evaluator import evaluate as measure
@@ -367,6 +367,7 @@ class ProbePlan:
     settings: ProbeConfig
     machine: runtime.Runtime
     notes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
         """The fields of `vit probe --dry-run`."""
@@ -438,8 +439,18 @@ def plan_probe(
         if not len(part):
             raise DataError(f"split {part.name!r} of {source.id} has no images", "name one that has with --split")
     machine = runtime.start(apply(Config(), _machine(device, precision)).run)
+    warnings = tuple(also_trained(held_out, train, record))
     return ProbePlan(
-        described, size, source, train, held_out, data_config, settings, machine, (*notes, *found, *described.notes)
+        described,
+        size,
+        source,
+        train,
+        held_out,
+        data_config,
+        settings,
+        machine,
+        (*notes, *found, *described.notes),
+        warnings,
     )
 
 

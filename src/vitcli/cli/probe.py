@@ -49,6 +49,8 @@ def probe(
     if not quiet:
         for note in planned.notes:
             console.show_note(note)
+    for warning in planned.warnings:
+        console.show_warning(warning)
     if dry_run:
         tree = planned.as_json()
         console.print_json(tree) if json else console.print_text("\n".join(f"{k:<11} {v}" for k, v in tree.items()))

@@ -195,6 +195,19 @@ def carve(part: Split, trained: Record = NOTHING, progress: Progress = silent) -
     return part.subset(np.flatnonzero(~held), "train"), part.subset(np.flatnonzero(held), "test")
 
 
+def also_trained(held_out: Split, train: Split, record: Record, progress: Progress = silent) -> list[str]:
+    """A warning of images that results are reported on and that are, byte for byte, trained on here or were before."""
+    measured, trained = held_out.digests(progress), train.digests(progress)
+    here = int((np.isin(measured, trained) & (measured != 0)).sum())
+    before = record.among(measured)
+    said = []
+    if here:
+        said.append(f"{here:,} of the {len(held_out):,} images of {held_out.name!r} are byte for byte training images")
+    if before:
+        said.append(f"{before:,} of the {len(held_out):,} images of {held_out.name!r} trained the checkpoint before")
+    return said
+
+
 def _copies(digests: Digests, held: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Whether each image has the bytes of one that is not `held`."""
     return np.isin(digests, digests[~held]) & (digests != 0)

@@ -28,7 +28,17 @@ from vitcli.config import (
 )
 from vitcli.data.identity import Record
 from vitcli.data.sources import PRESET, by_name, open_source
-from vitcli.data.split import NOTHING, Progress, Source, Split, dev_split, fraction_of, silent, typical_size
+from vitcli.data.split import (
+    NOTHING,
+    Progress,
+    Source,
+    Split,
+    also_trained,
+    dev_split,
+    fraction_of,
+    silent,
+    typical_size,
+)
 from vitcli.errors import DataError, ResourceError, UsageError
 from vitcli.recipes import Facts, configure, default_recipe, evaluated_as_trained, fitted_to_data
 from vitcli.train import memory, runtime
@@ -201,7 +211,7 @@ def make_plan(request: Request) -> Plan:
         native, uniform = typical_size(train, data.max_megapixels)
         warnings += _untrained(source, train)
         if not request.dry_run:
-            warnings += _seen(held_out, train, record, request.progress)
+            warnings += also_trained(held_out, train, record, request.progress)
 
     classes, outputs, keep_head = _classes(known, parent)
     facts = Facts(
@@ -284,19 +294,6 @@ def _untrained(source: Source, train: Split) -> list[str]:
         return []
     shown = ", ".join(map(repr, bare[:20])) + (f" and {len(bare) - 20} more" if len(bare) > 20 else "")
     return [f"{'a class has' if len(bare) == 1 else f'{len(bare)} classes have'} no training image: {shown}"]
-
-
-def _seen(held_out: Split, train: Split, record: Record, progress: Progress) -> list[str]:
-    """A warning of images that results are reported on and that are, byte for byte, trained on here or were before."""
-    measured, trained = held_out.digests(progress), train.digests(progress)
-    here = int((np.isin(measured, trained) & (measured != 0)).sum())
-    before = record.among(measured)
-    said = []
-    if here:
-        said.append(f"{here:,} of the {len(held_out):,} images of {held_out.name!r} are byte for byte training images")
-    if before:
-        said.append(f"{before:,} of the {len(held_out):,} images of {held_out.name!r} trained the checkpoint before")
-    return said
 
 
 def _in_memory(
