@@ -17,13 +17,63 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from processes import PATIENCE, SLOW_STEPS, Started, assert_same_run, has_logged, pretrain, run, saved_steps
 
 from conftest import run_vit
 from vitcli import api, files
 from vitcli.config import read_toml
+from vitcli.errors import UsageError
 from vitcli.train import runfolder, runlog
 from vitcli.weights.checkpoint import load
+
+# --- 48, 59: data that change between two commands --------------------------------------------------------------
+
+
+def bitmaps(root: Path, count: int = 10) -> Path:
+    """Two classes of files of one size and one date, which differ in nothing but their bytes."""
+    for c in range(2):
+        for i in range(count):
+            put_bitmap(root / f"c{c}" / f"{i}.bmp", (200 * c, 20 * i, 0))
+    return root
+
+
+def put_bitmap(path: Path, colour: tuple[int, int, int]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), colour).save(path)
+    os.utime(path, (1_600_000_000, 1_600_000_000))
+
+
+QUICK = {"model": "mu/4", "img_size": 8, "steps": 2, "batch_size": 4, "device": "cpu"}
+
+
+def test_row_48_images_replaced_by_others_of_equal_size_and_time_are_noticed(tmp_path: Path) -> None:
+    data, out = bitmaps(tmp_path / "data"), str(tmp_path / "run")
+    _, first = api.train("pretrain", data=str(data), out=out, **QUICK)
+    assert api.train("pretrain", data=str(data), out=out, **QUICK)[1] == first, "a finished equal run is not done again"
+    put_bitmap(data / "c0" / "3.bmp", (9, 9, 9))
+    with pytest.raises(UsageError, match=r"the images of .*data: as many, but not the same"):
+        api.train("pretrain", data=str(data), out=out, **QUICK)
+    put_bitmap(data / "c0" / "3.bmp", (0, 60, 0))
+    put_bitmap(data / "c0" / "extra.bmp", (9, 9, 9))
+    with pytest.raises(UsageError, match="train 20 there, 21 now"):
+        api.train("pretrain", data=str(data), out=out, **QUICK)
+    (data / "c0" / "extra.bmp").unlink()
+    (data / "c0" / "3.bmp").touch()
+    assert api.train("pretrain", data=str(data), out=out, **QUICK)[1] == first, "when a file was written says nothing"
+
+
+def test_row_59_of_data_that_grew_no_trained_image_is_measured(tmp_path: Path) -> None:
+    data = bitmaps(tmp_path / "data")
+    folder, report = api.train("pretrain", data=str(data), out=str(tmp_path / "run"), **QUICK)
+    assert report["eval"]["n"] == 4
+    trained = set(api.plan_evaluation(str(folder), split="train").split.digests())
+    for i in range(10, 20):
+        put_bitmap(data / "c0" / f"{i}.bmp", (5, 5, i))
+    (data / "c1" / "1.bmp").unlink()
+    measured = api.plan_evaluation(str(folder)).split.digests()
+    assert len(measured) >= 5 and not set(measured) & trained
+
 
 # --- 26, 27: configuration and neighbours -----------------------------------------------------------------------
 
@@ -159,7 +209,8 @@ def limited(megabytes: int) -> str:
 def test_row_31_out_of_memory_on_the_cpu_and_the_hint_leads_out(class_folders: Path, tmp_path: Path) -> None:
     command = [
         "pretrain", "--data", class_folders, "--model", "s/4", "--img-size", "48", "--batch-size", "48", "--steps", "1",
-        "--set", "model.depth=3", "--set", "data.workers=0", "--precision", "fp32", "--out", "run", "--json",
+        "--set", "model.depth=3", "--set", "data.workers=0", "--device", "cpu", "--precision", "fp32",
+        "--out", "run", "--json",
     ]  # fmt: skip
     hints, limit = [], limited(300)
     while (done := run([*command, *(("--set", hints[-1]) if hints else ())], tmp_path, before=limit)).code:
