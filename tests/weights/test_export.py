@@ -77,7 +77,7 @@ def test_folders_for_timm_and_transformers(tmp_path, form, name):
         assert not out.exists()
         return
     tree = export.export(description, tensors, out, form)
-    assert set(tree) == {"path", "format", "max_abs_difference", "images"}
+    assert set(tree) == {"path", "format", "max_abs_difference", "images", "preprocessing"}
     assert tree["max_abs_difference"] < 1e-4 and tree["images"] == 10
     again, loaded = load(str(out))
     images = torch.randn(2, 3, *description.model.img_size)

@@ -7,6 +7,7 @@ the arguments in a checkpoint. What changes the numbers of a model is used or re
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -362,7 +363,7 @@ def _processor(tree: dict[str, Any], usual: EvalConfig) -> EvalConfig | None:
         config = replace(
             usual,
             resize="short" if square is None else "square",
-            crop=cut[0] / side if crops and cut is not None else 1.0,
+            crop=_part(cut[0], side) if crops and cut is not None else 1.0,
         )
     if tree.get("do_rescale", True) is not True or abs(_number(tree.get("rescale_factor"), 1 / 255) - 1 / 255) > 1e-6:
         return None  # pixels in another range than the statistics of vit's are of
@@ -373,6 +374,12 @@ def _processor(tree: dict[str, Any], usual: EvalConfig) -> EvalConfig | None:
         "std": [1.0] * 3 if plain else tree.get("image_std"),
     }
     return _checked(values, config)
+
+
+def _part(cut: int, side: int) -> float:
+    """cut / side, so that the size over it, rounded down, is `side` again."""
+    part = cut / side
+    return part if int(cut / part) == side else math.nextafter(part, 0)
 
 
 def _number(value: Any, usual: float) -> float:

@@ -120,6 +120,7 @@ def export(description: Description, tensors: Tensors, out: Path, form: str, for
             shutil.rmtree(holder, ignore_errors=True)
 
     size = sum(t.numel() * 4 for t in tensors.values())
+    differs = formats.preprocessing_difference(description, form)
     if form == "onnx":
         files.write_file(out, fill_file, size)
     else:
@@ -129,6 +130,7 @@ def export(description: Description, tensors: Tensors, out: Path, form: str, for
         "format": form,
         "max_abs_difference": difference,
         "images": len(images),
+        "preprocessing": {"equal": not differs, "differs": differs},
     }
 
 

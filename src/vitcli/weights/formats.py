@@ -228,8 +228,28 @@ def _as_that_class(architecture: Architecture, model: ModelConfig, tensors: Mapp
     return whole
 
 
+def preprocessing_difference(description: Description, form: str) -> str:
+    """In what the pixels that a tool makes of an image by an exported folder differ from vit's; empty where they are the same.
+
+    timm's are the same. transformers (5.24 image_processing_backends.py) has no resize of the short side for sizes that are
+    not square, and rounds the corner of the centre down where torchvision, timm and vit round to even.
+    """
+    config, size = description.eval, description.model.img_size
+    if form != "transformers":
+        return ""
+    if config.resize == "short" and size[0] != size[1]:
+        return f"transformers has no resize to the short side for {format_size(size)} px: it shows another part of an image"
+    left = [int(side / config.crop) - side for side in size]
+    if config.resize == "short" or any(round(n / 2) != n // 2 for n in left):
+        return "transformers cuts the centre out a pixel further up or left where an odd number of pixels is left over"
+    return ""
+
+
 def preprocessor_config(description: Description) -> dict[str, Any]:
-    """`preprocessor_config.json`: the processor of transformers that does what vit's evaluation does."""
+    """`preprocessor_config.json`: the processor of transformers that does what vit's evaluation does, or what comes nearest.
+
+    With backend="pil" it resizes as vit does; its default, torchvision's resize of tensors, is off by up to one level of 255.
+    """
     config, (height, width) = description.eval, description.model.img_size
     rows, columns = int(height / config.crop), int(width / config.crop)
     tree: dict[str, Any] = {
