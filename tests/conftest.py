@@ -21,6 +21,28 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # several test processes share th
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
+TEST_DEVICE = os.environ.get("VIT_TEST_DEVICE", "auto")
+"""Where tests compute that do not say it themselves: auto (the best there is), cpu, cuda or mps.
+
+Tests of bits name the CPU, since no other device promises them, and tests against other implementations name fp32. A GPU
+that is not to be used is hidden from this process and those that it starts, so that the product needs no switch for it.
+"""
+ABSENT_DEVICE = "cuda" if sys.platform == "darwin" else "mps"
+"""One that this machine cannot have."""
+if TEST_DEVICE == "cpu":
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A device that is asked for and missing is an error, not a run of everything on the CPU."""
+    if TEST_DEVICE in ("auto", "cpu"):
+        return
+    import torch
+
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if TEST_DEVICE not in there or not there[TEST_DEVICE]():
+        raise pytest.UsageError(f"VIT_TEST_DEVICE={TEST_DEVICE}: not here; leave it out, or take cpu")
+
 
 settings.register_profile("vit", deadline=None, max_examples=50)
 settings.load_profile("vit")

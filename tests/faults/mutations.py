@@ -86,7 +86,7 @@ def draw_noise(model, seed, step, batch, device):
     M(19, "the report does not count", "train/loop.py", "row_19_skipped", "if False:", "if self.unreadable:"),
     M(20, "evaluation reads on", "data/cache.py", "row_20_an", "pass", "raise bad_image(self.split, position, reason)"),
     M(21, "any number of pixels is decoded", "data/decode.py", "row_21 and 100", "if False:", "if megapixels > max_megapixels:"),
-    M(22, "16 bits are cut", "data/decode.py", "row_22", "wide", "np.rint(wide / 257)"),
+    M(22, "16 bits are cut", "data/decode.py", "row_22", "np.rint(gray)", "np.rint(gray / 257 if white == 65535 else gray * np.float32(255 / white))"),
     M(22, "EXIF is ignored", "data/decode.py", "row_22", "def orientation(image):\n    return 1"),
     M(23, "truncated files are filled up", "data/decode.py", "row_23", "from PIL import ImageFile\nImageFile.LOAD_TRUNCATED_IMAGES = True"),
     M(24, "classes are matched by position", "classes.py", "row_24", "def match(wanted, known):\n    return list(range(len(wanted)))"),

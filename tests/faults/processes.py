@@ -123,7 +123,8 @@ def pretrain(data: Path | str, *more: object, steps: int = 12, out: str = "run")
         "train.save_every_steps": 2,
         "optim.name": "adamw",
     }
-    options = ["--model", "mu/4", "--batch-size", "8", "--steps", steps, "--precision", "fp32", "--out", out, "--json"]
+    options = ["--model", "mu/4", "--batch-size", "8", "--steps", steps, "--out", out, "--json"]
+    options += ["--device", "cpu", "--precision", "fp32"]  # its bits are compared
     settings = [item for key, value in values.items() for item in ("--set", f"{key}={value}")]
     return ["pretrain", "--data", data, *options, *settings, *more]
 

@@ -223,7 +223,7 @@ def beside_state(folder: Path) -> Read:
 
 def run_with(folder: Path, name: str, fits: bool) -> Read:
     """A whole run that goes on from a folder with one file changed."""
-    asked = api.plan(Request("pretrain", read_toml(FIXTURE / "interrupted" / "run.toml")))
+    asked = api.plan(Request("pretrain", read_toml(FIXTURE / "interrupted" / "run.toml") | {"run.device": "cpu"}))
 
     def read(blob: bytes) -> None:
         shutil.rmtree(folder, ignore_errors=True)

@@ -79,7 +79,7 @@ def test_a_model_takes_the_other_size_with_interpolated_positions() -> None:
 def run(folder: Path, class_folders: Path, **values: Any) -> dict[str, Any]:
     return api.train(
         "pretrain", data=str(class_folders), out=str(folder), model="mu/2", img_size=(12, 12), batch_size=8,
-        train__low_res=0.6, train__log_every_steps=1, run__threads=1, **values,
+        train__low_res=0.6, train__log_every_steps=1, run__threads=1, device="cpu", **values,
     )[1]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from vitcli import api
 from vitcli.errors import DataError, UsageError
 from vitcli.train.head import better_beyond_noise
 
-QUICK: dict[str, Any] = {"batch_size": 16, "steps": 6, "precision": "fp32"}
+QUICK: dict[str, Any] = {"batch_size": 16, "steps": 6, "device": "cpu", "precision": "fp32"}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_the_probe_is_kept_where_tuning_spoils_it(parent: Path, other_folders: P
     own, theirs = load_file(folder / "model.safetensors"), load_file(parent / "model.safetensors")
     assert all(torch.equal(own[k], theirs[k]) for k in theirs if not k.startswith("head."))
     assert report["eval"]["top1"] > 0.9
-    assert api.evaluate(str(folder))["top1"] == report["eval"]["top1"]
+    assert api.evaluate(str(folder), device="cpu")["top1"] == report["eval"]["top1"]
 
 
 def test_the_mean_is_that_of_the_tuned_weights_and_the_probe_of_all_training_images(
