@@ -216,7 +216,8 @@ def _int(text: bytes) -> int | bool:
 def _long_int(reader: Reader, count: int) -> Any:
     """A little-endian integer. One of more than a kilobyte is nobody's size or step number."""
     if count > 1024:
-        return reader._long(count, "int")
+        reader._long(count, "int")
+        return Inert("int")
     return int.from_bytes(reader._take(count), "little", signed=True)
 
 
