@@ -322,7 +322,7 @@ def parquet(path: Path, labels: list[int | None], names: list[str]) -> Path:
 
 @pytest.mark.parametrize("wrong", [7, -2, None])
 def test_row_25_a_label_out_of_range_or_missing_is_found_before_training(tmp_path: Path, wrong: int | None) -> None:
-    labels: list[int | None] = [0, 1, 0, 1, 0, 1, 0, 1, 0, 1]
+    labels: list[int | None] = [0, 1] * 10
     good = run(pretrain(parquet(tmp_path / "good.parquet", labels, ["a", "b"]), out="good"), tmp_path)
     assert good.code == 0, good.err
     labels[6] = wrong

@@ -148,7 +148,9 @@ def _train(
 
     reporter = console.Reporter(quiet)
     try:
-        plan = api.plan(Request(command, overrides, init, dry_run, time.monotonic() - process_seconds(), reporter.progress))
+        plan = api.plan(
+            Request(command, overrides, init, dry_run, time.monotonic() - process_seconds(), reporter.progress)
+        )
         if dry_run:
             _show_plan(plan, json, quiet)
             return

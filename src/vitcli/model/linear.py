@@ -48,9 +48,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def onednn_has_bf16() -> bool:
     """Whether oneDNN computes in bfloat16 on this CPU: with AVX-512, AMX or AVX-NE-CONVERT; others take torch's products."""
-    return hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and bool(
-        torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    return hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 # torch's own names for what torch.compile emits; a build without oneDNN, or a later torch, may not have them
