@@ -151,6 +151,9 @@ class TrainConfig:
     head: Literal["zero", "linear"] = "zero"  # a new head starts at zero, or as a linear probe of the frozen features
     low_res: float = 0.0  # part of the run, from its start, that trains on smaller images: half the size, then 3/4
     dev: float = 0.0  # part of the training images kept back to choose by, at most 2,000
+    keep: Literal["auto", "finetuned", "average", "probe"] = (
+        "auto"  # of a head that began as a probe: chosen by the dev part
+    )
     report_on: Literal["held-out", "dev"] = "held-out"  # the images that the run's own scores are of
     freeze: Literal["", "backbone"] = ""
     ema: float = 0.0  # decay of the weights' moving average; 0 is off

@@ -126,24 +126,25 @@ _FRAGMENTS = 1.5
 def batch_memory(config: Config) -> tuple[int, int]:
     """(while a batch is augmented, while it is trained on): bytes of the pixels of the whole batch, all views.
 
-    They are read as bytes, three batches of them, mirrored, sampled and kept as float32. RandAugment copies them once
-    more, mixing makes four of which one stays.
+    They are read ahead as bytes with a margin for crops, mirrored, sampled and kept as float32. RandAugment and mixing make
+    copies, of which mixing's last one stays.
     """
     augment = config.augment
     pixels = 3 * config.model.img_size[0] * config.model.img_size[1] * config.train.batch_size
     mixes = augment.mixup > 0 or augment.cutmix > 0
-    working = augment.views - 1 + (4 if augment.randaugment_layers else 3)
-    mixing = augment.views + 4 if mixes else 0
+    working = augment.views - 1 + (5 if augment.randaugment_layers else 3)
+    mixing = augment.views + 5 if mixes else 0
     kept = augment.views * (2 if mixes else 1)
-    return round(_FRAGMENTS * pixels * (3 + 4 * max(working, mixing))), round(_FRAGMENTS * pixels * (3 + 4 * kept))
+    return round(_FRAGMENTS * pixels * (5 + 4 * max(working, mixing))), round(_FRAGMENTS * pixels * (5 + 4 * kept))
 
 
 def run_memory(config: Config, bf16: bool, evaluated_at_once: int) -> Memory:
     """Of the run that `config` describes, in which evaluation takes so many images at a time.
 
-    An estimate: the peaks of training the small model on CIFAR-10, of what came on top of the imports, were 0.52 GB for a
-    batch of 128 (estimate 0.61), 5.75 for 2,048 (6.3), 0.96 for 8,192 in 64 micro-batches (0.88), 1.2 with RandAugment and
-    mixup (1.03); benchmarks/memory.py measures single steps.
+    An estimate. Peaks above what was there before the first step, in GB, and the estimates in brackets: the small model on
+    CIFAR-10, batch 128, 0.52 (0.62), 2,048, 5.75 (6.3), 8,192 in 64 micro-batches 0.96 (0.95), the same with RandAugment and
+    mixup 1.2 (1.1); ViT-S/16 at 224 px, batch 32, 1.9 (2.4), in float32 3.1 (3.7); ViT-Ti/16, batch 512 in 64
+    micro-batches, 1.4 (2.3), with RandAugment and mixup 3.7 (3.8); ViT-B/16, batch 8, 2.4 (2.9).
     """
     train, frozen = config.train, config.train.freeze == "backbone"
     ema, optimizer = train.ema > 0, config.optim.name

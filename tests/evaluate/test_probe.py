@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -37,6 +39,34 @@ def test_the_head_is_scikit_learns_on_standardised_features() -> None:
     ours = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     np.testing.assert_allclose(ours, expected, atol=5e-3)
     assert probe.top1_on(features) > 0.95
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_objective_is_the_stated_one(classes: int, balanced: bool) -> None:
+    """Mean cross-entropy + l2/2 · ‖W‖² on standardised features, minimised by torch directly."""
+    random = np.random.default_rng(1)
+    targets = np.sort(random.integers(0, classes, 90) * (random.random(90) < 0.8))
+    features = Features(random.normal(size=(90, 4)) * [1, 5, 0.2, 9] + targets[:, None] + 3, targets)
+    probe = refitted(replace(linear_probe(features, classes, balanced), l2=0.1), features)
+    mean, scale = features.values.mean(0), features.values.std(0) + 1e-5
+    standard, labels = torch.from_numpy((features.values - mean) / scale), torch.from_numpy(targets)
+    weights = 90 / (classes * torch.bincount(labels).double()) if balanced else torch.ones(classes).double()
+    weight = torch.zeros(classes, 4, dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=500, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        each = torch.nn.functional.cross_entropy(standard @ weight.T + bias, labels, reduction="none")
+        value = (each * weights[labels]).mean() + 0.05 * weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    ours = torch.from_numpy(features.values) @ probe.weight.double().T + probe.bias.double()
+    theirs = (standard @ weight.T + bias).detach()
+    torch.testing.assert_close(ours.softmax(1), theirs.softmax(1), atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("classes", [2, 5])

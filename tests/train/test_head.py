@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,11 @@ from safetensors.torch import load_file
 
 from conftest import draw_image
 from vitcli import api
+from vitcli.api import load
 from vitcli.errors import DataError, UsageError
-from vitcli.train.head import better_beyond_noise
+from vitcli.evaluate.probe import Features, features_of
+from vitcli.train import loop
+from vitcli.train.head import balanced, better_beyond_noise
 
 QUICK: dict[str, Any] = {"batch_size": 16, "steps": 6, "device": "cpu", "precision": "fp32"}
 
@@ -52,7 +56,7 @@ def test_training_starts_from_the_probe(parent: Path, other_folders: Path, tmp_p
     notes: list[str] = []
     sinks = [lambda event, fields: notes.append(fields.get("text", ""))]
     folder, report = tune(parent, other_folders, tmp_path / "run", optim__lr=1e-9, optim__muon_lr=1e-9, sinks=sinks)
-    assert any(note.startswith("head: a linear probe with l2") for note in notes)
+    assert any(note.startswith("head: a linear probe of 48 images with l2") for note in notes)
     assert report["eval"]["top1"] > 0.9  # six steps at no rate to speak of: it is the probe that knows the classes
     zero = tune(parent, other_folders, tmp_path / "zero", optim__lr=1e-9, optim__muon_lr=1e-9, train__head="zero")[1]
     assert zero["eval"]["loss"] == pytest.approx(0.6931, abs=1e-3) and "selection" not in zero
@@ -62,7 +66,7 @@ def test_training_starts_from_the_probe(parent: Path, other_folders: Path, tmp_p
 
 def test_the_probe_is_kept_where_tuning_spoils_it(parent: Path, other_folders: Path, tmp_path: Path) -> None:
     folder, report = tune(
-        parent, other_folders, tmp_path / "run", optim__lr=10.0, optim__muon_lr=10.0, optim__clip=0.0, steps=12
+        parent, other_folders, tmp_path / "run", optim__name="adamw", optim__lr=1.0, optim__clip=0.0, steps=12
     )
     selection = report["selection"]
     assert selection["kept"] == "probe" and selection["n"] == 12
@@ -153,12 +157,12 @@ def test_two_images_are_enough_where_nothing_can_be_kept_back(parent: Path, tmp_
     for colour, name in ((3, "yellow"), (4, "violet")):
         (tmp_path / "two" / "train" / name).mkdir(parents=True)
         draw_image(colour, 1).save(tmp_path / "two" / "train" / name / "0.png")
-    report = tune(parent, tmp_path / "two", tmp_path / "run", steps=2)[1]
-    assert report["steps"] == 2 and "selection" not in report
+    report = tune(parent, tmp_path / "two", tmp_path / "run", steps=2, batch_size=2)[1]
+    assert report["steps"] == 2 and report["selection"] == {"kept": "average"}
     with pytest.raises(DataError, match="cannot be parted"):
-        tune(parent, tmp_path / "two", tmp_path / "other", steps=2, train__dev=0.5)
+        tune(parent, tmp_path / "two", tmp_path / "other", steps=2, batch_size=2, train__dev=0.5)
     with pytest.raises(DataError, match="cannot be parted"):
-        tune(parent, tmp_path / "two", tmp_path / "third", steps=2, train__report_on="dev")
+        tune(parent, tmp_path / "two", tmp_path / "third", steps=2, batch_size=2, train__report_on="dev")
 
 
 def test_without_a_dev_part_the_mean_of_probe_and_tuned_weights_is_given_away(
@@ -170,4 +174,84 @@ def test_without_a_dev_part_the_mean_of_probe_and_tuned_weights_is_given_away(
     name = "blocks.0.mlp.fc1.weight"
     assert not torch.allclose(saved[name], theirs[name], atol=1e-4)
     torch.testing.assert_close(own[name], (saved[name] + theirs[name]) / 2)
-    assert "selection" not in report
+    assert report["selection"] == {"kept": "average"}
+
+
+def backbone(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
+
+
+def test_what_is_kept_can_be_decided_beforehand(parent: Path, other_folders: Path, tmp_path: Path) -> None:
+    theirs = backbone(load_file(parent / "model.safetensors"))
+    folder, report = tune(parent, other_folders, tmp_path / "tuned", train__keep="finetuned", optim__lr=1e-3)
+    assert report["selection"] == {"kept": "finetuned"}
+    saved, own = (
+        load_file(f) for f in (next(folder.glob("state/step-*/model.safetensors")), folder / "model.safetensors")
+    )
+    assert all(torch.equal(saved[name], own[name]) for name in own)
+    folder, report = tune(parent, other_folders, tmp_path / "probe", train__keep="probe")
+    assert (report["steps"], report["images_seen"], report["train_flops"]) == (0, 0, 0), "there is nothing to tune"
+    own = load_file(folder / "model.safetensors")
+    assert all(torch.equal(own[name], theirs[name]) for name in theirs) and report["eval"]["top1"] > 0.9
+    assert api.evaluate(str(folder), device="cpu")["top1"] == report["eval"]["top1"]
+    again = tune(parent, other_folders, folder, train__keep="probe")[1]
+    assert again == report
+
+
+def test_a_budget_too_short_to_tune_gives_the_probe_of_all_training_images(
+    parent: Path, other_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_FEWEST_STEPS", 10**9)
+    notes: list[str] = []
+    sinks = [lambda event, fields: notes.append(fields.get("text", ""))]
+    values = {"steps": None, "train__time_budget": 60.0, "sinks": sinks}
+    folder, report = tune(parent, other_folders, tmp_path / "run", **values)
+    assert report["steps"] == 0 and report["seconds"] < 40, "what is not needed is not used up"
+    assert report["selection"] == {"kept": "probe"}
+    assert any("the linear probe is kept: the time budget has room for about" in note for note in notes)
+    probed = api.probe(str(parent), str(other_folders), device="cpu", precision="fp32")
+    assert report["eval"]["top1"] >= probed["results"][0]["top1"] - 0.05
+    state = folder / "state" / "step-000000000"
+    own, whole = load_file(folder / "model.safetensors"), load_file(state / "probe-whole.safetensors")
+    assert torch.equal(own["head.weight"], whole["head.weight"])
+
+
+def test_a_probe_of_some_images_is_one_of_a_sample(parent: Path, other_folders: Path) -> None:
+    model = load(str(parent))[1]
+    planned = api.plan(api.Request("finetune", {"data.source": str(other_folders), "train.steps": 1}, str(parent)))
+    assert planned.train is not None
+
+    def of(enough: Any) -> Features:
+        assert planned.train is not None
+        one_at_a_time = replace(planned.config.eval, batch_size=4)
+        return features_of(
+            model, planned.train, planned.outputs, one_at_a_time, planned.config.data,
+            device=torch.device("cpu"), bf16=False, enough=enough,
+        )  # fmt: skip
+
+    whole, some = of(None), of(lambda images: images >= 20)
+    assert len(some) == 20 and set(np.unique(some.targets)) == {0, 1}
+    assert np.array_equal(of(lambda images: False).values, whole.values), "in the order of the split"
+    rows = {row.tobytes(): target for row, target in zip(whole.values, whole.targets, strict=True)}
+    assert all(rows[row.tobytes()] == target for row, target in zip(some.values, some.targets, strict=True))
+
+
+def test_the_dev_part_s_features_are_not_computed_again_for_the_probe(
+    parent: Path, other_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = tune(parent, other_folders, tmp_path / "once", train__dev=0.2)[1]["selection"]
+    original = loop.fit_head
+    monkeypatch.setattr(loop, "fit_head", lambda *a, **k: replace(original(*a, **k), dev_right=None))
+    twice = tune(parent, other_folders, tmp_path / "twice", train__dev=0.2)[1]["selection"]
+    assert once == twice and once["dev_balanced_top1"].keys() == once["dev_top1"].keys()
+
+
+def test_top1_of_unequal_classes_can_weigh_them_alike() -> None:
+    right, targets = np.array([True] * 8 + [True, False]), np.array([0] * 8 + [5, 5])
+    assert balanced(right, targets) == 0.75 and right.mean() == 0.9
+
+
+def test_mirrored_views_count_for_the_probe_too(parent: Path, other_folders: Path, tmp_path: Path) -> None:
+    values = {"eval__views": 2, "train__keep": "probe", "train__dev": 0.2}
+    folder, report = tune(parent, other_folders, tmp_path / "run", **values)
+    assert api.evaluate(str(folder), device="cpu")["top1"] == report["eval"]["top1"] > 0.9

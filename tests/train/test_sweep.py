@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from conftest import Vit
 from vitcli import api
 from vitcli.errors import DivergedError, UsageError
+from vitcli.train import loop
 from vitcli.train.plan import Request
 from vitcli.train.sweep import parse_grid, point_name
 
@@ -155,8 +156,30 @@ def test_points_of_a_new_head_are_scored_as_the_final_runs_will_be(class_folders
     folder, report = api.sweep(planned, str(tmp_path / "swept"))
     assert report["best"] == {"optim.lr": 1e-5} and report["top1_mean"] > 0.8
     assert report["grid"][1]["dev_top1"] < 0.7, "what that rate leaves of the network, not the probe"
-    reports = [json.loads(path.read_text()) for path in folder.glob("*/*/report.json")]
-    assert len(reports) == 2 and not any("selection" in one for one in reports)
+    first, ruined = (json.loads(path.read_text())["selection"] for path in sorted(folder.glob("grid/*/report.json")))
+    assert (first["kept"], ruined["kept"], ruined["choice"]) == ("average", "average", "probe")
+    final = json.loads((folder / "seed-0" / "report.json").read_text())
+    assert final["selection"] == {"kept": first["choice"]}
+
+
+def test_the_final_runs_keep_what_the_best_point_chose(
+    class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have no dev part: without the point's choice they would give away the mean, whatever it is worth."""
+    base = tmp_path / "base"
+    api.train("pretrain", data=str(class_folders), out=str(base), model="mu/4", steps=5, batch_size=16)
+    others = tmp_path / "others"
+    shutil.copytree(class_folders, others)
+    for folder in list(others.glob("*/*")):
+        folder.rename(folder.with_name(f"dark {folder.name}"))
+    monkeypatch.setattr(loop._Run, "_chosen", staticmethod(lambda right: ("finetuned", "finetuned")))
+    values = {"data.source": str(others), "train.batch_size": 16, "train.steps": 5}
+    planned = api.plan_sweep(Request("finetune", values, str(base)), ["optim.lr=1e-4,1e-3"], 1)
+    folder, _ = api.sweep(planned, str(tmp_path / "swept"))
+    final = json.loads((folder / "seed-0" / "report.json").read_text())
+    assert (
+        final["selection"] == {"kept": "finetuned"} and 'keep = "finetuned"' in (folder / "seed-0/run.toml").read_text()
+    )
 
 
 def test_a_time_budget_is_that_of_each_run(class_folders: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from vitcli.errors import DataError
 from vitcli.evaluate.evaluator import batches
 from vitcli.model.linear import packed
 from vitcli.model.vit import ViT
+from vitcli.randomness import permutation
 
 L2 = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 3e-4, 1e-4)
 """Strengths of the penalty that are tried, from strong to weak."""
@@ -31,6 +33,10 @@ _MORE_TRIES = 2  # weaker penalties that are tried after the best one
 _ONE_THREAD_BELOW = 1e8
 """Multiplications of a pass below which one thread is used: 914 images, 192 features, 37 classes take 5 s with one, and 100 s
 with two beside another process, since BLAS threads wait by spinning."""
+
+
+Enough = Callable[[int], bool]
+"""Whether so many images are enough."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +67,14 @@ class Probe:
     balanced: bool
     tried: tuple[dict[str, float], ...]
 
+    def right_on(self, features: Features) -> NDArray[np.bool_]:
+        """Which of these images it classifies rightly."""
+        logits = features.values @ self.weight.double().numpy().T + self.bias.double().numpy()
+        return np.asarray(logits.argmax(1) == features.targets)
+
     def top1_on(self, features: Features) -> float:
         """Part of these images that it classifies rightly."""
-        logits = features.values @ self.weight.double().numpy().T + self.bias.double().numpy()
-        return float((logits.argmax(1) == features.targets).mean())
+        return float(self.right_on(features).mean())
 
 
 def features_of(
@@ -77,24 +87,40 @@ def features_of(
     device: torch.device,
     bf16: bool,
     most: int = MOST_IMAGES,
+    enough: Enough | None = None,
     progress: Progress = silent,
 ) -> Features:
-    """The features of at most `most` images of a labelled split, as evaluation sees them. Raises DataError."""
+    """The features of at most `most` images of a labelled split, as evaluation sees them; with `eval.views = 2` the mean
+    over an image and its mirror image, of which a linear head makes the mean of their logits.
+
+    `enough` is asked after every batch whether to stop: images come in a shuffled order then, so that those that were
+    seen are a sample of all. Raises DataError.
+    """
     assert split.labels is not None
     if len(split) > most:
         split = split.subset(stratified(split.labels, most, "probe"))
     assert split.labels is not None
     images = open_images(split, eval_view(model.config.img_size, config), data, progress, where="decode")
-    values = []
+    order = images.valid if enough is None else images.valid[permutation(0, "probe", 0, len(images.valid))]
+    values: list[Tensor] = []
+    seen: list[NDArray[np.int64]] = []
     with torch.inference_mode(), packed(model.eval(), bf16):
-        for _, pixels in batches(model, images, images.valid, config, device, progress, "features"):
+        for here, pixels in batches(model, images, order, config, device, progress, "features"):
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                values.append(model.features(pixels).float().cpu())
-    return Features(torch.cat(values).double().numpy(), outputs[split.labels[images.valid]])
+                features = model.features(pixels).float()
+                if config.views == 2:
+                    features = (features + model.features(pixels.flip(3)).float()) / 2
+            values.append(features.cpu())
+            seen.append(here)
+            if enough is not None and enough(sum(map(len, seen))):
+                break
+    positions = np.concatenate(seen)
+    back = np.argsort(positions)
+    return Features(torch.cat(values).double().numpy()[back], outputs[split.labels[positions[back]]])
 
 
 def linear_probe(features: Features, classes: int, balanced: bool = False) -> Probe:
-    """Softmax regression on standardised features: mean cross-entropy + l2/2 · ‖W‖², L-BFGS.
+    """Softmax regression on standardised features: mean cross-entropy + l2/2 · ‖W‖², L-BFGS. The bias is free.
 
     The penalty is the one with the best cross-validated top-1, of equals the strongest: five folds, or a fifth held out
     where there are more than 5,000 images. The head is then fitted on all of them. `balanced` weighs every class alike,
@@ -141,7 +167,9 @@ class _Fit:
 
     def __call__(self, l2: float) -> _Fit:
         if len(np.unique(self.features.targets)) > 1:
-            self.regression.C = 1 / (l2 * len(self.features))
+            # of two classes sklearn fits the difference w of both rows: W = ±w/2 has half of its square
+            two = len(np.unique(self.features.targets)) == 2
+            self.regression.C = (2 if two else 1) / (l2 * len(self.features))
             one = self.standard.size * self.classes < _ONE_THREAD_BELOW
             with warnings.catch_warnings(), threadpool_limits(1 if one else None):
                 warnings.simplefilter("ignore")  # 200 iterations are near enough, whatever the gradient still is

@@ -7,6 +7,7 @@ Fine-tuning a network whose head is still random spoils its features before the 
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from vitcli.data.cache import Progress
 from vitcli.data.split import Split
-from vitcli.evaluate.probe import MOST_IMAGES, Features, Probe, features_of, linear_probe, refitted
+from vitcli.evaluate.probe import MOST_IMAGES, Enough, Features, Probe, features_of, linear_probe, refitted
 from vitcli.model.vit import ViT
 from vitcli.train.plan import Plan
 from vitcli.train.runtime import Runtime
@@ -25,48 +26,85 @@ from vitcli.weights.checkpoint import Tensors
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """A linear probe: `head` was fitted without the dev part, on which its top-1 is `dev_top1`, `whole` with it."""
+    """A linear probe of frozen features: `head` was fitted without the dev part, `whole` with it.
+
+    `dev_right` says of each image of the dev part whether `head` is right on it, from the features that both were fitted
+    to. Where `alone` is set, too little time is left for tuning, and the probe is the run's result.
+    """
 
     head: Tensors
     whole: Tensors
     l2: float
     dev_top1: float | None
+    images: int = 0  # that `head` was fitted on
+    alone: bool = False
+    dev_right: NDArray[np.bool_] | None = None
 
     def groups(self) -> dict[str, Tensors]:
         """For the state of a run."""
-        return {"probe-head": self.head, "probe-whole": self.whole}
+        groups = {"probe-head": self.head, "probe-whole": self.whole}
+        if self.dev_right is not None:
+            groups["probe-dev"] = {"right": torch.from_numpy(self.dev_right.astype(np.float32))}
+        return groups
 
     def values(self) -> dict[str, Any]:
-        return {"l2": self.l2, "dev_top1": self.dev_top1}
+        return {"l2": self.l2, "dev_top1": self.dev_top1, "images": self.images, "alone": self.alone}
 
     @classmethod
     def of(cls, groups: dict[str, Tensors], values: dict[str, Any]) -> Start:
         """The inverse of `groups` and `values`. Raises KeyError."""
-        return cls(groups["probe-head"], groups["probe-whole"], **values["probe"])
+        right = groups["probe-dev"]["right"].numpy() > 0 if "probe-dev" in groups else None
+        return cls(groups["probe-head"], groups["probe-whole"], **values["probe"], dev_right=right)
 
 
-def fit_head(model: ViT, plan: Plan, runtime: Runtime, progress: Progress, most: int = MOST_IMAGES) -> Start:
-    """Give `model` the head of a linear probe of at most `most` training images. Raises DataError."""
+class Pace:
+    """Images a second since the first batch, which is slower than the rest."""
+
+    def __init__(self) -> None:
+        self._began, self._first, self.rate = time.monotonic(), 0, 1.0
+
+    def of(self, images: int) -> float:
+        """The rate, once so many are done."""
+        now = time.monotonic()
+        self.rate = (images - self._first) / max(now - self._began, 1e-9)
+        if not self._first:
+            self._began, self._first = now, images
+        return self.rate
+
+
+def fit_head(
+    model: ViT,
+    plan: Plan,
+    runtime: Runtime,
+    progress: Progress,
+    enough: Enough | None = None,
+) -> Start:
+    """Give `model` the head of a linear probe of the training images, or of those that are `enough`.
+
+    The features of every image are computed once: they serve the fit, the dev part and the last fit with it. Raises
+    DataError.
+    """
     assert plan.train is not None and model.heads
 
-    def of(split: Split, limit: int) -> Features:
+    def of(split: Split, limit: int, enough: Enough | None = None) -> Features:
         return features_of(
             model, split, plan.outputs, plan.config.eval, plan.config.data,
-            device=runtime.device, bf16=runtime.bf16, most=limit, progress=progress,
+            device=runtime.device, bf16=runtime.bf16, most=limit, enough=enough, progress=progress,
         )  # fmt: skip
 
-    features = of(plan.train, most)
+    features = of(plan.train, MOST_IMAGES, enough)
+    dev = None if plan.dev is None else of(plan.dev, len(plan.dev))
     probe = linear_probe(features, plan.config.model.classes, plan.config.data.balanced)
     with torch.no_grad():
         for layer in model.heads:
             layer.weight.copy_(probe.weight)
             layer.bias.copy_(probe.bias)
-    head, dev_top1 = _head(model, probe), None
-    if plan.dev is not None:
-        dev = of(plan.dev, len(plan.dev))
-        dev_top1 = probe.top1_on(dev)
+    head, right = _head(model, probe), None
+    if dev is not None:
+        right = probe.right_on(dev)
         probe = refitted(probe, features.and_(dev))
-    return Start(head, _head(model, probe), probe.l2, dev_top1)
+    top1 = None if right is None else float(right.mean())
+    return Start(head, _head(model, probe), probe.l2, top1, len(features), dev_right=right)
 
 
 def _head(model: ViT, probe: Probe) -> Tensors:
@@ -86,3 +124,9 @@ def better_beyond_noise(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> boo
     """
     wins, losses = int((one & ~other).sum()), int((other & ~one).sum())
     return wins - losses > 1.645 * math.sqrt(wins + losses)
+
+
+def balanced(right: NDArray[np.bool_], targets: NDArray[np.int64]) -> float:
+    """The mean over classes of the part of each that is right: what a classifier is worth where classes are unequal."""
+    there, members = np.unique(targets, return_inverse=True)
+    return float((np.bincount(members, weights=right) / np.bincount(members, minlength=len(there))).mean())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 import signal
 import statistics
@@ -33,12 +34,11 @@ from vitcli.errors import (
     is_out_of_memory,
 )
 from vitcli.evaluate.evaluator import Evaluation, evaluate
-from vitcli.evaluate.probe import MOST_IMAGES
 from vitcli.model.vit import ViT, init_mimetic, init_weights
 from vitcli.train import artifacts, runfolder, state
 from vitcli.train.clock import Anchor, Clock
 from vitcli.train.growth import size_at, slower
-from vitcli.train.head import Start, better_beyond_noise, fit_head, halfway
+from vitcli.train.head import Pace, Start, balanced, better_beyond_noise, fit_head, halfway
 from vitcli.train.objectives import Classify
 from vitcli.train.optim import Average, Optimizer, lr_factor
 from vitcli.train.plan import Plan, replan
@@ -56,8 +56,13 @@ EXIT_SECONDS = 2.5
 _EVALUATION_MARGIN = 1.1
 """Times its measured length that an evaluation is given: one of 10,000 images at 48 px took 25 s in place of 23."""
 _TIMED_IMAGES = 512
-_HEAD_PART = 0.15
-"""Part of a time budget that the fit of a new head may take."""
+_PROBE_WORK_A_SECOND = 1.3e6
+"""Products of images, features and classes a second that choosing and fitting a linear probe works off: pets, 914 x 192 x
+37, takes 5 s with its nine penalties and five folds."""
+_STEP_OVER_PASS = 4.0
+"""Times as long as an image's features that a step takes for each of its images."""
+_FEWEST_STEPS = 30
+"""Updates below which tuning moves trained weights too little to be told from chance."""
 
 
 def train(plan: Plan, place: Place, log: Log) -> tuple[Path, Report]:
@@ -300,10 +305,12 @@ class _Run:
                 self.writer.wait()
 
     def _finish(self) -> Report:
-        rate = self._measure_evaluation()
         if self.plan.fits_head and self.at.resumed_from is None:
-            self._fit_head(rate)
-        self._train()
+            self._fit_head()
+        else:
+            self._measure_evaluation()
+        if self.start is None or not self.start.alone:
+            self._train()
         self._save("running")
         selection = self._select()
         scores = self._evaluate()
@@ -593,48 +600,83 @@ class _Run:
         )
         return scores
 
-    def _measure_evaluation(self) -> float:
-        """With a time budget: how many images a second the evaluation at the end will do, from some of them."""
-        budget, sample = self.config.train.time_budget, self._held_out or self.plan.dev
-        if budget is None or self.clock.finished(self.at.step) or sample is None:
-            return 0.0
+    def _measure_evaluation(self) -> None:
+        """With a time budget: keep back what the evaluation at the end takes, measured on some of its images."""
+        sample = self._held_out or self.plan.dev
+        if self.config.train.time_budget is None or self.clock.finished(self.at.step) or sample is None:
+            return
         sample = sample.subset(np.arange(min(_TIMED_IMAGES, len(sample))))
         first = sample.subset(np.arange(min(64, len(sample))))
         self._score(first, silent)  # slower than the rest
         started = time.monotonic()
         self._score(sample, silent)
-        rate = len(sample) / (time.monotonic() - started)
-        images = len(self._held_out or ()) + 3 * len(self._chooses_by or ())  # three candidates are scored
-        self.reserve += _EVALUATION_MARGIN * images / rate
-        if self.at.resumed_from is None and self._seconds() + self.reserve > budget:
+        self._keep_back(len(sample) / (time.monotonic() - started))
+
+    def _keep_back(self, rate: float) -> None:
+        """Time for the evaluations at the end, of `rate` images a second. Raises UsageError where none is left."""
+        budget = self.config.train.time_budget
+        self.reserve = self._needed_at_the_end(rate)
+        if budget is not None and self.at.resumed_from is None and self._seconds() + self.reserve > budget:
             raise UsageError(
                 f"--time-budget {budget:g}s leaves no time to train: start and evaluation take "
                 f"{self._seconds() + self.reserve:.0f} s",
                 "give more time",
             )
-        return rate
+
+    def _needed_at_the_end(self, rate: float, selects: bool = True) -> float:
+        """Seconds: the held-out images once, the dev part for each candidate but the probe, which is scored before that."""
+        images = len(self._held_out or ()) + (2 * len(self._chooses_by or ()) if selects else 0)
+        return EXIT_SECONDS + _EVALUATION_MARGIN * images / rate
 
     # --- the linear probe that a new head starts from ---
 
-    def _fit_head(self, rate: float) -> None:
-        """`rate` is the measured images a second, 0 without a time budget."""
-        budget = self.config.train.time_budget
-        most = MOST_IMAGES if budget is None or not rate else min(MOST_IMAGES, int(_HEAD_PART * budget * rate))
-        self.start = fit_head(self.model, self.plan, self.runtime, self._watch, max(most, 10 * len(self.plan.classes)))
-        on = "" if self.start.dev_top1 is None else f", top-1 {self.start.dev_top1:.4f} on the dev part"
-        self.log("note", text=f"head: a linear probe with l2 {self.start.l2:g}{on}")
+    def _fit_head(self) -> None:
+        """Fit it on all images, with a time budget on as many as leave time to evaluate, and decide whether tuning pays.
+
+        Features come first, since no other use of the time is worth as much; they also tell how fast images are.
+        """
+        budget, train, pace = self.config.train.time_budget, self.plan.train, Pace()
+        assert train is not None
+
+        def enough(images: int) -> bool:
+            rate = pace.of(images)
+            if budget is None or images < 10 * len(self.plan.classes):
+                return False
+            work = images * self.config.model.head_inputs * len(self.plan.classes)
+            fits = work / _PROBE_WORK_A_SECOND + len(self.plan.dev or ()) / rate
+            if self._seconds() + fits + self._needed_at_the_end(rate, selects=False) < budget:
+                return False
+            self._keep_back(rate)
+            return True
+
+        start = fit_head(self.model, self.plan, self.runtime, self._watch, enough)
+        steps = math.inf
+        if budget is not None:
+            self.reserve = self._needed_at_the_end(pace.rate)
+            left = budget - self._seconds() - self.reserve
+            steps = max(0.0, left * pace.rate / (_STEP_OVER_PASS * self.config.train.batch_size))
+        alone = steps < _FEWEST_STEPS or self.config.train.keep == "probe"
+        self.start = replace(start, alone=alone)
+        on = "" if start.dev_top1 is None else f", top-1 {start.dev_top1:.4f} on the dev part"
+        self.log("note", text=f"head: a linear probe of {start.images:,} images with l2 {start.l2:g}{on}")
+        if alone and self.config.train.keep != "probe":
+            self.log(
+                "note", text=f"the linear probe is kept: the time budget has room for about {steps:.0f} more steps"
+            )
 
     @property
     def _chooses_by(self) -> Split | None:
-        """The dev part, unless the run reports on it: a score that chose is too high."""
-        return self.plan.dev if self.plan.fits_head and self.config.train.report_on != "dev" else None
+        """The dev part, where the choice of weights is open."""
+        return self.plan.dev if self.plan.fits_head and self.config.train.keep == "auto" else None
 
     def _select(self) -> dict[str, Any] | None:
         """The mean of the tuned weights and the probe's, or either of the two where there is a dev part to say beyond noise
-        that it is better.
+        that it is better. Where there is none, the one that train.keep names, else the mean.
 
         The mean lies between the two in what it forgot and what it learned, and a small dev part that scored three
         candidates alike would often take a worse one. Where it chose, what is given away has the probe that was fitted on it too.
+        Where the run reports on the dev part, as the points of a sweep do, it gives away tuned weights, fitted without that
+        part, and `choice` says what a run on all images is to keep.
         """
         start, dev = self.start, self._chooses_by
         if start is None:
@@ -647,27 +689,51 @@ class _Run:
             probe = {**frozen, **head}
             return {"finetuned": tuned, "average": halfway(tuned, probe), "probe": probe}
 
-        measured = candidates(start.head)
-        if dev is None:
-            self.model.load_state_dict(measured["average"])
-            return None
-        right = {name: self._right_on(dev, tensors) for name, tensors in measured.items()}
-        kept = "average"
-        for name in ("finetuned", "probe"):
-            kept = name if better_beyond_noise(right[name], right[kept]) else kept
-        self.model.load_state_dict(candidates(start.whole)[kept])
+        reports = self.config.train.report_on == "dev"
+        if start.alone or dev is None:
+            kept = "probe" if start.alone else self.config.train.keep.replace("auto", "average")
+            self.model.load_state_dict(candidates(start.head if reports else start.whole)[kept])
+            return {"kept": kept} | ({"choice": kept} if reports else {})
+        right, targets = self._compared(dev, candidates(start.head))
+        kept, choice = self._chosen(right)
+        self.model.load_state_dict(candidates(start.head)[kept] if reports else candidates(start.whole)[choice])
         top1 = {name: float(correct.mean()) for name, correct in right.items()}
         scores = ", ".join(f"{name} {value:.4f}" for name, value in top1.items())
-        if kept == "probe":
+        if choice == "probe":
             self.log(
                 "warning", text=f"the linear probe is kept, since tuning made it worse; top-1 on the dev part: {scores}"
             )
         else:
-            self.log("note", text=f"kept: {kept}; top-1 on the dev part: {scores}")
-        return {"kept": kept, "n": len(dev), "dev_top1": top1}
+            self.log("note", text=f"kept: {choice}; top-1 on the dev part: {scores}")
+        return {
+            "kept": kept if reports else choice,
+            **({"choice": choice} if reports else {}),
+            "n": len(dev),
+            "dev_top1": top1,
+            "dev_balanced_top1": {name: balanced(correct, targets) for name, correct in right.items()},
+        }
 
-    def _right_on(self, split: Split, weights: Tensors) -> NDArray[np.bool_]:
-        """Which images these weights classify rightly."""
+    def _compared(
+        self, dev: Split, measured: dict[str, Tensors]
+    ) -> tuple[dict[str, NDArray[np.bool_]], NDArray[np.int64]]:
+        """(which images each candidate classifies rightly, the classes of the images)."""
+        assert self.start is not None
+        right, targets = {}, np.zeros(0, np.int64)
+        for name, tensors in measured.items():
+            if name == "probe" and self.start.dev_right is not None:
+                right[name] = self.start.dev_right
+            else:
+                right[name], targets = self._right_on(dev, tensors)
+        return right, targets
+
+    @staticmethod
+    def _chosen(right: dict[str, NDArray[np.bool_]]) -> tuple[str, str]:
+        """(the better one of the mean and the tuned weights, the best of all three), the mean unless beyond noise."""
+        kept = "finetuned" if better_beyond_noise(right["finetuned"], right["average"]) else "average"
+        return kept, "probe" if better_beyond_noise(right["probe"], right[kept]) else kept
+
+    def _right_on(self, split: Split, weights: Tensors) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Which images these weights classify rightly, and their classes."""
         self.model.load_state_dict(weights)
         evaluation = self._score(split)
-        return evaluation.top[:, 0] == evaluation.targets
+        return evaluation.top[:, 0] == evaluation.targets, evaluation.targets

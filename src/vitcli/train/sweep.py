@@ -75,9 +75,12 @@ class Sweep:
         dev = self.request.overrides.get("train.dev", DEV)
         return self._with({**point, "train.dev": dev, "train.report_on": "dev"})
 
-    def final(self, point: Point, seed: int) -> Request:
-        """The best point's run on all training images, reported on the held-out ones."""
-        return self._with({**point, "run.seed": seed, "train.dev": 0.0})
+    def final(self, point: Point, seed: int, keep: str = "auto") -> Request:
+        """The best point's run on all training images, reported on the held-out ones. It has no dev part to choose weights
+        by, so it keeps what the point's run chose.
+        """
+        kept = {} if keep == "auto" else {"train.keep": keep}
+        return self._with({**point, **kept, "run.seed": seed, "train.dev": 0.0})
 
     def _with(self, values: Point) -> Request:
         return replace(self.request, overrides={**self.request.overrides, **values})
@@ -174,14 +177,17 @@ def run(sweep: Sweep, folder: Path, log_of: Callable[[], Log], say: Callable[[st
         return loop.train(plan, runfolder.choose(plan, str(where), "auto"), log_of())[1]
 
     scores: list[float | None] = []
+    choices: list[str] = []
     for number, point in _numbered(sweep.grid):
         say(f"grid {number} of {len(sweep.grid)}: {text_of(point)}")
         try:
             report = train(sweep.scored(point), folder / "grid" / f"{number:02}-{point_name(point)}")
             scores.append(report["eval"]["top1"])
+            choices.append((report.get("selection") or {}).get("choice", "auto"))
         except DivergedError as error:
             say(f"diverged: {error.message}")
             scores.append(None)
+            choices.append("auto")
     top, place = max((-1.0 if score is None else score, -i) for i, score in enumerate(scores))
     if top < 0:
         raise DivergedError("training diverged at every point of the grid", "lower the learning rates")
@@ -190,7 +196,7 @@ def run(sweep: Sweep, folder: Path, log_of: Callable[[], Log], say: Callable[[st
     runs = []
     for number, seed in _numbered(sweep.seeds):
         say(f"seed {seed} ({number} of {len(sweep.seeds)})")
-        report = train(sweep.final(best, seed), folder / f"seed-{seed}")
+        report = train(sweep.final(best, seed, choices[-place]), folder / f"seed-{seed}")
         top1 = None if report["eval"] is None else report["eval"]["top1"]
         runs.append({"seed": seed, "top1": top1, "checkpoint": report["checkpoint"]})
     tops = [run["top1"] for run in runs if run["top1"] is not None]
