@@ -251,16 +251,12 @@ def fraction_of(part: Split, fraction: float, seed: int) -> Split:
 
 def typical_size(part: Split, max_megapixels: float) -> tuple[Size, bool]:
     """(height, width) that 64 images spread over the split share, else their median, and whether they share it."""
-    import io
-
-    from PIL import Image
-
-    from vitcli.data.decode import upright_size
+    from vitcli.data.decode import open_image, upright_size
 
     sizes: list[Size] = []
     for blob, _ in part.blobs(np.unique(np.linspace(0, len(part) - 1, 64).astype(np.int64))):
         with contextlib.suppress(Exception):
-            image = Image.open(io.BytesIO(blob or b""))
+            image = open_image(blob or b"")
             if image.width * image.height <= max_megapixels * 1e6:
                 sizes.append(upright_size(image))
     if not sizes:
