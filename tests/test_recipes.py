@@ -18,6 +18,7 @@ from vitcli.errors import UsageError
 from vitcli.flops import training_flops
 from vitcli.recipes import RECIPES, Facts, configure, default_recipe, evaluated_as_trained, fitted_to_data
 from vitcli.train import memory
+from vitcli.train.plan import seen_since_random
 
 IMAGENET, IMAGENET_21K, JFT = (1_281_167, 1000), (14_200_000, 21_843), (303_000_000, 18_291)
 
@@ -605,3 +606,25 @@ def test_a_cue_at_the_edge_of_wide_images_is_learned(tmp_path, img_size):
         "pretrain", data=str(tmp_path / "wide"), out=str(tmp_path / "run"), steps=60, batch_size=16, **values
     )[1]
     assert report["eval"]["top1"] > 0.97
+
+
+def test_images_seen_since_random_weights_add_up_over_the_chain():
+    first = {"command": "pretrain", "images_seen": 1000, "data": {"id": "a"}}
+    tuned = {"command": "finetune", "images_seen": 200, "parent": {"path": "p", "sha256": "0", "data": None}}
+    assert seen_since_random(first) == 1000
+    assert seen_since_random(tuned) is None, "written before runs named their ancestors"
+    assert seen_since_random({**tuned, "ancestry": [first]}) == 1200
+    assert seen_since_random({**tuned, "ancestry": [{**tuned, "images_seen": 50}, first]}) == 1250
+    assert seen_since_random({**tuned, "ancestry": [{"command": "finetune", "images_seen": 5}]}) is None
+    for damaged in ({}, {**first, "images_seen": "many"}, {**first, "images_seen": -1}, {**first, "ancestry": "none"}):
+        assert seen_since_random(damaged) is None
+    assert seen_since_random({**tuned, "ancestry": [3]}) is None
+
+
+def test_a_second_fine_tuning_goes_on_as_the_first_run_was_trained(class_folders, tmp_path):
+    quick = {"data": str(class_folders), "steps": 3, "batch_size": 16, "device": "cpu"}
+    last = api.train("pretrain", out=str(tmp_path / "0"), model="mu/4", **quick)[0]
+    for number in (1, 2, 3):
+        planned = api.plan(api.Request("finetune", {"data.source": str(class_folders), "train.steps": 3}, str(last)))
+        assert planned.config.optim.name == "muon", f"fine-tuning number {number}"
+        last = api.train("finetune", init=str(last), out=str(tmp_path / str(number)), **quick)[0]
