@@ -739,7 +739,7 @@ def _chosen_split(
     part, notes = (
         _default_part(source, described, record, progress) if not name else (source.split(name, record, progress), ())
     )
-    seen = record.among(part.digests(progress))
+    seen = record.among(part.digests(progress)) if len(record.digests) else 0
     about = "" if record.is_complete else "about "
     warning = f"{about}{seen:,} of the {len(part):,} images of {part.name!r} trained this checkpoint: a score on them is too high"
     return part, notes, (warning,) if seen else ()
@@ -751,8 +751,8 @@ def _default_part(
     if source.held_out_split:
         return source.held_out(), ()
     whole = source.split("all") if len(source.splits) == 1 else source.train()
-    seen = record.contains(whole.digests(progress))
-    if not seen.any() and not _is_ancestral(source, described):
+    seen = len(record.digests) and record.contains(whole.digests(progress)).any()
+    if not seen and not _is_ancestral(source, described):
         part = whole if len(source.splits) == 1 else source.held_out(record, progress)
         unknown = f"; what {', '.join(record.unknown)} was trained on is not recorded" if record.unknown else ""
         by = (
