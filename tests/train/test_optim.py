@@ -136,7 +136,7 @@ def test_all_of_the_restored_state_is_where_a_step_looks_for_it(name: str, fused
         state = optimizer.state()
         assert len(state) >= len(named)
         devices = {key: value.device for key, value in state.items()}
-        optimizer.restore({key: torch.empty_like(value, device="cpu") for key, value in state.items()})
+        optimizer.restore({key: torch.ones_like(value, device="cpu") for key, value in state.items()})
         assert {key: value.device for key, value in optimizer.state().items()} == devices
         update()
 
