@@ -159,6 +159,6 @@ def test_files_that_are_no_images_and_empty_classes_are_named(tmp_path: Path) ->
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "owl").mkdir()
     listing = list_folder(tmp_path)
-    assert [p.name for p in listing.images] == ["1.png", "1.jfif"]
+    assert listing.images == ["cat/1.png", "dog/1.jfif"]
     assert "2 .heic" in listing.unread()[0] and "1 .txt" in listing.unread()[0]
     assert "fox/, owl/" in listing.empty([()])[0]

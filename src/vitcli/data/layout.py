@@ -205,33 +205,43 @@ def _one_spelling(found: Arranged) -> Arranged:
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies below a folder, in order: hidden files and __MACOSX left out, links followed but for those that lead back up."""
+    """What lies below a folder, as paths from there, in order: hidden files and __MACOSX left out, links followed but for
+    those that lead back up. Text, not Path objects, which would take most of the time of a large folder.
+    """
 
     root: Path
-    files: tuple[Path, ...]
-    folders: tuple[Path, ...]
+    files: tuple[str, ...]
+    folders: tuple[str, ...]
 
     @property
-    def images(self) -> list[Path]:
+    def images(self) -> list[str]:
         """The files that end as images do."""
-        return [f for f in self.files if is_image(f.name)]
+        return [f for f in self.files if is_image(f)]
 
-    def parts(self, path: Path) -> Parts:
-        return path.relative_to(self.root).parts
+    def at(self, file: str) -> str:
+        """Where a file lies."""
+        return os.path.join(self.root, file)  # noqa: PTH118
 
-    def unread(self, known: Iterable[Path] = ()) -> list[str]:
+    def unread(self, known: Iterable[str] = ()) -> list[str]:
         """A note on the files that are no images, by their endings; empty where there are none."""
         used = set(known)
-        endings = Counter(f.suffix.lower() or "no ending" for f in self.files if f not in used and not is_image(f.name))
+        others = [f.rpartition(os.sep)[2] for f in self.files if f not in used and not is_image(f)]
+        endings = Counter("." + f.rpartition(".")[2].lower() if "." in f else "no ending" for f in others)
         shown = ", ".join(f"{n:,} {ending}" for ending, n in endings.most_common(8))
         return [f"left out, as no images that can be read: {shown}"] if endings else []
 
     def empty(self, class_folders: Sequence[Parts]) -> list[str]:
         """A note on class folders without an image."""
-        filled = {self.parts(f)[: n + 1] for f in self.images for n in range(len(self.parts(f)))}
-        bare = [p for p in map(self.parts, self.folders) if p[:-1] in class_folders and p not in filled]
+        candidates = {p for p in map(parts_of, self.folders) if p[:-1] in class_folders}
+        depths = {len(p) for p in candidates}
+        filled = {p[:n] for p in map(parts_of, self.images) for n in depths} if candidates else set()
+        bare = sorted(candidates - filled)
         shown = ", ".join("/".join(p) + "/" for p in bare[:8]) + (f" and {len(bare) - 8} more" if len(bare) > 8 else "")
         return [f"no image in {shown}: no class"] if bare else []
+
+
+def parts_of(path: str) -> Parts:
+    return tuple(path.split(os.sep))  # noqa: PTH206
 
 
 def is_image(name: str) -> bool:
@@ -240,15 +250,20 @@ def is_image(name: str) -> bool:
 
 def list_folder(root: Path) -> Listing:
     """Everything below `root`, by the rules that training, evaluation and prediction share."""
-    found: list[Path] = []
-    folders: list[Path] = []
+    found: list[str] = []
+    folders: list[str] = []
     for folder, names, inside in os.walk(root, followlinks=True):
         here = Path(folder).resolve()
-        visible = sorted(n for n in names if not n.startswith((".", "__MACOSX")))
-        names[:] = [n for n in visible if not here.is_relative_to((here / n).resolve())]
-        folders += [Path(folder) / n for n in names]
-        found += [Path(folder) / f for f in inside if not f.startswith(".") and f not in ("Thumbs.db", "desktop.ini")]
-    return Listing(root, tuple(sorted(found)), tuple(sorted(folders)))
+        below = os.path.relpath(folder, root)
+        prefix = "" if below == os.curdir else below + os.sep
+        names[:] = sorted(n for n in names if not n.startswith((".", "__MACOSX")) and not _leads_up(here, n))
+        folders += [prefix + n for n in names]
+        found += [prefix + f for f in inside if not f.startswith(".") and f not in ("Thumbs.db", "desktop.ini")]
+    return Listing(root, tuple(sorted(found, key=parts_of)), tuple(sorted(folders, key=parts_of)))
+
+
+def _leads_up(here: Path, name: str) -> bool:
+    return (here / name).is_symlink() and here.is_relative_to((here / name).resolve())
 
 
 def shards_by_split(shards: Sequence[tuple[str, str]]) -> tuple[dict[str, list[str]], list[str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from vitcli.config import DataConfig
 from vitcli.data.columns import first_line, make_source
 from vitcli.data.decode import IMAGE_ENDINGS
 from vitcli.data.identity import HELD_ONE_IN, Contents, Digests, stamp, stamp_of_file, stamps_of_rows
-from vitcli.data.layout import Arranged, Listing, arrange, is_image, list_folder, shards_by_split
+from vitcli.data.layout import Arranged, Listing, arrange, is_image, list_folder, parts_of, shards_by_split
 from vitcli.data.listing import METADATA, TABLES, Listed, read_listing
 from vitcli.data.split import Source
 from vitcli.errors import DataError, did_you_mean
@@ -177,21 +178,25 @@ def _folder(root: Path, config: DataConfig) -> Source:
     if (root / "dataset_dict.json").exists() or (root / "state.json").exists():
         return _saved(root, config)
     listing = list_folder(root)
-    shards = [f for f in listing.files if f.suffix == ".parquet" and f.name not in METADATA]
+    shards = [f for f in listing.files if f.endswith(".parquet") and _base(f) not in METADATA]
     if shards:
-        return _parquet(name, str(root), root, shards, config)
-    tables = [f for f in listing.files if f.name.lower() in METADATA]
+        return _parquet(name, str(root), root, [root / f for f in shards], config)
+    tables = [f for f in listing.files if _base(f) in METADATA]
     if tables:
-        return _listed(name, str(root), root, [read_listing(f, root, config) for f in tables], config, listing)
-    lists = [f for f in listing.files if f.suffix.lower() in TABLES]
+        return _listed(name, str(root), root, [read_listing(root / f, root, config) for f in tables], config, listing)
     images = listing.images
     if not images:
+        lists = [f for f in listing.files if f.lower().endswith(TABLES)]
         hint = "images lie in a folder a class, such as cats/1.jpg, or train/cats/1.jpg and test/cats/2.jpg"
-        hint = f"a table of paths and labels is named itself: --data {lists[0]}" if lists else hint
+        hint = f"a table of paths and labels is named itself: --data {listing.at(lists[0])}" if lists else hint
         raise DataError(f"{root} has no images and no Parquet files", hint)
-    arranged = arrange(str(root), [listing.parts(file) for file in images])
+    arranged = arrange(str(root), [parts_of(f) for f in images])
     said = [*arranged.notes, *listing.unread(), *listing.empty(arranged.class_folders)]
-    return _image_source(name, str(root), [str(f) for f in images], arranged, config, said)
+    return _image_source(name, str(root), [listing.at(f) for f in images], arranged, config, said)
+
+
+def _base(file: str) -> str:
+    return file.rpartition(os.sep)[2].lower()
 
 
 def _saved(root: Path, config: DataConfig) -> Source:
@@ -277,9 +282,9 @@ def _listed(
     notes = [note for table in lists for note in table.notes]
     if listing is not None:
         named = {path for items in rows.values() for path, _, _ in items}
-        beside = sum(str(f) not in named for f in listing.images)
+        beside = sum(listing.at(f) not in named for f in listing.images)
         notes += [f"left out: {beside:,} images that no table lists"] if beside else []
-        notes += listing.unread(f for f in listing.files if f.name.lower() in METADATA)
+        notes += listing.unread(f for f in listing.files if _base(f) in METADATA)
     config = replace(config, image_column="image", label_column="label" if labelled else "")
     return make_source(name, id_, tables, contents, config, notes=notes)
 

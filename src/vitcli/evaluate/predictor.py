@@ -33,7 +33,8 @@ def expand(names: Iterable[str]) -> Iterator[str]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            yield from map(str, list_folder(path).images)
+            listing = list_folder(path)
+            yield from map(listing.at, listing.images)
         elif not path.exists() and glob.has_magic(name):
             yield from sorted(glob.glob(name, recursive=True)) or [name]  # noqa: PTH207 (absolute patterns too)
         else:
