@@ -238,7 +238,8 @@ def _timm(config: dict[str, Any], usual: EvalConfig, path: Path) -> Beside:
         img_size=_pair(arguments.get("img_size")) or (_pair(size[1:]) if isinstance(size, list) else None),
         norm_eps=_TIMM_EPS if act and arguments else None,
         gelu=_GELU.get(str(arguments.get("act_layer"))) or (act if arguments else None),
-        pool=_POOLS.get(str(arguments.get("global_pool") or config.get("global_pool"))),
+        pool=_POOLS.get(str(arguments.get("global_pool") or config.get("global_pool")))
+        or (named.pooling(name, arguments.get("class_token") is not False) if act and arguments else None),
         eval=_checked(values, usual) if "mean" in cfg and values["resize"] else None,
         classes=_named(config.get("label_names")),
         names=(name,) if name else (),

@@ -296,7 +296,8 @@ def _bare(weights: Weights, asked: Overrides) -> Opened:
     names = (*said.names, name, *((path.stem, path.parent.name) if not is_usual(path) else ()))
     config, why = preprocessing_by_name(" ".join((*said.names, name)), found.layout)
     said = said.over(_by_name(names, found))
-    stored = architecture(found, dataclasses.replace(said, **{k: asked[k] for k in _SAID & asked.keys()}), str(path))
+    given = {key: asked[key] for key in _SAID & asked.keys() if asked[key] != "cls+mean"}
+    stored = architecture(found, dataclasses.replace(said, **given), str(path))
     stored = _as_asked(stored, asked, path)
     if said.eval is not None:
         config, why = said.eval, ""
