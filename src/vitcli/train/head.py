@@ -62,11 +62,13 @@ class Pace:
 
     def __init__(self) -> None:
         self._began, self._first, self.rate = time.monotonic(), 0, 1.0
+        self.is_steady = False
 
     def of(self, images: int) -> float:
         """The rate, once so many are done."""
         now = time.monotonic()
         self.rate = (images - self._first) / max(now - self._began, 1e-9)
+        self.is_steady = self._first > 0
         if not self._first:
             self._began, self._first = now, images
         return self.rate

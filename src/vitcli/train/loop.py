@@ -640,7 +640,7 @@ class _Run:
 
         def enough(images: int) -> bool:
             rate = pace.of(images)
-            if budget is None or images < 10 * len(self.plan.classes):
+            if budget is None or not pace.is_steady or images < 10 * len(self.plan.classes):
                 return False
             work = images * self.config.model.head_inputs * len(self.plan.classes)
             fits = work / _PROBE_WORK_A_SECOND + len(self.plan.dev or ()) / rate
@@ -693,7 +693,8 @@ class _Run:
         if start.alone or dev is None:
             kept = "probe" if start.alone else self.config.train.keep.replace("auto", "average")
             self.model.load_state_dict(candidates(start.head if reports else start.whole)[kept])
-            return {"kept": kept} | ({"choice": kept} if reports else {})
+            scored = {"n": len(dev), "dev_top1": {"probe": start.dev_top1}} if start.alone and dev is not None else {}
+            return {"kept": kept, **({"choice": kept} if reports else {}), **scored}
         right, targets = self._compared(dev, candidates(start.head))
         kept, choice = self._chosen(right)
         self.model.load_state_dict(candidates(start.head)[kept] if reports else candidates(start.whole)[choice])
