@@ -73,6 +73,10 @@ def test_row_59_of_data_that_grew_no_trained_image_is_measured(tmp_path: Path) -
     (data / "c1" / "1.bmp").unlink()
     measured = api.plan_evaluation(str(folder)).split.digests()
     assert len(measured) >= 5 and not set(measured) & trained
+    for number, path in enumerate(sorted(data.rglob("*.bmp"))):
+        path.rename(path.with_name(f"renamed-{7 * number}.bmp"))
+    measured = api.plan_evaluation(str(folder)).split.digests()
+    assert len(measured) and not set(measured) & trained
 
 
 # --- 26, 27: configuration and neighbours -----------------------------------------------------------------------
