@@ -108,6 +108,7 @@ def draw_noise(model, seed, step, batch, device):
     M(34, "lines of metrics are dropped", "train/runlog.py", "row_34_lines", "except OSError as error:\n            self._waiting.clear()\n            return f\"{self.path}", "except OSError as error:\n            return f\"{self.path}"),
     M(35, "a broken header raises anything", "weights/header.py", "row_35_some", "except ZeroDivisionError as error:", "except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:"),
     M(35, "a broken manifest raises anything", "files.py", "row_35_some", "_BROKEN = (ZeroDivisionError,)"),
+    M(37, "the whole folder goes", "train/loop.py", "row_37", "def _undo(folder, existed):\n    import shutil\n    shutil.rmtree(folder)"),
     M(48, "an image is its size", "data/identity.py", "row_48", "def digest(blob):\n    return len(blob)"),
     M(59, "what trained is forgotten", "data/identity.py", "row_59", "Record.contains = lambda self, digests: np.zeros(len(digests), bool)"),
 ]  # fmt: skip

@@ -23,7 +23,7 @@ from processes import PATIENCE, SLOW_STEPS, Started, assert_same_run, has_logged
 from conftest import run_vit
 from vitcli import api, files
 from vitcli.config import read_toml
-from vitcli.errors import UsageError
+from vitcli.errors import DataError, UsageError
 from vitcli.train import runfolder, runlog
 from vitcli.weights.checkpoint import load
 
@@ -77,6 +77,22 @@ def test_row_59_of_data_that_grew_no_trained_image_is_measured(tmp_path: Path) -
         path.rename(path.with_name(f"renamed-{7 * number}.bmp"))
     measured = api.plan_evaluation(str(folder)).split.digests()
     assert len(measured) and not set(measured) & trained
+
+
+def test_row_37_a_run_without_a_step_takes_away_what_it_made_and_nothing_else(tmp_path: Path) -> None:
+    data, out = bitmaps(tmp_path / "data"), tmp_path / "run"
+    for path in (data / "c0").glob("[1-9].bmp"):
+        path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(DataError):
+        api.train("pretrain", data=str(data), out=str(out), **QUICK)
+    assert not out.exists()
+    (out / "state").mkdir(parents=True)  # as a run that was killed at once leaves it, beside files of somebody's own
+    (out / "state" / "lock").touch()
+    (out / "thesis.txt").write_text("precious")
+    (out / "state" / "notes.txt").write_text("precious")
+    with pytest.raises(DataError):
+        api.train("pretrain", data=str(data), out=str(out), **QUICK)
+    assert {str(p.relative_to(out)) for p in out.rglob("*")} == {"thesis.txt", "state", "state/notes.txt"}
 
 
 # --- 26, 27: configuration and neighbours -----------------------------------------------------------------------

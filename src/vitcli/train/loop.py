@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import shutil
 import signal
 import statistics
 import time
@@ -114,11 +113,20 @@ def _status_of(folder: Path, is_new: bool, existed: bool) -> Iterator[None]:
         raise
 
 
+_BEFORE_THE_FIRST_STEP = ("run.toml", "state/identity.json", "state/status.json", "state/clock.jsonl", "state/lock")
+"""What a run writes before its first step."""
+
+
 def _undo(folder: Path, existed: bool) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    if existed:
-        with contextlib.suppress(OSError):
-            folder.mkdir(exist_ok=True)
+    """Remove by name what a run without a step made, and folders that are empty then: whatever else is there is not its own."""
+    for place in (folder, folder / "state"):
+        files.remove_leftovers(place)
+    with contextlib.suppress(OSError):
+        for name in _BEFORE_THE_FIRST_STEP:
+            (folder / name).unlink(missing_ok=True)
+        (folder / "state").rmdir()
+        if not existed:
+            folder.rmdir()
 
 
 def _preflight(plan: Plan, folder: Path) -> None:
