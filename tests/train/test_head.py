@@ -216,6 +216,22 @@ def test_a_budget_too_short_to_tune_gives_the_probe_of_all_training_images(
     assert torch.equal(own["head.weight"], whole["head.weight"])
 
 
+def test_a_budget_too_short_for_all_images_fits_the_probe_to_some(
+    parent: Path, other_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_PROBE_WORK_A_SECOND", 1e-3)  # fits that would take hours
+    monkeypatch.setattr(loop, "_FEWEST_STEPS", 10**9)
+    notes: list[str] = []
+    sinks = [lambda event, fields: notes.append(fields.get("text", ""))]
+    values = {"steps": None, "train__time_budget": 60.0, "eval__batch_size": 4, "sinks": sinks}
+    report = tune(parent, other_folders, tmp_path / "run", **values)[1]
+    assert any("a linear probe of 20 images" in note for note in notes), "ten a class at least"
+    assert report["eval"]["top1"] > 0.8
+    monkeypatch.setattr(loop, "EXIT_SECONDS", 1000.0)
+    with pytest.raises(UsageError, match="leaves no time"):
+        tune(parent, other_folders, tmp_path / "none", **values)
+
+
 def test_a_probe_of_some_images_is_one_of_a_sample(parent: Path, other_folders: Path) -> None:
     model = load(str(parent))[1]
     planned = api.plan(api.Request("finetune", {"data.source": str(other_folders), "train.steps": 1}, str(parent)))

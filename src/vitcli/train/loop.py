@@ -618,16 +618,16 @@ class _Run:
         self._score(first, silent)  # slower than the rest
         started = time.monotonic()
         self._score(sample, silent)
-        self._keep_back(len(sample) / (time.monotonic() - started))
+        self.reserve = self._needed_at_the_end(len(sample) / (time.monotonic() - started))
+        if self.at.resumed_from is None:
+            self._check_time(self.reserve)
 
-    def _keep_back(self, rate: float) -> None:
-        """Time for the evaluations at the end, of `rate` images a second. Raises UsageError where none is left."""
-        budget = self.config.train.time_budget
-        self.reserve = self._needed_at_the_end(rate)
-        if budget is not None and self.at.resumed_from is None and self._seconds() + self.reserve > budget:
+    def _check_time(self, to_come: float) -> None:
+        """Raises UsageError where the budget is over before `to_come` seconds are."""
+        budget, needed = self.config.train.time_budget, self._seconds() + to_come
+        if budget is not None and needed > budget:
             raise UsageError(
-                f"--time-budget {budget:g}s leaves no time to train: start and evaluation take "
-                f"{self._seconds() + self.reserve:.0f} s",
+                f"--time-budget {budget:g}s leaves no time to train: start and evaluation take {needed:.0f} s",
                 "give more time",
             )
 
@@ -643,18 +643,18 @@ class _Run:
 
         Features come first, since no other use of the time is worth as much; they also tell how fast images are.
         """
-        budget, train, pace = self.config.train.time_budget, self.plan.train, Pace()
-        assert train is not None
+        budget, pace, last = self.config.train.time_budget, Pace(), 0
 
         def enough(images: int) -> bool:
-            rate = pace.of(images)
+            nonlocal last
+            rate, batch, last = pace.of(images), images - last, images
             if budget is None or not pace.is_steady or images < 10 * len(self.plan.classes):
                 return False
-            work = images * self.config.model.head_inputs * len(self.plan.classes)
-            fits = work / _PROBE_WORK_A_SECOND + len(self.plan.dev or ()) / rate
-            if self._seconds() + fits + self._needed_at_the_end(rate, selects=False) < budget:
+            fits = images * self.config.model.head_inputs * len(self.plan.classes) / _PROBE_WORK_A_SECOND
+            at_the_end = self._needed_at_the_end(rate, selects=False)
+            if self._seconds() + (batch + len(self.plan.dev or ())) / rate + fits + at_the_end < budget:
                 return False
-            self._keep_back(rate)
+            self._check_time(at_the_end)
             return True
 
         start = fit_head(self.model, self.plan, self.runtime, self._watch, enough)
