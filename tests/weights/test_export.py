@@ -20,6 +20,7 @@ from PIL import Image
 from conftest import draw_image, run_vit
 from vitcli.classes import Class
 from vitcli.config import EvalConfig, ModelConfig, model_config
+from vitcli.data.decode import eval_view, render
 from vitcli.errors import CheckpointError, UsageError
 from vitcli.model.vit import ViT, init_weights
 from vitcli.weights import export, formats
@@ -314,3 +315,145 @@ def test_real_weights_keep_their_predictions(tmp_path, deit_weights, shared_data
     for row, chance in zip(rows, chances, strict=True):
         assert row["score"] == pytest.approx(float(chance.max()), abs=1e-4)
         assert model.pretrained_cfg["label_names"][int(chance.argmax())] == row["label"]
+
+
+# --- the same pixels -----------------------------------------------------------------------------------------
+
+PICTURES = [(60, 47), (47, 60), (61, 61), (100, 33), (33, 100), (31, 29), (301, 444), (32, 48), (64, 96), (128, 33)]  # fmt: skip
+
+
+def picture(height: int, width: int) -> Image.Image:
+    random = np.random.default_rng([height, width])
+    small = random.integers(0, 256, (height // 7 + 2, width // 7 + 2, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def levels(pixels: Any) -> np.ndarray:
+    return np.rint(np.asarray(pixels, np.float64) * 255).astype(int)
+
+
+UNSCALED = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+SHAPES = [(32, 32), (33, 33), (32, 48), (48, 32), (40, 56), (224, 224)]
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("resize", ["short", "square"])
+@pytest.mark.parametrize("size", SHAPES)
+def test_timm_makes_the_same_pixels_of_an_exported_folder(size, resize, interpolation):
+    import timm.data
+
+    for crop in (1.0, 0.95, 0.9, 0.875, 0.8, 32 / 36):
+        config = EvalConfig(crop=crop, resize=resize, interpolation=interpolation, **UNSCALED)  # type: ignore[arg-type]
+        description = Description(Path("w"), dataclasses.replace(PLAIN, patch=(1, 1), img_size=size), (), config)
+        exported = json.loads(json.dumps(timm_config(description)))["pretrained_cfg"]
+        transform = timm.data.create_transform(**timm.data.resolve_data_config({}, pretrained_cfg=exported))
+        assert formats.preprocessing_differences(description, "timm") == []
+        for shape in PICTURES:
+            ours = render(picture(*shape), eval_view(size, config)).astype(int)
+            assert (levels(transform(picture(*shape))) == ours).all(), (crop, shape)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("resize", ["short", "square"])
+@pytest.mark.parametrize("size", SHAPES)
+def test_transformers_makes_the_same_pixels_or_the_export_says_in_what_they_differ(
+    tmp_path, size, resize, interpolation
+):
+    import transformers
+
+    for crop in (1.0, 0.95, 0.9, 0.875, 0.8):
+        config = EvalConfig(crop=crop, resize=resize, interpolation=interpolation, **UNSCALED)  # type: ignore[arg-type]
+        description = Description(Path("w"), dataclasses.replace(PLAIN, patch=(1, 1), img_size=size), (), config)
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(formats.preprocessor_config(description)))
+        exact = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+        usual = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+        *differs, rounding = formats.preprocessing_differences(description, "transformers")
+        assert "torchvision" in rounding
+        same = True
+        for shape in PICTURES:
+            ours = render(picture(*shape), eval_view(size, config)).astype(int)
+            theirs = levels(exact(picture(*shape), return_tensors="np")["pixel_values"][0])
+            assert theirs.shape == ours.shape
+            same &= bool((theirs == ours).all())
+            if not differs:
+                off = levels(usual(picture(*shape), return_tensors="np")["pixel_values"][0]) - ours
+                assert abs(off).max() <= 4
+        assert same or differs
+        assert not same or not differs or resize == "short"  # where it depends on the image
+
+
+@pytest.mark.parametrize(("form", "seen", "count"), [("timm", {}, 0), ("transformers", {}, 2), ("transformers", {"resize": "square"}, 1)])  # fmt: skip
+def test_the_command_says_in_what_the_pixels_are_not_the_same(tmp_path, form, seen, count):
+    path = checkpoint(tmp_path / "model.safetensors", **seen)
+    done = run_vit("export", path, "out", "--format", form, "--json", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert done.json["preprocessing"]["equal"] == (count == 0)
+    assert len(done.json["preprocessing"]["differs"]) == count == done.err.count("other pixels")
+
+
+@pytest.mark.parametrize("cut", [32, 224, 299, 384])
+def test_the_crop_of_another_tool_s_processor_is_read_to_the_pixel(cut):
+    from vitcli.weights.beside import _part
+
+    for side in range(cut, 2 * cut):
+        assert int(cut / _part(cut, side)) == side
+
+
+# --- what is in the way --------------------------------------------------------------------------------------
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_force_replaces_the_files_that_are_written_and_nothing_else(tmp_path):
+    path = checkpoint(tmp_path / "model.safetensors")
+    (tmp_path / "mine" / "deep").mkdir(parents=True)
+    for name in ("thesis.txt", "deep/config.json", "config.json", ".hidden"):
+        (tmp_path / "mine" / name).write_text("precious")
+    done = run_vit("export", path, "mine", "--format", "timm", "--force", cwd=tmp_path)
+    assert done.code == 0, done.err
+    found = everything(tmp_path / "mine")
+    assert sorted(found) == [".hidden", "config.json", "deep/config.json", "model.safetensors", "thesis.txt"]
+    assert all(found[name] == b"precious" for name in (".hidden", "deep/config.json", "thesis.txt"))
+    assert describe(tmp_path / "mine" / "model.safetensors").classes == CLASSES
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    "place", ["run", "by its run.toml", "file", "file for ONNX", "itself", "folder in a file's place", "dangling"]
+)
+def test_what_is_not_replaced_even_with_force(tmp_path, place):
+    path = checkpoint(tmp_path / "source" / "model.safetensors")
+    out, form = tmp_path / "out", "timm"
+    if place in ("run", "by its run.toml"):
+        checkpoint(out / "model.safetensors")
+        (out / "state" / "step").mkdir(parents=True) if place == "run" else (out / "run.toml").write_text("")
+    elif place == "file":
+        out.write_text("hello")
+    elif place == "file for ONNX":
+        pytest.importorskip("onnxruntime")
+        out.mkdir()
+        form = "onnx"
+    elif place == "itself":
+        out = path.parent
+    elif place == "folder in a file's place":
+        (out / "config.json").mkdir(parents=True)
+    else:
+        out.symlink_to(tmp_path / "nowhere")
+    before = everything(tmp_path)
+    done = run_vit("export", path, out, "--format", form, "--force", "--json", cwd=tmp_path)
+    assert done.code == 2 and done.json["error"]["hint"], done
+    assert everything(tmp_path) == before
+
+
+def test_other_numbers_leave_an_existing_folder_as_it_was(tmp_path, monkeypatch):
+    path = checkpoint(tmp_path / "model.safetensors")
+    description, tensors = load(str(path))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").write_text("mine")
+    changed = dict(tensors) | {"head.bias": tensors["head.bias"] + 0.01}
+    monkeypatch.setattr(export, "build", lambda model, _: build(model, tensors))
+    with pytest.raises(CheckpointError, match="other logits"):
+        export.export(description, changed, tmp_path / "out", "timm", force=True)
+    assert everything(tmp_path / "out") == {"config.json": b"mine"}

@@ -22,7 +22,14 @@ pytest.importorskip("torchvision_shim", reason="timm and transformers import tor
 timm = pytest.importorskip("timm")
 transformers = pytest.importorskip("transformers")
 
-HF = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8, "num_labels": 5}
+HF = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+    "num_labels": 5,
+}
 LARGER = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(2))
 
 
@@ -121,7 +128,9 @@ def written(path: Path, **changes: Any) -> Path:
 def test_a_checkpoint_of_an_older_version_has_no_such_key(tmp_path):
     """Its positions are resized as before."""
     path = written(tmp_path / "w.safetensors")
-    document = json.loads(path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")])["__metadata__"]["vit"]
+    document = json.loads(path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")])["__metadata__"][
+        "vit"
+    ]
     tree = json.loads(document)
     del tree["model"]["posemb"]
     from vitcli.weights.describe import described
@@ -164,7 +173,9 @@ def test_commands_resize_as_they_are_told(vit: Vit, tmp_path: Path) -> None:
         assert done.code == 0, done.err
         losses[method] = done.json["loss"]
     assert losses[""] == losses["bicubic-antialias"] and len(set(losses.values())) == len(METHODS)
-    assert vit("resize-posemb", path, "a.safetensors", "--img-size", "32", "--json").json["method"] == "bicubic-antialias"
+    assert (
+        vit("resize-posemb", path, "a.safetensors", "--img-size", "32", "--json").json["method"] == "bicubic-antialias"
+    )
     other = vit("resize-posemb", path, "b.safetensors", "--img-size", "32", "--method", "paper", "--json")
     assert other.json["method"] == "paper"
     chosen = vit("resize-posemb", path, "c.safetensors", "--img-size", "32", "--set", "model.posemb=paper", "--json")

@@ -99,8 +99,8 @@ def export(
             console.show_note(note)
         shown = f"largest difference of a logit on {tree['images']} photographs: {tree['max_abs_difference']:.2g}"
         console.show_note(shown)
-    if not tree["preprocessing"]["equal"]:
-        console.show_warning(f"other pixels than vit's: {tree['preprocessing']['differs']}")
+    for what in tree["preprocessing"]["differs"]:
+        console.show_warning(f"{form} makes other pixels than vit: {what}")
     if push:
         tree["pushed"] = api.push(out, push)
         if not quiet:

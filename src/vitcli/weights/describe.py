@@ -415,7 +415,7 @@ def _notes(weights: Weights, found: Found, stored: Stored, why: str, others: lis
         notes.append(f"one of {len(_of_training(path.parent))} checkpoints in its folder")
     left_out = [row.key for row in found.report if row.fate == "dropped"]
     if isinstance(weights, Pickled):
-        left_out += [name for name, tensors in weights.beside if tensors]
+        left_out += [name for name, tensors in weights.beside if tensors and name not in others]
     if left_out:
         more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
         notes.append(f"left out {', '.join(left_out[:3])}{more}")

@@ -120,7 +120,7 @@ def export(description: Description, tensors: Tensors, out: Path, form: str, for
             shutil.rmtree(holder, ignore_errors=True)
 
     size = sum(t.numel() * 4 for t in tensors.values())
-    differs = formats.preprocessing_difference(description, form)
+    differs = formats.preprocessing_differences(description, form)
     if form == "onnx":
         files.write_file(out, fill_file, size)
     else:

@@ -228,27 +228,34 @@ def _as_that_class(architecture: Architecture, model: ModelConfig, tensors: Mapp
     return whole
 
 
-def preprocessing_difference(description: Description, form: str) -> str:
+_ROUNDING = 'its usual backend resizes with torchvision, some levels of 255 from Pillow; backend="pil" does not'
+
+
+def preprocessing_differences(description: Description, form: str) -> list[str]:
     """In what the pixels that a tool makes of an image by an exported folder differ from vit's; empty where they are the same.
 
     timm's are the same. transformers (5.24 image_processing_backends.py) has no resize of the short side for sizes that are
-    not square, and rounds the corner of the centre down where torchvision, timm and vit round to even.
+    not square, rounds the corner of the centre down where torchvision, timm and vit round to even, and resizes by torchvision.
     """
     config, size = description.eval, description.model.img_size
     if form != "transformers":
-        return ""
+        return []
     if config.resize == "short" and size[0] != size[1]:
-        return f"transformers has no resize to the short side for {format_size(size)} px: it shows another part of an image"
+        shown = f"it has no resize to the short side for {format_size(size)} px, and shows another part of an image"
+        return [shown, _ROUNDING]
     left = [int(side / config.crop) - side for side in size]
     if config.resize == "short" or any(round(n / 2) != n // 2 for n in left):
-        return "transformers cuts the centre out a pixel further up or left where an odd number of pixels is left over"
-    return ""
+        return [
+            "it cuts the centre out a pixel further up or left where an odd number of pixels is left over",
+            _ROUNDING,
+        ]
+    return [_ROUNDING]
 
 
 def preprocessor_config(description: Description) -> dict[str, Any]:
     """`preprocessor_config.json`: the processor of transformers that does what vit's evaluation does, or what comes nearest.
 
-    With backend="pil" it resizes as vit does; its default, torchvision's resize of tensors, is off by up to one level of 255.
+    In what that differs, `preprocessing_differences` says.
     """
     config, (height, width) = description.eval, description.model.img_size
     rows, columns = int(height / config.crop), int(width / config.crop)
