@@ -823,12 +823,12 @@ def test_splits_are_chosen_by_name(class_folders: Path) -> None:
     source = opened(class_folders)
     assert len(source.split("train")) == 72
     assert len(source.split("test")) == 24
-    for wrong in ("tst", "all", "validation"):
+    for wrong in ("tset", "all", "validation"):
         with pytest.raises(DataError, match=wrong) as caught:
             source.split(wrong)
         assert caught.value.hint
-    with pytest.raises(DataError, match="tst") as caught:
-        source.train("tst")
+    with pytest.raises(DataError, match="tset") as caught:
+        source.train("tset")
     assert "did you mean test" in caught.value.hint
 
 

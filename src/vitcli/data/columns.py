@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitcli.classes import Class, spelled_as
+from vitcli.classes import Class, fold, spelled_as
 from vitcli.config import DataConfig
 from vitcli.data.identity import Contents
 from vitcli.data.layout import SPLIT_WORDS
@@ -72,7 +72,10 @@ def make_source(
     if len(splits) == 1:
         candidates = []
     carved = "train" if "train" in splits else next(iter(splits))
-    said = [f"{id_} has no test split: a fifth of {carved!r} is held out, by each image's name or content"]
+    unlabelled = [s for s in splits if s != carved and splits[s].labels is None]
+    lacks = f"no labels in {', '.join(unlabelled)}" if unlabelled else "no test split"
+    said = [f"{id_} has {lacks}: a fifth of {carved!r} is held out, by each image's name or content"]
+    said = [*([] if candidates else said), *_alike(named)]
     return Source(
         re.sub(r"[^\w.-]+", "-", name).strip("-") or "data",
         id_,
@@ -81,9 +84,18 @@ def make_source(
         splits,
         mirror,
         candidates[0] if candidates else "",
-        (*(() if candidates else said), *notes),
+        (*said, *notes),
         known_as,
     )
+
+
+def _alike(named: Sequence[Class]) -> list[str]:
+    """A note on classes that would be one if case, spaces, _, - and the Unicode form did not count."""
+    spellings: dict[str, list[str]] = {}
+    for item in named:
+        spellings.setdefault(fold(item.name), []).append(repr(item.name))
+    groups = [" and ".join(names) for names in spellings.values() if len(names) > 1]
+    return [f"classes that differ in spelling alone are kept apart: {', '.join(groups[:8])}"] if groups else []
 
 
 def _image_column(table: datasets.Dataset, wanted: str, id_: str) -> str:

@@ -24,10 +24,13 @@ Which plugin of Pillow a file may reach is an allow-list, looked up by its first
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import math
+import os
 import re
+import stat
 import warnings
 from dataclasses import dataclass
 from typing import IO, Any, Literal
@@ -97,6 +100,27 @@ _DRAFT_MARGIN = 1.25
 At 2,000 px, to 256 x 256, this takes 7 ms where the whole takes 30 ms, and differs from it by a PSNR of 48 dB (a
 bilinear in place of the bicubic resize: 42 dB); a margin of 1.5 takes 11 ms (54 dB).
 """
+
+
+_LARGEST_FILE = 2**31
+"""Bytes of an image file at most: what claims more is no image (the system's own memory, as a file)."""
+
+
+def read_file(path: str) -> bytes:
+    """The bytes of an image file. Raises OSError, also for what is none: a pipe would be waited for, a device may never end."""
+    found = os.stat(path)  # noqa: PTH116 (a Path a file costs as much as the call)
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "a pipe, a socket or a device, not a file", path)
+    if found.st_size > _LARGEST_FILE:
+        raise OSError(errno.EFBIG, f"{found.st_size:,} bytes are more than an image file has", path)
+    with open(path, "rb", opener=_at_once) as file:
+        return file.read()
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 class BadImage(Exception):

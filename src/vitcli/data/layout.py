@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vitcli.classes import spelled_as
+from vitcli.classes import fold, spelled_as
 from vitcli.data.decode import IMAGE_ENDINGS
 from vitcli.errors import DataError
 
@@ -40,11 +40,20 @@ _FILLERS = frozenset(
     {"set", "sets", "data", "dataset", "split", "image", "images", "img", "imgs", "photos", "pictures"}
 )
 """Words that say nothing beside a split's."""
+_SAYS_CLASS = frozenset({"class", "cls", "category", "label"})
 
 
 def words_of(name: str) -> list[str]:
     """The words of a name: of `seg_train2017` seg and train, of `TestSet` test and set."""
     return re.findall(r"[^\W\d_]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
+
+
+def readable(name: str) -> str:
+    """A name as text that can be written anywhere: bytes that are not UTF-8 as \\xe9, letter by letter."""
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a pair of UTF-16, as JSON can hold it
+        return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @dataclass(frozen=True)
@@ -101,15 +110,17 @@ def arrange(what: str, paths: Sequence[Parts]) -> Arranged:
         )
         found.notes.append(f"left out, as no split: {named}")
     if not splits:
+        found.notes += _not_told_apart(what, below)
         found.splits["train"] = _classed(what, list(enumerate(below)))
         found.class_folders = [wrapper]
     else:
-        for split in dict.fromkeys(splits.values()):
+        for split in sorted(set(splits.values()), key=lambda s: s != "train"):
+            known = {fold(label) for _, label, _ in found.splits.get("train", [])}
             tops = [top for top, s in splits.items() if s == split]
             members: list[tuple[int, Parts]] = []
             for top in tops:
                 inside = [(i, p[1:]) for i, p in enumerate(below) if len(p) > 1 and p[0] == top]
-                depth = _repeated(split, [p for _, p in inside])
+                depth = _repeated(split, [p for _, p in inside], known)
                 members += [(i, p[depth:]) for i, p in inside]
                 if inside:
                     found.class_folders.append((*wrapper, top, *inside[0][1][:depth]))
@@ -149,6 +160,8 @@ def _split_folders(what: str, paths: Sequence[Parts]) -> tuple[dict[str, str], s
     alike = len({meaning.rest for meaning in meanings.values()}) == 1
     plain = alike and not next(iter(meanings.values())).rest
     roles, holds_classes = set(splits.values()), any(top in nested for top in splits)
+    if not (others or holds_classes):
+        _refuse_both(what, meanings)
     if not others and (plain or (alike and holds_classes and (len(roles) > 1))):
         return splits, set()
     if not plain and len(roles) == 1:
@@ -165,11 +178,52 @@ def _split_folders(what: str, paths: Sequence[Parts]) -> tuple[dict[str, str], s
     )
 
 
-def _repeated(split: str, paths: Sequence[Parts]) -> int:
-    """How many folders below a split's only say the split again, as in seg_train/seg_train/forest."""
+def _refuse_both(what: str, meanings: Mapping[str, Meaning]) -> None:
+    """Raises DataError for folders of images that say a split and a class: train_cat, train_dog, test_cat, test_dog."""
+    for top, meaning in meanings.items():
+        twin = next((t for t, m in meanings.items() if m.rest == meaning.rest and m.split != meaning.split), None)
+        if meaning.rest and twin is not None:
+            raise DataError(
+                f"{what}: {top!r} and {twin!r} say a split and something else, a class perhaps",
+                "put the images in a folder a class within a folder a split, as train/cat and test/cat",
+            )
+
+
+def _not_told_apart(what: str, paths: Sequence[Parts]) -> list[str]:
+    """A note on folders within class folders, which make no classes.
+
+    Raises DataError where the class folders are numbered and hold the same folders: those of fold1 and fold2 may be the classes.
+    """
+    inside: dict[str, set[str]] = {p[0]: set() for p in paths}
+    for p in paths:
+        if len(p) > 2:
+            inside[p[0]].add(p[1])
+    several = [top for top, names in inside.items() if len(names) > 1]
+    if not several or len(inside) < 2:
+        return []
+    top = several[0]
+    example = f"{top}/{min(inside[top])}"
+    unnumbered = {re.sub(r"\d+", "", name).lower() for name in inside}
+    alike = len(unnumbered) == 1 and len({frozenset(names) for names in inside.values()}) == 1
+    if alike and words_of(top) and not _SAYS_CLASS & set(words_of(top)):
+        raise DataError(
+            f"{what}: its {len(inside)} folders are numbered as parts are, and each holds the same, such as {example}",
+            "merge them, or name one of them; split folders are called train, validation and test",
+        )
+    shown = ", ".join(sorted(inside)[:4]) + (" …" if len(inside) > 4 else "")
+    return [f"classes are the outer folders: {shown}; those within, such as {example}, are not told apart"]
+
+
+def _repeated(split: str, paths: Sequence[Parts], known: Container[str]) -> int:
+    """How many folders below a split's only say the split again, as in seg_train/seg_train/forest.
+
+    One of images alone may be a class too: it is where the training images `known` have a class of that name.
+    """
     depth = 0
-    while paths and all(len(p) > depth + 2 for p in paths) and len({p[depth] for p in paths}) == 1:
+    while paths and all(len(p) > depth + 1 for p in paths) and len({p[depth] for p in paths}) == 1:
         name = paths[0][depth]
+        if fold(name) in known and all(len(p) == depth + 2 for p in paths):
+            break
         meaning = meaning_of(name)
         if not (meaning is not None and meaning.split == split) and not set(words_of(name)) <= _FILLERS:
             break
@@ -179,7 +233,7 @@ def _repeated(split: str, paths: Sequence[Parts]) -> int:
 
 def _classed(what: str, members: Sequence[tuple[int, Parts]]) -> list[tuple[int, str, str]]:
     """Each image with its class and what identifies it within. Raises DataError for an image beside class folders."""
-    named = [(i, p[0] if len(p) > 1 else "", "/".join(p[1:] if len(p) > 1 else p)) for i, p in members]
+    named = [(i, readable(p[0]) if len(p) > 1 else "", "/".join(p[1:] if len(p) > 1 else p)) for i, p in members]
     loose = [rest for _, label, rest in named if not label]
     if loose and len(loose) < len(named):
         raise DataError(
@@ -231,13 +285,13 @@ class Listing:
         return [f"left out, as no images that can be read: {shown}"] if endings else []
 
     def empty(self, class_folders: Sequence[Parts]) -> list[str]:
-        """A note on class folders without an image."""
-        candidates = {p for p in map(parts_of, self.folders) if p[:-1] in class_folders}
-        depths = {len(p) for p in candidates}
-        filled = {p[:n] for p in map(parts_of, self.images) for n in depths} if candidates else set()
-        bare = sorted(candidates - filled)
+        """A note on folders without an image, but for those within a class."""
+        folders = {parts_of(f)[:-1] for f in self.images}
+        filled = {p[:n] for p in folders for n in range(len(p) + 1)}
+        outer = [p for p in map(parts_of, self.folders) if p not in filled and p[:-1] in filled]
+        bare = sorted(p for p in outer if not any(p[: len(r)] == r and len(p) > len(r) + 1 for r in class_folders))
         shown = ", ".join("/".join(p) + "/" for p in bare[:8]) + (f" and {len(bare) - 8} more" if len(bare) > 8 else "")
-        return [f"no image in {shown}: no class"] if bare else []
+        return [f"no image in {shown}: left out"] if bare else []
 
 
 def parts_of(path: str) -> Parts:
@@ -253,17 +307,24 @@ def list_folder(root: Path) -> Listing:
     found: list[str] = []
     folders: list[str] = []
     for folder, names, inside in os.walk(root, followlinks=True):
-        here = Path(folder).resolve()
         below = os.path.relpath(folder, root)
         prefix = "" if below == os.curdir else below + os.sep
-        names[:] = sorted(n for n in names if not n.startswith((".", "__MACOSX")) and not _leads_up(here, n))
+        names[:] = sorted(
+            n for n in names if not n.startswith((".", "__MACOSX")) and not _leads_up(root, Path(folder), n)
+        )
         folders += [prefix + n for n in names]
         found += [prefix + f for f in inside if not f.startswith(".") and f not in ("Thumbs.db", "desktop.ini")]
     return Listing(root, tuple(sorted(found, key=parts_of)), tuple(sorted(folders, key=parts_of)))
 
 
-def _leads_up(here: Path, name: str) -> bool:
-    return (here / name).is_symlink() and here.is_relative_to((here / name).resolve())
+def _leads_up(root: Path, folder: Path, name: str) -> bool:
+    """Whether a link below `root` leads to a folder on the way to itself, by other links too, and so for ever."""
+    link = folder / name
+    if not link.is_symlink():
+        return False
+    target = link.resolve()
+    way = (place for place in (folder, *folder.parents) if place.is_relative_to(root))
+    return any(place.resolve().is_relative_to(target) for place in way)
 
 
 def shards_by_split(shards: Sequence[tuple[str, str]]) -> tuple[dict[str, list[str]], list[str]]:

@@ -6,6 +6,7 @@ its folder: a table that came with a download opens no other file.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vitcli.config import DataConfig
-from vitcli.data.layout import is_image, meaning_of
+from vitcli.data.layout import is_image, meaning_of, readable
 from vitcli.errors import DataError, did_you_mean
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -30,15 +31,23 @@ _LOOKED_AT = 50
 
 @dataclass(frozen=True)
 class Listed:
-    """Rows by split, as (path of the image, label, its name below the table); a label is None where there is none."""
+    """Rows by split, as (path of the image, label, its name below the table); a label is None where there is none.
+
+    `is_guess`: the column of labels is the only one there was beside the paths, whatever its name.
+    """
 
     splits: dict[str, list[tuple[str, Any, str]]]
     has_labels: bool
+    is_guess: bool = False
     notes: tuple[str, ...] = ()
 
 
+class NoPaths(DataError):
+    """A table that lists no images."""
+
+
 def read_listing(table: Path, root: Path, config: DataConfig) -> Listed:
-    """The images that `table`, somewhere below `root`, lists. Raises DataError with the row."""
+    """The images that `table`, somewhere below `root`, lists. Raises DataError with the row, NoPaths where there are none."""
     rows = _rows(table)
     if not rows:
         raise DataError(f"{table} has no rows", "write a path and a label a line, below their names")
@@ -47,29 +56,54 @@ def read_listing(table: Path, root: Path, config: DataConfig) -> Listed:
         table, config.image_column, names, _holding_paths(rows, names, table), _IMAGE_NAMES, "paths of images"
     )
     if not image:
-        raise DataError(
+        raise NoPaths(
             f"{table} has no column of image files; its columns: {', '.join(names)}",
             "paths are relative to the table; name their column with --set data.image_column=…",
         )
-    split = next((n for n in names if n.lower() in _SPLIT_NAMES and _says_splits(rows, n)), "")
+    usual = [n for n in names if n != image and n.lower() in _LABEL_NAMES]
+    split = _split_column(table, rows, [n for n in names if n not in (image, config.label_column, *usual)])
     left = [n for n in names if n not in (image, split)]
-    usual = [n for n in left if n.lower() in _LABEL_NAMES]
-    label = _column(
-        table, config.label_column, names, usual or (left if len(left) == 1 else []), _LABEL_NAMES, "labels"
-    )
-    notes = () if label or not left else (f"{table.name}: no column of labels among {', '.join(left)}",)
+    alone = left if len(left) == 1 and _tells_apart(rows, left[0]) else []
+    label = _column(table, config.label_column, names, usual or alone, _LABEL_NAMES, "labels")
+    if label:
+        _check_labels(table, rows, label)
+    is_guess = not (config.label_column or usual)
+    splits = _placed(table, root, rows, image, split, label)
+    return Listed(splits, bool(label), is_guess, _said(table, label, left, is_guess))
+
+
+def _placed(
+    table: Path, root: Path, rows: Sequence[dict[str, Any]], image: str, split: str, label: str
+) -> dict[str, list[tuple[str, Any, str]]]:
+    """Every row in its split, as `Listed` has them. Raises DataError for one without a path, or where no file is there."""
     own = "/".join(table.parent.relative_to(root).parts)
     splits: dict[str, list[tuple[str, Any, str]]] = {}
     for number, row in enumerate(rows, start=1):
         below = row.get(image)
         if not isinstance(below, str) or not below.strip():
             raise DataError(f"{table}: row {number} names no image ({below!r})", "correct or remove this row")
-        path = _within(table, below.strip(), number)
+        path, below = _within(table, below.strip(), number)
         value = row.get(label) if label else None
-        value = None if isinstance(value, str) and not value.strip() else value
+        value = (readable(value) if value.strip() else None) if isinstance(value, str) else value
         where = str(row.get(split, "")) if split else "/".join(filter(None, (own, below.rpartition("/")[0])))
-        splits.setdefault(_split(where, bool(split)), []).append((str(path), value, f"{own}/{below}" if own else below))
-    return Listed(splits, bool(label), notes)
+        splits.setdefault(_split(where, bool(split)), []).append((path, value, f"{own}/{below}" if own else below))
+    first = [path for items in splits.values() for path, _, _ in items[:_LOOKED_AT]]
+    if not any(map(os.path.isfile, first)):
+        raise DataError(
+            f"{table}: of the files that it names none is there, such as {first[0]}",
+            f"paths are relative to the table's folder, endings included; they stand in its column {image!r}",
+        )
+    return splits
+
+
+def _said(table: Path, label: str, left: Sequence[str], is_guess: bool) -> tuple[str, ...]:
+    """Notes on what became of the columns beside the paths."""
+    unused = [n for n in left if n != label]
+    shown = ", ".join(unused[:8]) + (f" and {len(unused) - 8} more" if len(unused) > 8 else "")
+    if not label:
+        return (f"{table.name}: no column of labels among {shown}",) if unused else ()
+    said = [f"{table.name}: labels are its column {label!r}, the only one beside the paths"] if is_guess else []
+    return (*said, *([f"{table.name}: columns that are not used: {shown}"] if unused else []))
 
 
 def _split(where: str, is_word: bool) -> str:
@@ -81,20 +115,62 @@ def _split(where: str, is_word: bool) -> str:
     return "train"
 
 
-def _says_splits(rows: Sequence[dict[str, Any]], name: str) -> bool:
-    return all(meaning_of(str(row.get(name, ""))) is not None for row in rows)
+def _split_column(table: Path, rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+    """The column that says splits: one that is called so, else one that holds nothing but words for two of them or more.
+
+    Raises DataError where one that is called so says a split in some rows alone.
+    """
+    for name in sorted(names, key=lambda n: n.lower() not in _SPLIT_NAMES):
+        values = list(dict.fromkeys(str(row.get(name, "")) for row in rows))
+        meanings = [meaning_of(value) for value in values[:_LOOKED_AT]]
+        said = {meaning.split for meaning in meanings if meaning is not None and not meaning.rest}
+        if None not in meanings and len(values) <= _LOOKED_AT and (name.lower() in _SPLIT_NAMES or len(said) > 1):
+            return name
+        if said and name.lower() in _SPLIT_NAMES:
+            odd = values[meanings.index(None)] if None in meanings else values[-1]
+            raise DataError(
+                f"{table}: column {name!r} says {odd!r}, which is no split",
+                "write train, validation or test in each row",
+            )
+    return ""
 
 
-def _within(table: Path, below: str, number: int) -> Path:
-    """The file that a row names. Raises DataError where that is an address, or lies outside the table's folder."""
-    folder = Path(os.path.normpath(table.parent))
-    path = Path(os.path.normpath(folder / below))  # by the names alone: links in the folder are the user's own
-    if re.match(r"[A-Za-z][\w+.-]*://", below) or not path.is_relative_to(folder) or "\0" in below:
+def _tells_apart(rows: Sequence[dict[str, Any]], name: str) -> bool:
+    """Whether a column may be labels, by its values alone: two or more, and not another one in every row."""
+    return 1 < len({str(row.get(name)) for row in rows}) < len(rows)
+
+
+def _check_labels(table: Path, rows: Sequence[dict[str, Any]], name: str) -> None:
+    """Raises DataError where some labels are text and others numbers, which JSON tells apart."""
+    kinds: dict[type, int] = {}
+    for number, row in enumerate(rows, start=1):
+        if row.get(name) is not None:
+            kinds.setdefault(type(row[name]), number)
+    if len(kinds) > 1:
+        (one, first), (other, second), *_ = kinds.items()
+        raise DataError(
+            f"{table}: column {name!r} holds {one.__name__} in row {first} and {other.__name__} in row {second}",
+            "write all labels as text, or all as integers",
+        )
+
+
+def _within(table: Path, below: str, number: int) -> tuple[str, str]:
+    """The file that a row names, and its path from the table, whichever way that is written there.
+
+    Raises DataError where that is an address, or lies outside the table's folder.
+    """
+    folder = os.path.normpath(table.parent)
+    if "\\" in below and not os.path.lexists(os.path.join(folder, below)):  # noqa: PTH118 (as fast as rows are read)
+        below = below.replace("\\", "/")  # a table that was written on Windows
+    path = os.path.normpath(os.path.join(folder, below))  # noqa: PTH118
+    # by the names alone: links in the folder are the user's own
+    inside = path.startswith(folder.rstrip(os.sep) + os.sep) and re.search("[\0\ud800-\udb7f]", below) is None
+    if re.match(r"[A-Za-z][\w+.-]*://", below) or not inside:
         raise DataError(
             f"{table}: row {number} names {below[:200]!r}, which is not in the table's folder",
             "a table lists files beside and below it, by their path from there",
         )
-    return path
+    return path, path[len(folder.rstrip(os.sep)) + 1 :].replace(os.sep, "/")
 
 
 def _column(
@@ -132,7 +208,7 @@ def _rows(table: Path) -> list[dict[str, Any]]:
             import pyarrow.parquet
 
             return list(pyarrow.parquet.read_table(table).to_pylist())
-        with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with table.open(encoding=_encoding(table), errors="surrogateescape", newline="") as file:
             if table.suffix.lower() in (".jsonl", ".ndjson"):
                 return list(_json_rows(file, table))
             return _text_rows(file, table)
@@ -140,6 +216,13 @@ def _rows(table: Path) -> list[dict[str, Any]]:
         raise DataError(
             f"cannot read {table}: {str(error)[:200]}", "is it whole, and in the format its name says?"
         ) from None
+
+
+def _encoding(table: Path) -> str:
+    """UTF-16 where its mark comes first, as spreadsheets write it; else UTF-8, with a mark or without."""
+    with table.open("rb") as file:
+        start = file.read(2)
+    return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 def _json_rows(lines: Any, table: Path) -> Iterator[dict[str, Any]]:
@@ -170,6 +253,9 @@ def _text_rows(file: Any, table: Path) -> list[dict[str, Any]]:
             f"{table} names two columns {next(n for n in head if head.count(n) > 1)!r}", "rename one of them"
         )
     rows = lines if headless else lines[1:]
+    for cells in rows:
+        while len(cells) > len(head) and not cells[-1].strip():
+            cells.pop()  # a separator at the end of a line
     wrong = next((i for i, cells in enumerate(rows, start=1) if len(cells) > len(head)), None)
     if wrong is not None:
         raise DataError(

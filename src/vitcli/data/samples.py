@@ -14,7 +14,7 @@ from PIL import Image
 
 from vitcli.data.decode import View, open_rgb, render
 from vitcli.data.identity import Contents
-from vitcli.data.split import Split
+from vitcli.data.split import Split, as_text
 from vitcli.errors import DataError
 
 PHOTOGRAPHS = ("china.jpg", "flower.jpg")
@@ -54,7 +54,7 @@ def files_split(paths: Sequence[str]) -> Split:
     for path in paths:
         if not Path(path).is_file():
             raise DataError(f"no image {path!r}", "name image files, or a folder of them")
-    return _split("files", [{"bytes": None, "path": str(Path(path).absolute())} for path in paths])
+    return _split("files", [{"bytes": None, "path": as_text(str(Path(path).absolute()))} for path in paths])
 
 
 def _split(name: str, items: list[dict[str, Any]]) -> Split:

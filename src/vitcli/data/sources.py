@@ -27,8 +27,8 @@ from vitcli.data.columns import first_line, make_source
 from vitcli.data.decode import IMAGE_ENDINGS
 from vitcli.data.identity import HELD_ONE_IN, Contents, Digests, stamp, stamp_of_file, stamps_of_rows
 from vitcli.data.layout import Arranged, Listing, arrange, is_image, list_folder, parts_of, shards_by_split
-from vitcli.data.listing import METADATA, TABLES, Listed, read_listing
-from vitcli.data.split import Source
+from vitcli.data.listing import METADATA, TABLES, Listed, NoPaths, read_listing
+from vitcli.data.split import Source, as_text
 from vitcli.errors import DataError, did_you_mean
 from vitcli.randomness import permutation
 
@@ -179,20 +179,46 @@ def _folder(root: Path, config: DataConfig) -> Source:
         return _saved(root, config)
     listing = list_folder(root)
     shards = [f for f in listing.files if f.endswith(".parquet") and _base(f) not in METADATA]
-    if shards:
-        return _parquet(name, str(root), root, [root / f for f in shards], config)
-    tables = [f for f in listing.files if _base(f) in METADATA]
-    if tables:
-        return _listed(name, str(root), root, [read_listing(root / f, root, config) for f in tables], config, listing)
     images = listing.images
+    if shards:
+        beside = [f"left out: {len(images):,} image files beside the Parquet files"] if images else []
+        return _parquet(name, str(root), root, [root / f for f in shards], config, beside)
+    tables = [f for f in listing.files if _base(f) in METADATA]
+    lists, said = _read_tables(root, tables, config, listing)
+    if lists:
+        return _listed(name, str(root), root, lists, config, listing)
+    unread = next((f for f in listing.files if f.lower().endswith(TABLES) and f not in tables), "")
+    named = f"a table of paths and labels is named itself: --data {listing.at(unread)}" if unread else ""
     if not images:
-        lists = [f for f in listing.files if f.lower().endswith(TABLES)]
         hint = "images lie in a folder a class, such as cats/1.jpg, or train/cats/1.jpg and test/cats/2.jpg"
-        hint = f"a table of paths and labels is named itself: --data {listing.at(lists[0])}" if lists else hint
-        raise DataError(f"{root} has no images and no Parquet files", hint)
+        raise DataError(f"{root} has no images and no Parquet files", named or hint)
     arranged = arrange(str(root), [parts_of(f) for f in images])
-    said = [*arranged.notes, *listing.unread(), *listing.empty(arranged.class_folders)]
+    if named and not any(label for items in arranged.splits.values() for _, label, _ in items):
+        said.append(f"no class folders; {named}")
+    said += [*arranged.notes, *listing.unread(tables), *listing.empty(arranged.class_folders)]
     return _image_source(name, str(root), [listing.at(f) for f in images], arranged, config, said)
+
+
+def _read_tables(
+    root: Path, tables: Sequence[str], config: DataConfig, listing: Listing
+) -> tuple[list[Listed], list[str]]:
+    """A folder's own tables, or none and a note where they say no labels and the images lie in class folders."""
+    found: list[Listed] = []
+    obstacle: NoPaths | None = None
+    for file in tables:
+        try:
+            found.append(read_listing(root / file, root, config))
+        except NoPaths as error:
+            obstacle = error
+    if not tables or (found and any(table.has_labels and not table.is_guess for table in found)):
+        return found, []
+    with contextlib.suppress(DataError):
+        arranged = arrange(str(root), [parts_of(f) for f in listing.images])
+        if any(label for items in arranged.splits.values() for _, label, _ in items):
+            return [], [f"{', '.join(tables[:3])}: no column called label or class, so the classes are the folders"]
+    if obstacle is not None:
+        raise obstacle
+    return found, []
 
 
 def _base(file: str) -> str:
@@ -236,7 +262,7 @@ def _image_source(
     tables, contents = {}, {}
     for split, items in arranged.splits.items():
         paths = [addresses[i] for i, _, _ in items]
-        columns: dict[str, Any] = {"image": paths}
+        columns: dict[str, Any] = {"image": list(map(as_text, paths))}
         features = {"image": datasets.Image()}
         if any(label for _, label, _ in items):
             columns["label"] = [index[label] for _, label, _ in items]
@@ -264,15 +290,12 @@ def _listed(
     """A source of one or more tables of paths and labels."""
     import datasets
 
-    rows: dict[str, list[tuple[str, Any, str]]] = {}
-    for table in lists:
-        for split, items in table.splits.items():
-            rows.setdefault(split, []).extend(items)
+    rows, again = _once(id_, lists)
     labelled = any(table.has_labels for table in lists)
     tables, contents = {}, {}
     for split, items in rows.items():
         paths = [path for path, _, _ in items]
-        columns: dict[str, Any] = {"image": paths}
+        columns: dict[str, Any] = {"image": list(map(as_text, paths))}
         if labelled:
             columns["label"] = [label for _, label, _ in items]
         with _quiet():
@@ -280,6 +303,7 @@ def _listed(
             tables[split] = table.cast_column("image", datasets.Image())
         contents[split] = _files_of(paths, [below for _, _, below in items], id_)
     notes = [note for table in lists for note in table.notes]
+    notes += [f"left out: {again:,} rows that name an image again, with the same label"] if again else []
     if listing is not None:
         named = {path for items in rows.values() for path, _, _ in items}
         beside = sum(listing.at(f) not in named for f in listing.images)
@@ -287,6 +311,27 @@ def _listed(
         notes += listing.unread(f for f in listing.files if _base(f) in METADATA)
     config = replace(config, image_column="image", label_column="label" if labelled else "")
     return make_source(name, id_, tables, contents, config, notes=notes)
+
+
+def _once(id_: str, lists: Sequence[Listed]) -> tuple[dict[str, list[tuple[str, Any, str]]], int]:
+    """The rows of all tables by split, each image once in it, and how many named one again.
+
+    Raises DataError for an image with two labels: it would count as right and as wrong.
+    """
+    rows: dict[str, dict[str, tuple[str, Any, str]]] = {}
+    labels: dict[str, Any] = {}
+    for table in lists:
+        for split, items in table.splits.items():
+            for path, label, below in items:
+                if label is not None and labels.setdefault(path, label) != label:
+                    raise DataError(
+                        f"{id_}: {below} is listed with the labels {labels[path]!r} and {label!r}",
+                        "an image has one label: remove the rows that are wrong",
+                    )
+                known = rows.setdefault(split, {}).get(path)
+                rows[split][path] = (path, label, below) if known is None or known[1] is None else known
+    listed = sum(len(items) for table in lists for items in table.splits.values())
+    return {split: list(items.values()) for split, items in rows.items()}, listed - sum(map(len, rows.values()))
 
 
 def _shard_tables(what: str, groups: dict[str, list[str]]) -> dict[str, datasets.Dataset]:
@@ -298,11 +343,13 @@ def _left_out(unknown: Sequence[str], root: str) -> list[str]:
     return [f"left out, as no split is in their names: {shown}"] if unknown else []
 
 
-def _parquet(name: str, id_: str, root: Path, shards: list[Path], config: DataConfig) -> Source:
+def _parquet(
+    name: str, id_: str, root: Path, shards: list[Path], config: DataConfig, notes: Sequence[str] = ()
+) -> Source:
     groups, unknown = shards_by_split([(str(f), str(f.relative_to(root))) for f in shards])
     tables = _shard_tables(f"the Parquet files of {id_}", groups)
     contents = {split: _rows_of(groups[split], table, id_) for split, table in tables.items()}
-    return make_source(name, id_, tables, contents, config, notes=_left_out(unknown, str(root)))
+    return make_source(name, id_, tables, contents, config, notes=[*_left_out(unknown, str(root)), *notes])
 
 
 def _file(path: Path, config: DataConfig) -> Source:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,9 @@ from numpy.typing import NDArray
 
 from vitcli.classes import Class
 from vitcli.config import Size
+from vitcli.data.decode import open_image, read_file, upright_size
 from vitcli.data.identity import Contents, Digests, Record
+from vitcli.data.layout import SPLIT_WORDS
 from vitcli.errors import DataError, UsageError, did_you_mean
 from vitcli.randomness import permutation
 
@@ -75,7 +78,7 @@ class Split:
         """The split and row of an image, and its path where it has one, for messages."""
         row = int(self.rows[position])
         item = self.table[row][self.image_column]
-        path = item.get("path") if isinstance(item, dict) else None
+        path = path_in(item.get("path") or "") if isinstance(item, dict) else None
         where = f"row {row} of split {self.table_name!r}"
         if path and (Path(path).is_absolute() or "://" in path):
             return f"{path} ({where})"
@@ -86,17 +89,33 @@ class Split:
         return str(self.table.split or self.name)
 
 
+def as_text(path: str) -> str:
+    """A path as Arrow holds text: one that is not UTF-8 as the hexadecimal of its bytes, behind a NUL, which no path has."""
+    if path.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in path):
+        return path
+    return "\0" + os.fsencode(path).hex()
+
+
+def path_in(text: str) -> str:
+    """The inverse of `as_text`."""
+    if not text.startswith("\0"):
+        return text
+    with contextlib.suppress(ValueError):
+        return os.fsdecode(bytes.fromhex(text[1:]))
+    return text
+
+
 def _blob(item: Any) -> tuple[bytes | None, str]:
     if not isinstance(item, dict):
         return None, ""
-    path = item.get("path") or ""
+    path = path_in(item.get("path") or "")
     if item.get("bytes") is not None:
         return item["bytes"], path
     if not path:
         return None, ""
     if "://" not in path:
         with contextlib.suppress(OSError, ValueError):
-            return Path(path).read_bytes(), path
+            return read_file(path), path
         return None, path
     import fsspec
 
@@ -138,10 +157,13 @@ class Source:
 
         Raises DataError, and UsageError for the split that results are reported on.
         """
-        if name and name == self.held_out_split:
+        carved = () if self.held_out_split else tuple({"test", "all"} - self.splits.keys())
+        if name and (name in carved or self._spelled(name) == self.held_out_split):
+            others = ", ".join(s for s in self.splits if s != self.held_out_split)
             raise UsageError(
-                f"data.train_split = {name}: results are reported on that split, so it cannot be trained on as well",
-                f"leave it out, or name another: {', '.join(s for s in self.splits if s != name)}",
+                f"data.train_split = {name}: results are reported on {'part of ' * (name == 'all')}that split, "
+                "so it cannot be trained on as well",
+                f"leave it out, or name another: {others}",
             )
         if name or "train" in self.splits:
             part = self._named(name or "train")
@@ -166,7 +188,13 @@ class Source:
             return self.train("", trained, progress) if name == "train" else self.held_out(trained, progress)
         return self._named(name)
 
+    def _spelled(self, name: str) -> str:
+        """A split's name as the data have it: what stands in a folder called `val` is `validation`."""
+        usual = SPLIT_WORDS.get(name.lower(), name)
+        return usual if name not in self.splits and usual in self.splits else name
+
     def _named(self, name: str) -> Split:
+        name = self._spelled(name)
         if name not in self.splits:
             known = [*self.splits, *([] if self.held_out_split else ["train", "test", "all"])]
             raise DataError(f"{self.id} has no split {name!r}", did_you_mean(name, set(known)))
@@ -183,15 +211,18 @@ def carve(part: Split, trained: Record = NOTHING, progress: Progress = silent) -
     held = part.contents.held_out(part.rows, digests)
     if part.contents.held is None:
         known = trained.contains(digests)
+        held &= ~known
+        held &= ~_copies(digests, held)
         classes = part.labels if part.labels is not None else np.zeros(len(part), np.int64)
         order = by_digest(classes, digests)
-        for members in np.split(order, np.flatnonzero(np.diff(classes[order])) + 1) if len(order) else ():
-            fresh = members[~known[members]]
-            if held[members].all():
-                held[members[-1]] = False
-            elif not held[fresh].any() and len(members) > 1 and len(fresh):
-                held[fresh[0]] = True
-        held &= ~known & ~_copies(digests, held)
+        members = np.split(order, np.flatnonzero(np.diff(classes[order])) + 1) if len(order) else []
+        for each in members:
+            fresh = each[~known[each] & (digests[each] != 0)]
+            if len(fresh) and not held[each].any() and (digests[each] != digests[fresh[0]]).any():
+                held |= digests == digests[fresh[0]]
+        for each in members:
+            if held[each].all():
+                held &= digests != digests[each[-1]]
     return part.subset(np.flatnonzero(~held), "train"), part.subset(np.flatnonzero(held), "test")
 
 
@@ -251,8 +282,6 @@ def fraction_of(part: Split, fraction: float, seed: int) -> Split:
 
 def typical_size(part: Split, max_megapixels: float) -> tuple[Size, bool]:
     """(height, width) that 64 images spread over the split share, else their median, and whether they share it."""
-    from vitcli.data.decode import open_image, upright_size
-
     sizes: list[Size] = []
     for blob, _ in part.blobs(np.unique(np.linspace(0, len(part) - 1, 64).astype(np.int64))):
         with contextlib.suppress(Exception):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vitcli.classes import Class
 from vitcli.config import DataConfig, EvalConfig
 from vitcli.data.augment import normalise_, to_float
-from vitcli.data.decode import BadImage, View, decode, eval_view
+from vitcli.data.decode import BadImage, View, decode, eval_view, read_file
 from vitcli.data.layout import list_folder
 from vitcli.evaluate.evaluator import batch_size, logits_of
 from vitcli.model.linear import packed
@@ -77,7 +77,7 @@ def _batched(items: Iterable[str], size: int) -> Iterator[tuple[str, ...]]:
 def _read(path: str, view: View, max_megapixels: float) -> NDArray[np.uint8] | str:
     """Pixels, or why there are none."""
     try:
-        return decode(Path(path).read_bytes(), view, max_megapixels)[0]
+        return decode(read_file(path), view, max_megapixels)[0]
     except BadImage as error:
         return str(error)
     except (OSError, ValueError) as error:

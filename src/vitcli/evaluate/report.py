@@ -11,7 +11,8 @@ import numpy as np
 
 from vitcli import files
 from vitcli.classes import Class
-from vitcli.data.split import Split
+from vitcli.data.layout import readable
+from vitcli.data.split import Split, path_in
 from vitcli.errors import UsageError
 from vitcli.evaluate.evaluator import Evaluation
 
@@ -42,7 +43,8 @@ def predictions(evaluation: Evaluation, split: Split, classes: Sequence[Class]) 
     best = evaluation.top[:, 0]
     column = split.table.select_columns([split.image_column])
     rows = split.rows[evaluation.positions]
-    paths = [(item[split.image_column] or {}).get("path") for item in column.select(rows)] if len(rows) else []
+    found = [(item[split.image_column] or {}).get("path") for item in column.select(rows)] if len(rows) else []
+    paths = [path and readable(path_in(path)) for path in found]
     table: dict[str, list[Any]] = {"row": rows.tolist(), "path": paths}
     for name, indices in (("target", evaluation.targets), ("prediction", best)):
         table[name] = [classes[i].name for i in indices]
