@@ -247,7 +247,7 @@ class _Run:
             if config.train.init == "mimetic":
                 init_mimetic(model, config.run.seed)
         else:
-            description, tensors = load(str(plan.parent.path))
+            description, tensors = load(plan.parent)
             _, fitting = resized(description, tensors, config.model.img_size)
             model = adapt(fitting, config.model, plan.keep_head, config.run.seed, config.train.head_bias)
         if plan.frozen:
