@@ -716,7 +716,7 @@ def _check_size(model: ModelConfig) -> None:
     parameters = model.depth * block + ends * model.width
     if parameters > _MOST_PARAMETERS:
         raise UsageError(
-            f"{model.name} with {model.classes:,} classes has about {parameters:.2g} parameters, over {_MOST_PARAMETERS:.0e}",
+            f"{model.name} with {model.classes:,} classes has about {min(parameters, 10**300):.2g} parameters, over {_MOST_PARAMETERS:.0e}",
             "take a smaller --model",
         )
 
