@@ -454,7 +454,7 @@ def parse_set(items: list[str]) -> Overrides:
 def read_toml(path: Path) -> Overrides:
     """A configuration file as overrides. Raises UsageError with the file and key."""
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = tomllib.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
     except OSError as error:
         raise UsageError(
             f"cannot read {path}: {error.strerror}", "give --config a TOML file, such as a run's run.toml"

@@ -90,7 +90,7 @@ def write_file(path: Path, write: Callable[[Path], None], size: int = 0) -> None
 
 def write_text(path: Path, text: str) -> None:
     def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
     write_file(path, write)
 

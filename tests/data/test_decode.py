@@ -102,17 +102,20 @@ def test_16_bits_are_rounded_to_the_nearest() -> None:
     np.testing.assert_array_equal(pixels(encoded(Image.fromarray(wide))), gray(expected))
 
 
-# White is the smallest of 1 (floats alone), 255 and 65535 that holds every pixel. By hand:
+# White is the smallest of 1, 255, 4095 and 65535 that holds every pixel, of floats all but a fiftieth. By hand:
 # 0.5 of 1 is 127.5, to the even 128; 1000 of 65535 is 3.89; 32767.5 is half of it, 127.5.
 WIDE_GOLDEN: dict[str, tuple[list[float], type, list[int]]] = {
     "floats of 0..1": ([0, 0.25, 0.5, 1], np.float32, [0, 64, 128, 255]),
     "dark floats of 0..1": ([0, 0.01, 0.1, 0.2], np.float32, [0, 3, 26, 51]),
     "floats of 0..255": ([0, 1, 128.4, 255], np.float32, [0, 1, 128, 255]),
     "floats of 0..65535": ([0, 1000, 32767.5, 65535], np.float32, [0, 4, 128, 255]),
-    "floats just above 1": ([0, 0.4, 1, 1.5], np.float32, [0, 0, 1, 2]),
-    "integers of 0..1": ([0, 1, 0, 1], np.int32, [0, 1, 0, 1]),
+    "floats above 1": ([0, 0.4, 1, 1.5], np.float32, [0, 0, 1, 2]),
+    "floats of 0..1, resized": ([0, 0.5, 1, 1.004], np.float32, [0, 128, 255, 255]),
+    "floats of 0..255, resized": ([0, 128, 255, 255.3], np.float32, [0, 128, 255, 255]),
+    "integers of 0..1": ([0, 1, 0, 1], np.int32, [0, 255, 0, 255]),
     "integers of 0..255": ([0, 7, 200, 255], np.int32, [0, 7, 200, 255]),
-    "integers of 0..256": ([0, 128, 129, 256], np.int32, [0, 0, 1, 1]),
+    "integers of 0..256": ([0, 128, 129, 256], np.int32, [0, 8, 8, 16]),
+    "integers of 0..4095": ([0, 16, 1000, 4095], np.int32, [0, 1, 62, 255]),
     "integers of 0..65535": ([0, 257, 32896, 65535], np.int32, [0, 1, 128, 255]),
 }
 
@@ -136,8 +139,9 @@ def test_wide_gray_keeps_its_order_and_its_range(values: list[float], scale: flo
     shown_pixels = pixels(encoded(Image.fromarray(wide), "TIFF"))[0, :, 0].astype(int)
     order = np.argsort(wide[0], kind="stable")
     assert (np.diff(shown_pixels[order]) >= 0).all()
-    whites = [w for w in ((1, 255, 65535) if kind is np.float32 else (255, 65535)) if wide.max() <= w]
-    assert np.abs(shown_pixels - wide[0] / whites[0] * 255).max() <= 0.501
+    above = 1.02 if kind is np.float32 else 1
+    white = next(w for w in (1, 255, 4095, 65535) if wide.max() <= above * w)
+    assert np.abs(shown_pixels - np.minimum(wide[0] / white, 1) * 255).max() <= 0.501
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])

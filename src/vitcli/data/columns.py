@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from vitcli.classes import Class, fold, spelled_as
 from vitcli.config import DataConfig
 from vitcli.data.identity import Contents
-from vitcli.data.layout import SPLIT_WORDS
+from vitcli.data.layout import SPLIT_WORDS, meaning_of
 from vitcli.data.split import Labels, Source, Split
 from vitcli.errors import DataError, did_you_mean
 
@@ -43,8 +43,7 @@ def make_source(
     notes: Sequence[str] = (),
 ) -> Source:
     """Splits with their columns found and their labels checked."""
-    folded = [SPLIT_WORDS.get(split, split) for split in tables]
-    usual = {s: f if f not in tables and folded.count(f) == 1 else s for s, f in zip(tables, folded, strict=True)}
+    usual = _usual_names(tables)
     tables, contents = {usual[s]: t for s, t in tables.items()}, {usual[s]: c for s, c in contents.items()}
     first = tables.get("train", next(iter(tables.values())))
     image_column = _image_column(first, config.image_column, id_)
@@ -75,7 +74,13 @@ def make_source(
     unlabelled = [s for s in splits if s != carved and splits[s].labels is None]
     lacks = f"no labels in {', '.join(unlabelled)}" if unlabelled else "no test split"
     said = [f"{id_} has {lacks}: a fifth of {carved!r} is held out, by each image's name or content"]
-    said = [*([] if candidates else said), *_alike(named)]
+    known = {carved, *candidates, *SPLIT_WORDS.values()}
+    unused = [s for s, part in splits.items() if s not in known and part.labels is not None]
+    if unused:
+        said.append(
+            f"trained on is {carved!r}; not used: {', '.join(unused)} (data.train_split and --split name others)"
+        )
+    said = [*(said[1:] if candidates else said), *_alike(named)]
     return Source(
         re.sub(r"[^\w.-]+", "-", name).strip("-") or "data",
         id_,
@@ -87,6 +92,15 @@ def make_source(
         (*said, *notes),
         known_as,
     )
+
+
+def _usual_names(splits: Iterable[str]) -> dict[str, str]:
+    """Each split's name as vit calls it, where no other split has that name or means the same: Test and test_images as test."""
+    meanings = {split: meaning_of(split) for split in splits}
+    said = [meaning.split for meaning in meanings.values() if meaning is not None]
+    return {
+        s: m.split if m and m.split not in meanings and said.count(m.split) == 1 else s for s, m in meanings.items()
+    }
 
 
 def _alike(named: Sequence[Class]) -> list[str]:

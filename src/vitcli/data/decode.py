@@ -8,7 +8,7 @@
 | a colour key (tRNS) of any mode  | pixels of that colour are white; of 16 bits a colour by the high bytes |
 | I;16 in any byte order, and I of PNG, PGM and JPEG 2000 | declared to be 16 bits: divided by 257, rounded (Pillow alone would cut at 255) |
 | I;16 of a TIFF of 12 bits        | 0..4095 to 0..255                                                      |
-| I, F otherwise                   | gray with white at the smallest of 1 (floats alone), 255 and 65535 that holds every pixel |
+| I, F otherwise                   | gray with white at the smallest of 1, 255, 4095 and 65535 that holds every pixel; floats may be a fiftieth above, and are cut |
 | TIFF gray in which white is zero | inverted                                                               |
 | CMYK                             | Pillow's conversion; of JPEGs inverted first, as Adobe writes them     |
 | YCbCr, LAB, HSV                  | Pillow's conversion                                                    |
@@ -41,7 +41,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vitcli.config import EvalConfig, Size
 
-VERSION = 3
+VERSION = 4
 """Raised whenever a conversion changes, so that older decode caches are not used."""
 
 Image.MAX_IMAGE_PIXELS = None  # data.max_megapixels is the limit, and is checked before any pixel is decoded
@@ -258,14 +258,16 @@ def _gray(image: Image.Image, stored: _Stored, key: Any) -> Image.Image:
     low, high = values.min(), values.max()
     declared = image.mode.startswith("I;16") or (stored.form in ("PNG", "PPM", "JPEG2000") and image.mode == "I")
     if low < 0 or high > 65535:
-        raise BadImage(f"pixels of {low:g} to {high:g}: gray is read where all lie within 0..1, 0..255 or 0..65535")
+        raise BadImage(
+            f"pixels of {low:g} to {high:g}: gray is read where all lie within 0..1, 0..255, 0..4095 or 0..65535"
+        )
     if declared:
         white = 4095.0 if stored.raw.startswith("I;12") else 65535.0
     else:
-        whites = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (255.0, 65535.0)
-        white = next(w for w in whites if high <= w)
+        above = 1.02 if values.dtype.kind == "f" else 1.0  # what a bicubic resize leaves, 1.004 or 255.3
+        white = next(w for w in (1.0, 255.0, 4095.0, 65535.0) if high <= above * w)
     gray = values.astype(np.float32)  # holds every integer below 2²⁴, and divides by 257 to the right side of a half
-    gray = np.rint(gray / 257 if white == 65535 else gray * np.float32(255 / white))
+    gray = np.minimum(np.rint(gray / 257 if white == 65535 else gray * np.float32(255 / white)), 255)
     if stored.white_is_zero:
         gray = 255 - gray
     shown = gray.astype(np.uint8)

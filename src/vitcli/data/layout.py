@@ -40,7 +40,8 @@ _FILLERS = frozenset(
     {"set", "sets", "data", "dataset", "split", "image", "images", "img", "imgs", "photos", "pictures"}
 )
 """Words that say nothing beside a split's."""
-_SAYS_CLASS = frozenset({"class", "cls", "category", "label"})
+_PARTS = frozenset({"fold", "part", "batch", "shard", "chunk", "subset", "cv"})
+"""Words of folders that are parts of a whole and no classes: fold1, batch_2."""
 
 
 def words_of(name: str) -> list[str]:
@@ -192,7 +193,7 @@ def _refuse_both(what: str, meanings: Mapping[str, Meaning]) -> None:
 def _not_told_apart(what: str, paths: Sequence[Parts]) -> list[str]:
     """A note on folders within class folders, which make no classes.
 
-    Raises DataError where the class folders are numbered and hold the same folders: those of fold1 and fold2 may be the classes.
+    Raises DataError where all are called parts of a whole and hold the same folders: those of fold1 and fold2 may be the classes.
     """
     inside: dict[str, set[str]] = {p[0]: set() for p in paths}
     for p in paths:
@@ -203,11 +204,10 @@ def _not_told_apart(what: str, paths: Sequence[Parts]) -> list[str]:
         return []
     top = several[0]
     example = f"{top}/{min(inside[top])}"
-    unnumbered = {re.sub(r"\d+", "", name).lower() for name in inside}
-    alike = len(unnumbered) == 1 and len({frozenset(names) for names in inside.values()}) == 1
-    if alike and words_of(top) and not _SAYS_CLASS & set(words_of(top)):
+    parts = all(_PARTS & set(words_of(name)) for name in inside)
+    if parts and len({frozenset(names) for names in inside.values()}) == 1:
         raise DataError(
-            f"{what}: its {len(inside)} folders are numbered as parts are, and each holds the same, such as {example}",
+            f"{what}: its {len(inside)} folders are called as parts are, and each holds the same, such as {example}",
             "merge them, or name one of them; split folders are called train, validation and test",
         )
     shown = ", ".join(sorted(inside)[:4]) + (" …" if len(inside) > 4 else "")

@@ -85,8 +85,9 @@ def _placed(
         path, below = _within(table, below.strip(), number)
         value = row.get(label) if label else None
         value = (readable(value) if value.strip() else None) if isinstance(value, str) else value
-        where = str(row.get(split, "")) if split else "/".join(filter(None, (own, below.rpartition("/")[0])))
-        splits.setdefault(_split(where, bool(split)), []).append((path, value, f"{own}/{below}" if own else below))
+        below = f"{own}/{below}" if own else below
+        where = str(row.get(split, "")) if split else below.rpartition("/")[0]
+        splits.setdefault(_split(where, bool(split)), []).append((path, value, _below_class(below, value)))
     first = [path for items in splits.values() for path, _, _ in items[:_LOOKED_AT]]
     if not any(map(os.path.isfile, first)):
         raise DataError(
@@ -94,6 +95,12 @@ def _placed(
             f"paths are relative to the table's folder, endings included; they stand in its column {image!r}",
         )
     return splits
+
+
+def _below_class(path: str, label: Any) -> str:
+    """What identifies an image: its path below the folder of its class, as in a folder of class folders, where it has one."""
+    parts = path.split("/")
+    return "/".join(parts[parts.index(label) + 1 :]) if label in parts[:-1] else path
 
 
 def _said(table: Path, label: str, left: Sequence[str], is_guess: bool) -> tuple[str, ...]:

@@ -26,7 +26,17 @@ from vitcli.config import DataConfig
 from vitcli.data.columns import first_line, make_source
 from vitcli.data.decode import IMAGE_ENDINGS
 from vitcli.data.identity import HELD_ONE_IN, Contents, Digests, stamp, stamp_of_file, stamps_of_rows
-from vitcli.data.layout import Arranged, Listing, arrange, is_image, list_folder, parts_of, shards_by_split
+from vitcli.data.layout import (
+    Arranged,
+    Listing,
+    Parts,
+    arrange,
+    is_image,
+    list_folder,
+    parts_of,
+    readable,
+    shards_by_split,
+)
 from vitcli.data.listing import METADATA, TABLES, Listed, NoPaths, read_listing
 from vitcli.data.split import Source, as_text
 from vitcli.errors import DataError, did_you_mean
@@ -90,6 +100,11 @@ def open_source(config: DataConfig) -> Source:
         raise DataError(
             f"no data set {text[:80]!r}: {str(error)[:80]}", "name digits, a preset, a folder, a file or a hub id"
         ) from None
+    if (is_folder or is_file) and readable(str(path)) != str(path):
+        raise DataError(
+            f"the path {readable(str(path))} is not UTF-8, and a checkpoint could not say where its data lie",
+            "rename that folder; what lies below DATA may be called anything",
+        )
     if is_folder:
         return _folder(path, config)
     if is_file:
@@ -173,6 +188,9 @@ def _load(builder: str, what: str, **arguments: Any) -> datasets.Dataset:
         ) from None
 
 
+_ARCHIVES = (".zip", ".tar", ".arrow")
+
+
 def _folder(root: Path, config: DataConfig) -> Source:
     name = root.name
     if (root / "dataset_dict.json").exists() or (root / "state.json").exists():
@@ -187,8 +205,10 @@ def _folder(root: Path, config: DataConfig) -> Source:
     lists, said = _read_tables(root, tables, config, listing)
     if lists:
         return _listed(name, str(root), root, lists, config, listing)
-    unread = next((f for f in listing.files if f.lower().endswith(TABLES) and f not in tables), "")
-    named = f"a table of paths and labels is named itself: --data {listing.at(unread)}" if unread else ""
+    unread = next((f for f in listing.files if f.lower().endswith((*TABLES, *_ARCHIVES)) and f not in tables), "")
+    named = (
+        f"a table of paths and labels, or an archive, is named itself: --data {listing.at(unread)}" if unread else ""
+    )
     if not images:
         hint = "images lie in a folder a class, such as cats/1.jpg, or train/cats/1.jpg and test/cats/2.jpg"
         raise DataError(f"{root} has no images and no Parquet files", named or hint)
@@ -360,7 +380,7 @@ def _file(path: Path, config: DataConfig) -> Source:
         return _listed(path.stem, str(path), path.parent, [read_listing(path, path.parent, config)], config)
     if ending == ".zip":
         return _zip(path, config)
-    if ending not in (".tar", ".arrow"):
+    if ending not in _ARCHIVES:
         raise DataError(
             f"{path} is not a data set",
             "a file of data ends in .parquet, .csv, .tsv, .jsonl, .tar, .zip or .arrow; a folder holds images",
@@ -376,17 +396,25 @@ def _zip(path: Path, config: DataConfig) -> Source:
     """Images in an archive laid out as an image folder, alone or below one folder of its own."""
     try:
         with zipfile.ZipFile(path) as archive:
-            members = sorted(n for n in archive.namelist() if is_image(n))
+            names = sorted(archive.namelist())
     except (OSError, zipfile.BadZipFile) as error:
         raise DataError(f"cannot read {path}: {error}", "is it whole?") from None
-    split = [(name, tuple(p for p in name.split("/") if p)) for name in members]
-    kept = [(name, p) for name, p in split if not any(q.startswith((".", "__MACOSX")) for q in p)]
+    split = [(name, tuple(p for p in name.split("/") if p)) for name in names]
+    seen = [(name, p) for name, p in split if not any(q.startswith((".", "__MACOSX")) for q in p)]
+    kept = [(name, p) for name, p in seen if is_image(name)]
+    listing = _as_listed(
+        path, [p for name, p in seen if not name.endswith("/")], [p for n, p in seen if n.endswith("/")]
+    )
     if not kept:
         raise DataError(f"{path} has no images", f"images end in {', '.join(sorted(IMAGE_ENDINGS)[:8])} …")
     arranged = arrange(str(path), [p for _, p in kept])
-    return _image_source(
-        path.stem, str(path), [f"zip://{name}::{path}" for name, _ in kept], arranged, config, arranged.notes
-    )
+    said = [*arranged.notes, *listing.unread(), *listing.empty(arranged.class_folders)]
+    return _image_source(path.stem, str(path), [f"zip://{name}::{path}" for name, _ in kept], arranged, config, said)
+
+
+def _as_listed(root: Path, files: Sequence[Parts], folders: Sequence[Parts] = ()) -> Listing:
+    """What lies in an archive or at an address, as a folder on disk is listed."""
+    return Listing(root, tuple(map(os.sep.join, files)), tuple(map(os.sep.join, folders)))
 
 
 def _address(address: str, config: DataConfig) -> Source:
@@ -407,16 +435,20 @@ def _address(address: str, config: DataConfig) -> Source:
     pairs = [(f if "://" in f else f"{protocol}://{f}", f.removeprefix(root)) for f in found]
     shards = [pair for pair in pairs if pair[0].endswith(".parquet")]
     archives = [full for full, _ in pairs if full.endswith(".tar")]
-    images = [(full, tuple(below.split("/"))) for full, below in pairs if is_image(full)]
+    parts = [(full, tuple(below.split("/"))) for full, below in pairs]
+    images = [(full, p) for full, p in parts if is_image(full)]
     notes: list[str] = []
     if shards:
         groups, unknown = shards_by_split([(full, below or full) for full, below in shards])
         tables, notes = _shard_tables(address, groups), _left_out(unknown, address)
     elif archives:
-        tables = {"train": _load("webdataset", address, data_files=archives, split="train")}
+        groups, unknown = shards_by_split([(full, below or full) for full, below in pairs if full.endswith(".tar")])
+        tables = {s: _load("webdataset", address, data_files={s: tars}, split=s) for s, tars in groups.items()}
+        notes = _left_out(unknown, address)
     elif images:
         arranged = arrange(address, [parts for _, parts in images])
-        return _image_source(name, address, [full for full, _ in images], arranged, config, arranged.notes)
+        said = [*arranged.notes, *_as_listed(Path(path), [p for _, p in parts]).unread()]
+        return _image_source(name, address, [full for full, _ in images], arranged, config, said)
     else:
         raise DataError(
             f"{address} has no Parquet files, tar archives or images", "name the folder that holds them, or a pattern"

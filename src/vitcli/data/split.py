@@ -18,7 +18,7 @@ from vitcli.classes import Class
 from vitcli.config import Size
 from vitcli.data.decode import open_image, read_file, upright_size
 from vitcli.data.identity import Contents, Digests, Record
-from vitcli.data.layout import SPLIT_WORDS
+from vitcli.data.layout import meaning_of
 from vitcli.errors import DataError, UsageError, did_you_mean
 from vitcli.randomness import permutation
 
@@ -190,8 +190,10 @@ class Source:
 
     def _spelled(self, name: str) -> str:
         """A split's name as the data have it: what stands in a folder called `val` is `validation`."""
-        usual = SPLIT_WORDS.get(name.lower(), name)
-        return usual if name not in self.splits and usual in self.splits else name
+        meaning = meaning_of(name)
+        if name in self.splits or meaning is None or meaning.rest or meaning.split not in self.splits:
+            return name
+        return meaning.split
 
     def _named(self, name: str) -> Split:
         name = self._spelled(name)

@@ -17,7 +17,7 @@ from vitcli.classes import Class
 from vitcli.config import DataConfig, EvalConfig
 from vitcli.data.augment import normalise_, to_float
 from vitcli.data.decode import BadImage, View, decode, eval_view, read_file
-from vitcli.data.layout import list_folder
+from vitcli.data.layout import list_folder, readable
 from vitcli.evaluate.evaluator import batch_size, logits_of
 from vitcli.model.linear import packed
 from vitcli.model.vit import ViT
@@ -116,6 +116,7 @@ def _named(item: Class) -> dict[str, str]:
 
 def table(rows: Sequence[Row], nested: bool) -> dict[str, list[Any]]:
     """Rows as columns; `topk` only where the file's format holds lists."""
+    rows = [row | {"path": readable(row["path"])} for row in rows]
     names = ["path", "label", *(["id"] if any("id" in row for row in rows) else []), "score", "error"]
     columns = {name: [row.get(name) for row in rows] for name in names}
     return columns | ({"topk": [row.get("topk") for row in rows]} if nested else {})
