@@ -158,23 +158,26 @@ def test_two_images_are_enough_where_nothing_can_be_kept_back(parent: Path, tmp_
         (tmp_path / "two" / "train" / name).mkdir(parents=True)
         draw_image(colour, 1).save(tmp_path / "two" / "train" / name / "0.png")
     report = tune(parent, tmp_path / "two", tmp_path / "run", steps=2, batch_size=2)[1]
-    assert report["steps"] == 2 and report["selection"] == {"kept": "average"}
+    assert report["steps"] == 2 and report["selection"] == {"kept": "finetuned"}
     with pytest.raises(DataError, match="cannot be parted"):
         tune(parent, tmp_path / "two", tmp_path / "other", steps=2, batch_size=2, train__dev=0.5)
     with pytest.raises(DataError, match="cannot be parted"):
         tune(parent, tmp_path / "two", tmp_path / "third", steps=2, batch_size=2, train__report_on="dev")
 
 
-def test_without_a_dev_part_the_mean_of_probe_and_tuned_weights_is_given_away(
+def test_without_a_dev_part_weights_are_kept_by_how_they_are_tuned(
     parent: Path, other_folders: Path, tmp_path: Path
 ) -> None:
-    folder, report = tune(parent, other_folders, tmp_path / "run", train__dev=0.0, optim__lr=1e-3)
-    saved = load_file(next(folder.glob("state/step-*/model.safetensors")))
-    own, theirs = load_file(folder / "model.safetensors"), load_file(parent / "model.safetensors")
-    name = "blocks.0.mlp.fc1.weight"
-    assert not torch.allclose(saved[name], theirs[name], atol=1e-4)
-    torch.testing.assert_close(own[name], (saved[name] + theirs[name]) / 2)
-    assert report["selection"] == {"kept": "average"}
+    theirs, name = load_file(parent / "model.safetensors"), "blocks.0.mlp.fc1.weight"
+    for optimizer, kept in (("muon", "finetuned"), ("adamw", "average")):
+        values = {"train__dev": 0.0, "optim__lr": 1e-3, "optim__name": optimizer}
+        folder, report = tune(parent, other_folders, tmp_path / optimizer, **values)
+        saved = load_file(next(folder.glob("state/step-*/model.safetensors")))
+        own = load_file(folder / "model.safetensors")
+        assert not torch.allclose(saved[name], theirs[name], atol=1e-4)
+        expected = saved[name] if kept == "finetuned" else (saved[name] + theirs[name]) / 2
+        torch.testing.assert_close(own[name], expected)
+        assert report["selection"] == {"kept": kept}
 
 
 def backbone(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
