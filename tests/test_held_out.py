@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitcli import api
-from vitcli.config import parse_set
+from vitcli.config import DataConfig, parse_set
 from vitcli.data.identity import KEPT_DIGESTS, Record, digest, held_out_by_name
+from vitcli.data.sources import open_source
 from vitcli.errors import CheckpointError, DataError, UsageError
 from vitcli.model.vit import ViT
 from vitcli.train.artifacts import describe_run
@@ -267,3 +268,19 @@ def test_a_damaged_record_is_an_error_of_the_checkpoint(key: str | None, value: 
         return
     with pytest.raises(CheckpointError):
         Record.of(wrong, "file")
+
+
+def test_copies_within_a_class_are_held_out_together(tmp_path: Path) -> None:
+    images, data = Images(), tmp_path / "d"
+    for c in range(3):
+        for i in range(3):
+            path = images.put(data / f"c{c}" / f"{chr(97 + i)}.png")
+            for copy in range(2):
+                shutil.copy(path, path.with_name(f"{path.stem}-copy{chr(97 + copy)}.png"))
+    held = open_source(DataConfig(source=str(data))).held_out()
+    assert set(np.bincount(held.labels if held.labels is not None else [], minlength=3)) == {3}
+    shutil.copytree(data / "c0", tmp_path / "same" / "c0")
+    shutil.copytree(data / "c0", tmp_path / "same" / "c1")
+    both = open_source(DataConfig(source=str(tmp_path / "same")))
+    assert not set(both.held_out().digests()) & set(both.train().digests())
+    assert len(both.held_out()) == 6

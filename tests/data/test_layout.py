@@ -162,3 +162,48 @@ def test_files_that_are_no_images_and_empty_classes_are_named(tmp_path: Path) ->
     assert listing.images == ["cat/1.png", "dog/1.jfif"]
     assert "2 .heic" in listing.unread()[0] and "1 .txt" in listing.unread()[0]
     assert "fox/, owl/" in listing.empty([()])[0]
+
+
+def test_split_folders_that_say_themselves_again_around_images_alone() -> None:
+    assert found("train/cat/1.png", "train/dog/1.png", "test/test/1.png", "test/test/2.png")["test"] == {"": 2}
+    assert found("train/train/cat/1.png", "test1/test1/1.png") == {"train": {"cat": 1}, "test": {"": 1}}
+    assert found("train/test/1.png", "train/cat/1.png", "test/test/1.png")["test"] == {
+        "test": 1
+    }  # a class of that name
+    assert found("train/photos/1.png", "train/art/1.png", "val/photos/1.png")["validation"] == {"photos": 1}
+
+
+@pytest.mark.parametrize(
+    "tops", [("fold1", "fold2", "fold3"), ("batch_1", "batch_2"), ("trainA", "testA"), ("train_x", "train_y", "test_x")]
+)
+def test_parts_and_splits_are_not_taken_for_classes(tops: tuple[str, ...]) -> None:
+    inside = ["cat/", "dog/"] if "train" not in tops[0] else [""]
+    with pytest.raises(DataError) as error:
+        found(*[f"{top}/{c}{i}.png" for top in tops for c in inside for i in range(2)])
+    assert error.value.hint
+
+
+def test_folders_within_class_folders_are_said_to_make_no_classes() -> None:
+    assert "cat/2019" in notes("cat/2019/1.png", "cat/2020/1.png", "dog/1.png")
+    assert not notes("cat/2019/1.png", "dog/2019/1.png") and not notes("cat/1.png", "dog/1.png")
+
+
+def test_a_split_folder_without_images_is_named(tmp_path: Path) -> None:
+    for name in ("train/cat/1.png", "train/dog/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    for name in ("test/cat", "test/dog", "train/owl", "train/cat/empty"):
+        (tmp_path / name).mkdir(parents=True)
+    assert list_folder(tmp_path).empty([("train",)]) == ["no image in test/, train/owl/: left out"]
+
+
+def test_links_that_lead_to_each_other_are_followed_once(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(b"x")
+        (tmp_path / name / "other").symlink_to(tmp_path / ("dog" if name == "cat" else "cat"))
+    assert list_folder(tmp_path).images == ["cat/1.png", "cat/other/1.png", "dog/1.png", "dog/other/1.png"]
+
+
+def test_a_class_whose_name_is_not_utf_8_has_a_name_that_can_be_written() -> None:
+    assert found("caf\udce9/1.png", "café/1.png") == {"train": {r"caf\xe9": 1, "café": 1}}

@@ -134,3 +134,84 @@ def test_a_missing_label_is_an_error_that_names_the_row(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("path,label\n1.png,a\n2.png,\n")
     with pytest.raises(DataError, match="row 1"):
         opened(tmp_path / "list.csv")
+
+
+ROWS = [("1.png", "cat"), ("2.png", "dog"), ("3.png", "cat"), ("4.png", "dog")]
+
+
+def table(folder: Path, rows: Sequence[Sequence[str]] = ROWS, head: str = "path,label", **how: Any) -> Path:
+    images(folder, [name for name, _ in ROWS])
+    (folder / "list.csv").write_text("\n".join([head, *(",".join(row) for row in rows)]) + "\n", **how)
+    return folder / "list.csv"
+
+
+def test_an_image_that_is_named_again_counts_once(tmp_path: Path) -> None:
+    source = opened(table(tmp_path, [*ROWS, *ROWS, ("./1.png", "cat")]))
+    assert of(source) == ROWS
+    assert any("5 rows that name an image again" in note for note in source.notes)
+
+
+def test_an_image_with_two_labels_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"1\.png .* 'cat' and 'dog'"):
+        opened(table(tmp_path, [*ROWS, ("1.png", "dog")]))
+
+
+@pytest.mark.parametrize("odd", ["public", ""])
+def test_a_column_of_splits_says_one_in_every_row(tmp_path: Path, odd: str) -> None:
+    rows = [(*row, split) for row, split in zip(ROWS, ["train", "train", "test", odd], strict=True)]
+    with pytest.raises(DataError, match=f"'split' says '{odd}'"):
+        opened(table(tmp_path, rows, "path,label,split"))
+
+
+def test_a_column_of_split_words_is_one_whatever_its_name_and_others_are_said_to_be_unused(tmp_path: Path) -> None:
+    rows = [(*row, split, str(i)) for i, (row, split) in enumerate(zip(ROWS, ["train"] * 3 + ["Test"], strict=True))]
+    source = opened(table(tmp_path, rows, "path,label,data set,fold"))
+    assert of(source, "test") == ROWS[3:] and of(source, "train") == ROWS[:3]
+    assert any("not used: fold" in note for note in source.notes)
+
+
+def test_tables_as_spreadsheets_and_windows_write_them(tmp_path: Path) -> None:
+    assert of(opened(table(tmp_path / "a", encoding="utf-16"))) == ROWS
+    assert of(opened(table(tmp_path / "b", [(*row, "", "") for row in ROWS]))) == ROWS
+    images(tmp_path / "c" / "in", [name for name, _ in ROWS])
+    assert of(opened(table(tmp_path / "c", [(f"in\\{name}", label) for name, label in ROWS]))) == ROWS
+
+
+def test_labels_in_another_encoding_are_names_that_can_be_written(tmp_path: Path) -> None:
+    source = opened(table(tmp_path, [("1.png", "café"), ("2.png", "dog")], encoding="latin-1"))
+    assert [c.name for c in source.classes] == [r"caf\xe9", "dog"]
+
+
+def test_paths_that_lead_nowhere_are_said_to_be_relative_to_the_table(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="none is there") as error:
+        opened(table(tmp_path, [(f"data/{name}", label) for name, label in ROWS]))
+    assert "relative to the table" in error.value.hint
+
+
+def test_labels_of_two_kinds_are_an_error(tmp_path: Path) -> None:
+    images(tmp_path, ["1.png", "2.png"])
+    (tmp_path / "list.jsonl").write_text('{"image": "1.png", "label": 1}\n{"image": "2.png", "label": "1"}\n')
+    with pytest.raises(DataError, match="int in row 1 and str in row 2"):
+        opened(tmp_path / "list.jsonl")
+
+
+def test_an_image_has_one_part_however_a_table_writes_its_path(tmp_path: Path) -> None:
+    images(tmp_path, [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(10)])
+    parts = []
+    for before in ("", "./", f"{tmp_path}/"):
+        rows = [f"{before}{c}/{i}.png,{c}" for c in ("cat", "dog") for i in range(10)]
+        (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]))
+        parts.append(of(opened(tmp_path / "list.csv"), "test"))
+    (tmp_path / "list.csv").unlink()
+    assert parts == [of(opened(tmp_path), "test")] * 3  # a folder of class folders, too
+
+
+@pytest.mark.parametrize("columns", ["file_name,caption", "file_name,age,width", "id,other"])
+def test_metadata_without_labels_leaves_the_classes_to_the_folders(tmp_path: Path, columns: str) -> None:
+    images(tmp_path, ["cat/1.png", "cat/2.png", "dog/3.png"])
+    cells = [[name, f"{i}", "x"][: columns.count(",") + 1] for i, name in enumerate(["cat/1.png", "dog/3.png"])]
+    cells = [["1", "2"]] if columns.startswith("id") else cells
+    (tmp_path / "metadata.csv").write_text("\n".join([columns, *(",".join(row) for row in cells)]))
+    source = opened(tmp_path)
+    assert of(source) == [("1.png", "cat"), ("2.png", "cat"), ("3.png", "dog")]
+    assert any("metadata.csv" in note and "folders" in note for note in source.notes)

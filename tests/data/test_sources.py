@@ -33,7 +33,7 @@ from vitcli.config import DataConfig
 from vitcli.data import sources
 from vitcli.data.sources import open_source
 from vitcli.data.split import Source, Split, fraction_of, typical_size
-from vitcli.errors import DataError
+from vitcli.errors import DataError, UsageError
 
 
 def png(colour: int = 0, index: int = 0, size: int = 6) -> bytes:
@@ -917,3 +917,89 @@ def test_a_source_is_immutable(class_folders: Path) -> None:
     with pytest.raises(AttributeError):
         source.name = "other"  # type: ignore[misc]
     assert replace(source, notes=("a",)).splits is source.splits
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, kind: str) -> None:
+    write_images(tmp_path, ["cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png"])
+    if kind == "pipe":
+        os.mkfifo(tmp_path / "cat" / "3.png")
+    else:
+        (tmp_path / "cat" / "3.png").symlink_to("/dev/zero")
+    part = opened(tmp_path).split("all")
+    assert [blob is None for blob, _ in part.blobs(np.arange(5))] == [False, False, True, False, False]
+    assert (part.digests() == 0).sum() == 1
+
+
+def test_names_that_are_not_utf_8_lose_no_row(tmp_path: Path) -> None:
+    write_images(tmp_path, ["cat/1.png", "dog/1.png", "dog/2.png"])
+    odd = os.fsdecode(os.fsencode(tmp_path / "cat") + b"/\xe9.png")
+    (tmp_path / "cat" / "1.png").rename(odd)
+    part = opened(tmp_path).split("all")
+    assert part.blobs(np.arange(1))[0] == (Path(odd).read_bytes(), odd)
+    assert (part.digests() != 0).all()
+    root = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9"))
+    (tmp_path / "dog").rename(root)
+    with pytest.raises(DataError, match=r"\\xe9"):  # it could not be written into a checkpoint
+        opened(root)
+
+
+def saved(path: Path, *splits: str) -> Path:
+    table = dict_of([png(i, i) for i in range(4)])
+    datasets.DatasetDict(dict.fromkeys(splits, table)).save_to_disk(str(path))
+    return path
+
+
+def dict_of(blobs: Sequence[bytes]) -> datasets.Dataset:
+    rows = {"image": [{"bytes": blob, "path": None} for blob in blobs], "label": [i % 2 for i in range(len(blobs))]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=CATS)})
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def test_splits_of_tables_are_matched_by_their_words_and_unused_ones_are_said(tmp_path: Path) -> None:
+    source = opened(saved(tmp_path / "a", "Train", "Test_Set"))
+    assert set(source.splits) == {"train", "test"} and source.held_out_split == "test"
+    source = opened(saved(tmp_path / "b", "train_small", "train_large"))
+    assert any("'train_small'; not used: train_large" in note for note in source.notes)
+
+
+def test_splits_are_named_as_the_folders_are(tmp_path: Path) -> None:
+    write_images(tmp_path, ["train/cat/1.png", "train/dog/1.png", "val/cat/1.png", "test/cat/1.png"])
+    source = opened(tmp_path)
+    assert source.split("val").name == source.train("val").name == "validation"
+    with pytest.raises(UsageError, match="train_split = testing"):
+        source.train("testing")
+
+
+@pytest.mark.parametrize("name", ["test", "all"])
+def test_what_is_held_out_of_one_split_cannot_be_trained_on(tmp_path: Path, name: str) -> None:
+    write_images(tmp_path, ["cat/1.png", "dog/1.png"])
+    with pytest.raises(UsageError, match=f"train_split = {name}"):
+        opened(tmp_path).train(name)
+
+
+def test_classes_that_differ_in_spelling_alone_are_said(tmp_path: Path) -> None:
+    write_images(tmp_path, ["Cat/1.png", "cat/2.png", "dog/1.png"])
+    assert any("'Cat' and 'cat'" in note for note in opened(tmp_path).notes)
+
+
+def test_what_an_archive_holds_beside_images_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
+        for name in ("d/cat/1.png", "d/dog/1.png"):
+            archive.writestr(name, png(1, 1))
+        archive.writestr("d/cat/2.heic", b"x")
+        archive.writestr("d/fox/", b"")
+    said = "; ".join(opened(tmp_path / "d.zip").notes)
+    assert "1 .heic" in said and "fox/" in said
+
+
+def test_archives_at_an_address_are_splits_by_their_names(tmp_path: Path) -> None:
+    for split, count in (("train", 3), ("test", 2)):
+        with tarfile.open(tmp_path / f"{split}.tar", "w") as archive:
+            for index in range(count):
+                for ending, blob in (("png", png(index, index)), ("cls", str(index % 2).encode())):
+                    member = tarfile.TarInfo(f"{index}.{ending}")
+                    member.size = len(blob)
+                    archive.addfile(member, io.BytesIO(blob))
+    source = opened(f"file://{tmp_path}")
+    assert {name: len(part) for name, part in source.splits.items()} == {"train": 3, "test": 2}
