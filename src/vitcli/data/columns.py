@@ -73,7 +73,8 @@ def make_source(
     carved = "train" if "train" in splits else next(iter(splits))
     unlabelled = [s for s in splits if s != carved and splits[s].labels is None]
     lacks = f"no labels in {', '.join(unlabelled)}" if unlabelled else "no test split"
-    said = [f"{id_} has {lacks}: a fifth of {carved!r} is held out, by each image's name or content"]
+    rule = "always the same" if contents[carved].held is not None else "by each image's name or content"
+    said = [f"{id_} has {lacks}: a fifth of {carved!r} is held out, {rule}"]
     known = {carved, *candidates, *SPLIT_WORDS.values()}
     unused = [s for s, part in splits.items() if s not in known and part.labels is not None]
     if unused:
