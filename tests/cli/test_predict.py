@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +116,16 @@ def test_a_table_in_place_of_lines(place: Path, tmp_path: Path, ending: str) -> 
     assert out.read_bytes() == text
     assert run_vit("predict", "run", "in/b.png", "--out", out, "--force", cwd=place).code == 0
     assert run_vit("predict", "run", "in/b.png", "--out", tmp_path / "p.xls", cwd=place).code == 2
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
+def test_names_that_are_not_utf_8_have_their_rows(place: Path, tmp_path: Path, ending: str) -> None:
+    odd = tmp_path / os.fsdecode(b"caf\xe9.png")
+    shutil.copy(place / "in" / "b.png", odd)
+    os.mkfifo(tmp_path / "pipe.png")
+    out = tmp_path / f"p.{ending}"
+    done = run_vit("predict", "run", odd, tmp_path / "pipe.png", "--out", out, cwd=place)
+    assert done.code == 3 and b"xe9.png" in out.read_bytes()
 
 
 def test_a_reader_that_stops_early_is_quiet(place: Path) -> None:

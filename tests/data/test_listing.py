@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -215,3 +216,17 @@ def test_metadata_without_labels_leaves_the_classes_to_the_folders(tmp_path: Pat
     source = opened(tmp_path)
     assert of(source) == [("1.png", "cat"), ("2.png", "cat"), ("3.png", "dog")]
     assert any("metadata.csv" in note and "folders" in note for note in source.notes)
+
+
+def test_a_pipe_in_place_of_a_table_is_not_waited_for(tmp_path: Path) -> None:
+    images(tmp_path, ["1.png", "2.png"])
+    os.mkfifo(tmp_path / "metadata.csv")
+    with pytest.raises(DataError, match="a pipe"):
+        opened(tmp_path)
+
+
+def test_a_number_beyond_64_bits_is_no_class(tmp_path: Path) -> None:
+    images(tmp_path, ["1.png"])
+    (tmp_path / "list.jsonl").write_text('{"image": "1.png", "label": 99999999999999999999}')
+    with pytest.raises(DataError, match="row 1"):
+        opened(tmp_path / "list.jsonl")

@@ -971,11 +971,13 @@ def test_splits_are_named_as_the_folders_are(tmp_path: Path) -> None:
         source.train("testing")
 
 
-@pytest.mark.parametrize("name", ["test", "all"])
+@pytest.mark.parametrize("name", ["test", "Testing", "all"])
 def test_what_is_held_out_of_one_split_cannot_be_trained_on(tmp_path: Path, name: str) -> None:
     write_images(tmp_path, ["cat/1.png", "dog/1.png"])
+    source = opened(tmp_path)
     with pytest.raises(UsageError, match=f"train_split = {name}"):
-        opened(tmp_path).train(name)
+        source.train(name)
+    assert len(source.split("TRAIN")) == len(source.split("train"))
 
 
 def test_classes_that_differ_in_spelling_alone_are_said(tmp_path: Path) -> None:
@@ -1003,3 +1005,10 @@ def test_archives_at_an_address_are_splits_by_their_names(tmp_path: Path) -> Non
                     archive.addfile(member, io.BytesIO(blob))
     source = opened(f"file://{tmp_path}")
     assert {name: len(part) for name, part in source.splits.items()} == {"train": 3, "test": 2}
+
+
+@pytest.mark.parametrize("splits", [("test", "extra"), ("test", "val"), ("val", "test"), ("validation", "other")])
+def test_what_results_are_reported_on_is_never_trained_on(tmp_path: Path, splits: tuple[str, str]) -> None:
+    source = opened(saved(tmp_path / "a", *splits))
+    assert source.train().name != source.held_out_split == source.held_out().name
+    assert any(f"trained on is {source.train().name!r}" in note for note in source.notes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,19 +70,7 @@ def make_source(
     ]
     if len(splits) == 1:
         candidates = []
-    carved = "train" if "train" in splits else next(iter(splits))
-    unlabelled = [s for s in splits if s != carved and splits[s].labels is None]
-    lacks = f"no labels in {', '.join(unlabelled)}" if unlabelled else "no test split"
-    rule = "always the same" if contents[carved].held is not None else "by each image's name or content"
-    said = [f"{id_} has {lacks}: a fifth of {carved!r} is held out, {rule}"]
-    known = {carved, *candidates, *SPLIT_WORDS.values()}
-    unused = [s for s, part in splits.items() if s not in known and part.labels is not None]
-    if unused:
-        said.append(
-            f"trained on is {carved!r}; not used: {', '.join(unused)} (data.train_split and --split name others)"
-        )
-    said = [*(said[1:] if candidates else said), *_alike(named)]
-    return Source(
+    source = Source(
         re.sub(r"[^\w.-]+", "-", name).strip("-") or "data",
         id_,
         revision,
@@ -90,9 +78,28 @@ def make_source(
         splits,
         mirror,
         candidates[0] if candidates else "",
-        (*said, *notes),
+        (),
         known_as,
     )
+    return replace(source, notes=(*_of_splits(source), *_alike(named), *notes))
+
+
+def _of_splits(source: Source) -> list[str]:
+    """Notes on which images are trained on, where data do not say it as usual, and which are not used."""
+    carved, splits = source.train_split, source.splits
+    said = []
+    if not source.held_out_split:
+        unlabelled = [s for s in splits if s != carved and splits[s].labels is None]
+        lacks = f"no labels in {', '.join(unlabelled)}" if unlabelled else "no test split"
+        fixed = splits[carved].contents.held is not None
+        rule = "always the same" if fixed else "by each image's name or content"
+        said.append(f"{source.id} has {lacks}: a fifth of {carved!r} is held out, {rule}")
+    known = {carved, source.held_out_split, *SPLIT_WORDS.values()}
+    unused = [s for s, part in splits.items() if s not in known and part.labels is not None]
+    if unused or (source.held_out_split and carved != "train"):
+        others = f"; not used: {', '.join(unused)}" if unused else ""
+        said.append(f"trained on is {carved!r}{others} (data.train_split and --split name others)")
+    return said
 
 
 def _usual_names(splits: Iterable[str]) -> dict[str, str]:

@@ -115,7 +115,7 @@ def arrange(what: str, paths: Sequence[Parts]) -> Arranged:
         found.splits["train"] = _classed(what, list(enumerate(below)))
         found.class_folders = [wrapper]
     else:
-        for split in sorted(set(splits.values()), key=lambda s: s != "train"):
+        for split in sorted(dict.fromkeys(splits.values()), key=lambda s: s != "train"):
             known = {fold(label) for _, label, _ in found.splits.get("train", [])}
             tops = [top for top, s in splits.items() if s == split]
             members: list[tuple[int, Parts]] = []

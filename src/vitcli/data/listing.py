@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vitcli.config import DataConfig
+from vitcli.data.decode import read_file
 from vitcli.data.layout import is_image, meaning_of, readable
 from vitcli.errors import DataError, did_you_mean
 
@@ -151,8 +153,11 @@ def _check_labels(table: Path, rows: Sequence[dict[str, Any]], name: str) -> Non
     """Raises DataError where some labels are text and others numbers, which JSON tells apart."""
     kinds: dict[type, int] = {}
     for number, row in enumerate(rows, start=1):
-        if row.get(name) is not None:
-            kinds.setdefault(type(row[name]), number)
+        value = row.get(name)
+        if value is not None:
+            kinds.setdefault(type(value), number)
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise DataError(f"{table}: row {number} has the label {value}, a number of no class", "write it as text")
     if len(kinds) > 1:
         (one, first), (other, second), *_ = kinds.items()
         raise DataError(
@@ -211,11 +216,14 @@ def _holding_paths(rows: Sequence[dict[str, Any]], names: Sequence[str], table: 
 def _rows(table: Path) -> list[dict[str, Any]]:
     """The rows of a table by the names of its columns. Raises DataError."""
     try:
+        blob = read_file(str(table))
         if table.suffix.lower() == ".parquet":
             import pyarrow.parquet
 
-            return list(pyarrow.parquet.read_table(table).to_pylist())
-        with table.open(encoding=_encoding(table), errors="surrogateescape", newline="") as file:
+            return list(pyarrow.parquet.read_table(pyarrow.BufferReader(blob)).to_pylist())
+        # UTF-16 where its mark comes first, as spreadsheets write it; else UTF-8, with a mark or without
+        code = "utf-16" if blob.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+        with io.TextIOWrapper(io.BytesIO(blob), encoding=code, errors="surrogateescape", newline="") as file:
             if table.suffix.lower() in (".jsonl", ".ndjson"):
                 return list(_json_rows(file, table))
             return _text_rows(file, table)
@@ -223,13 +231,6 @@ def _rows(table: Path) -> list[dict[str, Any]]:
         raise DataError(
             f"cannot read {table}: {str(error)[:200]}", "is it whole, and in the format its name says?"
         ) from None
-
-
-def _encoding(table: Path) -> str:
-    """UTF-16 where its mark comes first, as spreadsheets write it; else UTF-8, with a mark or without."""
-    with table.open("rb") as file:
-        start = file.read(2)
-    return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 def _json_rows(lines: Any, table: Path) -> Iterator[dict[str, Any]]:

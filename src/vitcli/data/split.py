@@ -152,23 +152,27 @@ class Source:
             digest.update(part.digests(progress).tobytes())
         return digest.hexdigest()
 
+    @property
+    def train_split(self) -> str:
+        """The split that is trained on where none is named: `train`, else the first that is not reported on, with labels if any has."""
+        others = [s for s in self.splits if s != self.held_out_split]
+        labelled = [s for s in others if self.splits[s].labels is not None]
+        return "train" if "train" in self.splits else [*labelled, *others][0]
+
     def train(self, name: str = "", trained: Record = NOTHING, progress: Progress = silent) -> Split:
         """The training images: the split `name`, else `train`, less what is held out of it.
 
         Raises DataError, and UsageError for the split that results are reported on.
         """
         carved = () if self.held_out_split else tuple({"test", "all"} - self.splits.keys())
-        if name and (name in carved or self._spelled(name) == self.held_out_split):
+        if name and (self._spelled(name) in carved or self._spelled(name) == self.held_out_split):
             others = ", ".join(s for s in self.splits if s != self.held_out_split)
             raise UsageError(
                 f"data.train_split = {name}: results are reported on {'part of ' * (name == 'all')}that split, "
                 "so it cannot be trained on as well",
                 f"leave it out, or name another: {others}",
             )
-        if name or "train" in self.splits:
-            part = self._named(name or "train")
-        else:
-            part = next(iter(self.splits.values()))
+        part = self._named(name or self.train_split)
         return part if self.held_out_split else carve(part, trained, progress)[0]
 
     def held_out(self, trained: Record = NOTHING, progress: Progress = silent) -> Split:
@@ -178,10 +182,11 @@ class Source:
         """
         if self.held_out_split:
             return self._named(self.held_out_split)
-        return carve(self.splits.get("train", next(iter(self.splits.values()))), trained, progress)[1]
+        return carve(self.splits[self.train_split], trained, progress)[1]
 
     def split(self, name: str, trained: Record = NOTHING, progress: Progress = silent) -> Split:
         """A split by its name; `all` is every labelled row of data that has one split. Raises DataError."""
+        name = self._spelled(name)
         if name == "all" and "all" not in self.splits and len(self.splits) == 1:
             return next(iter(self.splits.values()))
         if not self.held_out_split and name in ("train", "test"):
@@ -191,9 +196,8 @@ class Source:
     def _spelled(self, name: str) -> str:
         """A split's name as the data have it: what stands in a folder called `val` is `validation`."""
         meaning = meaning_of(name)
-        if name in self.splits or meaning is None or meaning.rest or meaning.split not in self.splits:
-            return name
-        return meaning.split
+        known = {*self.splits, *(() if self.held_out_split else ("train", "test"))}
+        return meaning.split if name not in known and meaning and not meaning.rest and meaning.split in known else name
 
     def _named(self, name: str) -> Split:
         name = self._spelled(name)
