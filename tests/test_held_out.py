@@ -284,3 +284,11 @@ def test_copies_within_a_class_are_held_out_together(tmp_path: Path) -> None:
     both = open_source(DataConfig(source=str(tmp_path / "same")))
     assert not set(both.held_out().digests()) & set(both.train().digests())
     assert len(both.held_out()) == 6
+
+
+def test_that_nothing_is_held_out_is_a_warning(tmp_path: Path) -> None:
+    images = Images()
+    for c in range(2):
+        images.put(tmp_path / "d" / f"c{c}" / "1.png")
+    plan = make_plan(Request("pretrain", {"data.source": str(tmp_path / "d"), "train.steps": 1, "train.batch_size": 2}))
+    assert any("no image is held out" in text for text in plan.warnings)

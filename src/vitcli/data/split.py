@@ -185,10 +185,10 @@ class Source:
         return carve(self.splits[self.train_split], trained, progress)[1]
 
     def split(self, name: str, trained: Record = NOTHING, progress: Progress = silent) -> Split:
-        """A split by its name; `all` is every labelled row of data that has one split. Raises DataError."""
+        """A split by its name; `all` is every labelled row of data that have no split to report on. Raises DataError."""
         name = self._spelled(name)
-        if name == "all" and "all" not in self.splits and len(self.splits) == 1:
-            return next(iter(self.splits.values()))
+        if name == "all" and "all" not in self.splits and not self.held_out_split:
+            return self.splits[self.train_split]
         if not self.held_out_split and name in ("train", "test"):
             return self.train("", trained, progress) if name == "train" else self.held_out(trained, progress)
         return self._named(name)
@@ -233,7 +233,9 @@ def carve(part: Split, trained: Record = NOTHING, progress: Progress = silent) -
 
 
 def also_trained(held_out: Split, train: Split, record: Record, progress: Progress = silent) -> list[str]:
-    """A warning of images that results are reported on and that are, byte for byte, trained on here or were before."""
+    """Warnings of images that results are reported on and that are, byte for byte, trained on here or were before, or of none."""
+    if not len(held_out):
+        return ["no image is held out, as each class has one alone or they are copies: nothing is measured"]
     measured, trained = held_out.digests(progress), train.digests(progress)
     here = int((np.isin(measured, trained) & (measured != 0)).sum())
     before = record.among(measured)
