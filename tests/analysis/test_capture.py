@@ -108,15 +108,21 @@ def test_memory_holds_one_layer_s_attention_of_one_micro_batch(monkeypatch) -> N
     model, images = made(config), pixels(config, 7)
     most, calls = 0, 0
 
-    def count(layer: int, part: slice, weights: Tensor) -> None:
-        nonlocal most, calls
-        calls += 1
-        alive = {
+    def alive() -> dict[int, int]:
+        """Bytes of the storages of all tensors of the shape of attention."""
+        return {
             thing.untyped_storage().data_ptr(): thing.untyped_storage().nbytes()
             for thing in gc.get_objects()
             if type(thing) is Tensor and thing.shape[-2:] == (config.tokens, config.tokens)
         }
-        most = max(most, sum(alive.values()))
+
+    gc.collect()
+    before = alive()  # of other tests in this process
+
+    def count(layer: int, part: slice, weights: Tensor) -> None:
+        nonlocal most, calls
+        calls += 1
+        most = max(most, sum(size for place, size in alive().items() if place not in before))
 
     reduce_attention(model, images, count)
     assert calls == 4 * 4

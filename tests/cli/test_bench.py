@@ -72,6 +72,6 @@ def test_a_run_takes_no_setting_of_bench(vit: Vit) -> None:
 
 
 def test_what_does_not_fit_into_memory_is_a_lack_of_resources(vit: Vit) -> None:
-    done = vit("bench", "mu/4", "--img-size", "4096", "--batch-size", "2000000", "--set", "bench.modes=infer")
+    done = vit("bench", "mu/4", "--img-size", "2048", "--batch-size", "8000000", "--set", "bench.modes=infer")
     assert done.code == 6
     assert "out of memory" in done.err

@@ -160,7 +160,7 @@ def images() -> list[bytes]:
     picture = draw_image(0, 0, 24)
     for form, mode in (
         ("PNG", "RGB"), ("PNG", "P"), ("PNG", "LA"), ("JPEG", "RGB"), ("JPEG", "CMYK"), ("GIF", "P"), ("TIFF", "RGB"),
-        ("WEBP", "RGB"), ("BMP", "RGB"), ("PPM", "RGB"), ("TIFF", "CMYK"), ("ICO", "RGB"),
+        ("WEBP", "RGB"), ("BMP", "RGB"), ("PPM", "RGB"), ("TIFF", "CMYK"), ("TIFF", "F"), ("JPEG2000", "RGB"),
     ):  # fmt: skip
         stream = io.BytesIO()
         picture.convert(mode).save(stream, form)
