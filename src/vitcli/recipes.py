@@ -7,6 +7,7 @@ A recipe decides everything; `--config`, `--set` and the options then replace si
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -577,7 +578,7 @@ def _few(config: Config, facts: Facts) -> str:
         return ""
     return (
         f"{facts.images:,} {'photographs' if photographs else 'images'}, {each:.3g} a class, are few to train from random "
-        f"weights; trained ones need fewer: vit finetune WEIGHTS --data {config.data.source}"
+        f"weights; trained ones need fewer: vit finetune WEIGHTS --data {shlex.quote(config.data.source)}"
     )
 
 
