@@ -230,8 +230,8 @@ def test_digests_are_remembered_for_files_that_did_not_change(tmp_path: Path, mo
     root = write(tmp_path / "data", 12)
     first = split(root).digests()
     read: list[str] = []
-    real = split_module._blob
-    monkeypatch.setattr(split_module, "_blob", lambda item: read.append(item["path"]) or real(item))
+    real = split_module._read
+    monkeypatch.setattr(split_module, "_read", lambda path: read.append(path) or real(path))
     assert (split(root).digests() == first).all() and read == []
     time.sleep(0.02)
     stat = (root / "a" / "003.jpg").stat()

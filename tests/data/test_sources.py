@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -554,6 +557,67 @@ def test_the_note_names_the_split_that_is_carved(tmp_path: Path) -> None:
     source = opened(save(saved, tmp_path / "data"))
     assert set(labels(source.held_out())) == {0, 1}
     assert "'train'" in source.notes[0]
+
+
+# --- what rows name ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def listener() -> Iterator[tuple[str, list[Any]]]:
+    """An address on this machine, and who has called there."""
+    calls: list[Any] = []
+    server = socket.create_server(("127.0.0.1", 0))
+    server.settimeout(0.1)
+    stop = threading.Event()
+
+    def listen() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(OSError):
+                connection, _ = server.accept()
+                calls.append(connection)
+                connection.close()
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    yield f"127.0.0.1:{server.getsockname()[1]}", calls
+    stop.set()
+    thread.join()
+    server.close()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "http://HERE/x.png",
+        "https://HERE/x.png",
+        "zip://a.png::http://HERE/x.zip",
+        "OUT",
+        "../out.png",
+        "in/../../out.png",
+    ],
+)
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_row_39_a_row_names_no_address_and_no_file_elsewhere(
+    tmp_path: Path, listener: tuple[str, list[Any]], name: str, kind: str
+) -> None:
+    here, calls = listener
+    write_images(tmp_path, ["out.png", "data/in.png"])
+    named = name.replace("HERE", here).replace("OUT", str(tmp_path / "out.png"))
+    rows = {"image": [{"bytes": None, "path": path} for path in ("in.png", named)], "label": [0, 1]}
+    written = datasets.Dataset.from_dict(rows)
+    path = tmp_path / "data" / f"table.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.table({k: pa.array(v) for k, v in rows.items()}), path)
+    else:
+        written.save_to_disk(str(tmp_path / "saved"))
+        next((tmp_path / "saved").glob("*.arrow")).rename(path)
+    source = opened(path, image_column="image", label_column="label")
+    part = source.split("all")
+    assert part.blobs(np.array([0]))[0][0] == png(1, 1)
+    for reading in (lambda: part.blobs(np.arange(2)), part.digests):
+        with pytest.raises(DataError, match="row 1"):
+            reading()
+    assert not calls
 
 
 # --- addresses -----------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import base64
 import binascii
 import contextlib
 import hashlib
+import os
 import re
 import time
 import unicodedata
@@ -80,10 +81,25 @@ class Contents:
     names: Sequence[str] | None = None
     held: NDArray[np.bool_] | None = None
     place: str = ""  # where the data lies, for the name of the memory
+    trusted: bool = True  # the paths in the table are vit's own, not what somebody's rows say
+    folder: str = ""  # where a file must lie that a row of somebody's names; empty: anywhere on this machine
     _values: Digests = field(init=False)
 
     def __post_init__(self) -> None:
         self._values = np.zeros(self.rows, np.uint64)
+
+    def local(self, path: str) -> str:
+        """The file that a row's `path` stands for; empty where the row may not name it: an address, or out of the folder."""
+        if self.trusted:
+            return path
+        inner = re.sub(r"^(zip|tar)://[^:]*::", "", path)  # a member of an archive that lies here
+        if "://" in inner:
+            return ""
+        if not self.folder:
+            return path
+        root = os.path.normpath(self.folder)
+        full = os.path.normpath(os.path.join(root, path))  # noqa: PTH118 (as fast as rows are read)
+        return full if inner == path and full.startswith(root.rstrip(os.sep) + os.sep) else ""
 
     def digests(
         self, rows: NDArray[np.int64], read: Callable[[NDArray[np.int64]], Iterable[bytes | None]],

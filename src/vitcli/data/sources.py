@@ -261,14 +261,14 @@ def _saved(root: Path, config: DataConfig) -> Source:
     return make_source(root.name, str(root), tables, contents, config)
 
 
-def _rows_of(paths: Sequence[str], table: datasets.Dataset, place: str) -> Contents:
-    """The contents of a table that lies in these files, whose rows have no names."""
+def _rows_of(paths: Sequence[str], table: datasets.Dataset, place: str, folder: str = "") -> Contents:
+    """The contents of a table that lies in these files, whose rows have no names and may name files in `folder`."""
 
     def stamps() -> Digests:
         each = [stamp_of_file(path) for path in paths]
         return stamps_of_rows(stamp(place, *each) if all(each) else 0, len(table))
 
-    return Contents(len(table), stamps if paths else None, place=place)
+    return Contents(len(table), stamps if paths else None, place=place, trusted=False, folder=folder)
 
 
 def _image_source(
@@ -368,7 +368,7 @@ def _parquet(
 ) -> Source:
     groups, unknown = shards_by_split([(str(f), str(f.relative_to(root))) for f in shards])
     tables = _shard_tables(f"the Parquet files of {id_}", groups)
-    contents = {split: _rows_of(groups[split], table, id_) for split, table in tables.items()}
+    contents = {split: _rows_of(groups[split], table, id_, str(root)) for split, table in tables.items()}
     return make_source(name, id_, tables, contents, config, notes=[*_left_out(unknown, str(root)), *notes])
 
 
@@ -388,7 +388,11 @@ def _file(path: Path, config: DataConfig) -> Source:
     builder = {".tar": "webdataset", ".arrow": "arrow"}[ending]
     table = _load(builder, str(path), data_files=[str(path)], split="train")
     return make_source(
-        path.stem, str(path), {"train": table}, {"train": _rows_of([str(path)], table, str(path))}, config
+        path.stem,
+        str(path),
+        {"train": table},
+        {"train": _rows_of([str(path)], table, str(path), str(path.parent))},
+        config,
     )
 
 
@@ -453,7 +457,7 @@ def _address(address: str, config: DataConfig) -> Source:
         raise DataError(
             f"{address} has no Parquet files, tar archives or images", "name the folder that holds them, or a pattern"
         )
-    contents = {split: Contents(len(table), place=address) for split, table in tables.items()}
+    contents = {split: Contents(len(table), place=address, trusted=False) for split, table in tables.items()}
     return make_source(name, address, tables, contents, config, notes=notes)
 
 

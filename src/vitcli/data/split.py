@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,14 +63,29 @@ class Split:
 
     def blobs(self, positions: Rows) -> list[tuple[bytes | None, str]]:
         """The encoded image and its path (empty: none) at each position."""
-        column = self.table[self.rows[positions].tolist()][self.image_column]
-        return [_blob(item) for item in column]
+        return self._blobs(self.rows[positions].tolist())
+
+    def _blobs(self, rows: list[int]) -> list[tuple[bytes | None, str]]:
+        """Of rows of the table. Raises DataError for a row that names what it may not."""
+        found = []
+        for row, item in zip(rows, self.table[rows][self.image_column], strict=True):
+            blob, path = (item.get("bytes"), path_in(item.get("path") or "")) if isinstance(item, dict) else (None, "")
+            if blob is None and path:
+                local = self.contents.local(path)
+                if not local:
+                    raise DataError(
+                        f"row {row} of split {self.table_name!r} names {path[:200]!r}, which is not beside its table",
+                        "rows hold an image's bytes, or name a file in the table's own folder",
+                    )
+                blob, path = _read(local), local
+            found.append((blob, path))
+        return found
 
     def digests(self, progress: Progress = silent) -> Digests:
         """What the image at each position is, wherever it lies; 0 for one that cannot be opened. Reads each file once."""
 
         def read(rows: Rows) -> list[bytes | None]:
-            return [_blob(item)[0] for item in self.table[rows.tolist()][self.image_column]]
+            return [blob for blob, _ in self._blobs(rows.tolist())]
 
         return self.contents.digests(self.rows, read, progress)
 
@@ -105,25 +120,19 @@ def path_in(text: str) -> str:
     return text
 
 
-def _blob(item: Any) -> tuple[bytes | None, str]:
-    if not isinstance(item, dict):
-        return None, ""
-    path = path_in(item.get("path") or "")
-    if item.get("bytes") is not None:
-        return item["bytes"], path
-    if not path:
-        return None, ""
+def _read(path: str) -> bytes | None:
+    """The bytes at a path or an address; None where they cannot be had."""
     if "://" not in path:
         with contextlib.suppress(OSError, ValueError):
-            return read_file(path), path
-        return None, path
+            return read_file(path)
+        return None
     import fsspec
 
     try:
         with fsspec.open(path, "rb") as file:
-            return file.read(), path
+            return bytes(file.read())
     except Exception:  # each kind of address has errors of its own, and each means that the image cannot be had
-        return None, path
+        return None
 
 
 @dataclass(frozen=True, eq=False)
