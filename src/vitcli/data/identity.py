@@ -16,6 +16,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -121,12 +122,16 @@ class Contents:
             memory.keep(stamps[rows], self._values[rows])
         return self._values[rows]
 
+    @cached_property
+    def _by_name(self) -> NDArray[np.bool_]:
+        return np.array([held_out_by_name(name) for name in self.names or ()], bool)
+
     def held_out(self, rows: NDArray[np.int64], digests: Digests) -> NDArray[np.bool_]:
         """Whether each row is of the held-out fifth: by the image's name, or by its content in a table without names."""
         if self.held is not None:
             return self.held[rows]
         if self.names is not None:
-            return np.array([held_out_by_name(self.names[row]) for row in rows.tolist()], bool)
+            return self._by_name[rows]
         return digests % np.uint64(HELD_ONE_IN) == 0
 
 
@@ -210,7 +215,7 @@ class Record:
     def and_(self, digests: Digests, kept: Digests | None = None) -> Record:
         """With the images of one more run; `kept` are those that stay in any case."""
         fresh = np.unique(digests[digests != 0])
-        images = self.images + int((~np.isin(fresh, self.digests)).sum())
+        images = self.images + len(fresh) - self.among(fresh)
         whole = np.union1d(self.digests, fresh)
         always = np.union1d(self.digests[KEPT_DIGESTS:], np.zeros(0, np.uint64) if kept is None else kept)
         complete = self.is_complete and len(whole) <= KEPT_DIGESTS

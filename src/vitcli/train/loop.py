@@ -703,9 +703,10 @@ class _Run:
             self.model.load_state_dict(candidates(start.head if reports else start.whole)[kept])
             scored = {"n": len(dev), "dev_top1": {"probe": start.dev_top1}} if start.alone and dev is not None else {}
             return {"kept": kept, **({"choice": kept} if reports else {}), **scored}
-        right, targets = self._compared(dev, candidates(start.head))
+        measured = candidates(start.head)
+        right, targets = self._compared(dev, measured)
         kept, choice = self._chosen(right)
-        self.model.load_state_dict(candidates(start.head)[kept] if reports else candidates(start.whole)[choice])
+        self.model.load_state_dict(measured[kept] if reports else candidates(start.whole)[choice])
         top1 = {name: float(correct.mean()) for name, correct in right.items()}
         scores = ", ".join(f"{name} {value:.4f}" for name, value in top1.items())
         if choice == "probe":
