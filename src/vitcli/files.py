@@ -32,6 +32,13 @@ def cache_home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit"
 
 
+def inside(folder: str, path: str) -> str:
+    """Where `path`, taken from `folder` on, lies, if that is below it; else empty. By the names alone: links in it may lead away."""
+    root = os.path.normpath(folder)
+    full = os.path.normpath(os.path.join(root, path))  # noqa: PTH118 (as fast as the rows of a table are read)
+    return full if full.startswith(root.rstrip(os.sep) + os.sep) else ""
+
+
 def fsync_path(path: Path) -> None:
     """Flush a file's bytes, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -10,7 +10,6 @@ import base64
 import binascii
 import contextlib
 import hashlib
-import os
 import re
 import time
 import unicodedata
@@ -98,9 +97,7 @@ class Contents:
             return ""
         if not self.folder:
             return path
-        root = os.path.normpath(self.folder)
-        full = os.path.normpath(os.path.join(root, path))  # noqa: PTH118 (as fast as rows are read)
-        return full if inner == path and full.startswith(root.rstrip(os.sep) + os.sep) else ""
+        return files.inside(self.folder, path) if inner == path else ""
 
     def digests(
         self, rows: NDArray[np.int64], read: Callable[[NDArray[np.int64]], Iterable[bytes | None]],

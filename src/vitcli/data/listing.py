@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitcli import files
 from vitcli.config import DataConfig
 from vitcli.data.decode import read_file
 from vitcli.data.layout import is_image, meaning_of, readable
@@ -174,10 +175,8 @@ def _within(table: Path, below: str, number: int) -> tuple[str, str]:
     folder = os.path.normpath(table.parent)
     if "\\" in below and not os.path.lexists(os.path.join(folder, below)):  # noqa: PTH118 (as fast as rows are read)
         below = below.replace("\\", "/")  # a table that was written on Windows
-    path = os.path.normpath(os.path.join(folder, below))  # noqa: PTH118
-    # by the names alone: links in the folder are the user's own
-    inside = path.startswith(folder.rstrip(os.sep) + os.sep) and re.search("[\0\ud800-\udb7f]", below) is None
-    if re.match(r"[A-Za-z][\w+.-]*://", below) or not inside:
+    path = files.inside(folder, below)
+    if not path or re.match(r"[A-Za-z][\w+.-]*://", below) or re.search("[\0\ud800-\udb7f]", below):
         raise DataError(
             f"{table}: row {number} names {below[:200]!r}, which is not in the table's folder",
             "a table lists files beside and below it, by their path from there",
