@@ -91,9 +91,7 @@ def _of_splits(source: Source) -> list[str]:
     if not source.held_out_split:
         unlabelled = [s for s in splits if s != carved and splits[s].labels is None]
         lacks = f"no labels in {', '.join(unlabelled)}" if unlabelled else "no test split"
-        fixed = splits[carved].contents.held is not None
-        rule = "always the same" if fixed else "by each image's name or content"
-        said.append(f"{source.id} has {lacks}: a fifth of {carved!r} is held out, {rule}")
+        said.append(f"{source.id} has {lacks}: a fifth of {carved!r} is held out, {splits[carved].contents.rule}")
     known = {carved, source.held_out_split, *SPLIT_WORDS.values()}
     unused = [s for s, part in splits.items() if s not in known and part.labels is not None]
     if unused or (source.held_out_split and carved != "train"):

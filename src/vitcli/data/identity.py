@@ -88,6 +88,11 @@ class Contents:
     def __post_init__(self) -> None:
         self._values = np.zeros(self.rows, np.uint64)
 
+    @property
+    def rule(self) -> str:
+        """How its held-out fifth is told, in words."""
+        return "always the same" if self.held is not None else "by each image's name or content"
+
     def local(self, path: str) -> str:
         """The file that a row's `path` stands for; empty where the row may not name it: an address, or out of the folder."""
         if self.trusted:

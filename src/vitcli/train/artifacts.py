@@ -34,14 +34,14 @@ def describe_run(
     )
     data = (
         {}
-        if source is None
+        if source is None or plan.train is None
         else {
             "id": source.id,
             "name": source.name,
             "revision": source.revision,
             "identity": source.identity(),
-            "train_split": config.data.train_split or "train",
-            "held_out": source.held_out_split or "a fifth, by each image's name or content",
+            "train_split": config.data.train_split or source.train_split,
+            "held_out": source.held_out_split or f"a fifth, {plan.train.contents.rule}",
         }
     )
     provenance: dict[str, Any] = {
