@@ -18,7 +18,7 @@ from pathlib import Path
 
 import vitcli
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 PACKAGE = Path(vitcli.__file__).parent
 
 
@@ -124,6 +124,18 @@ def changed(text: str, mutation: Mutation) -> str:
     return text.replace(mutation.old, mutation.new)
 
 
+def modules(row: int) -> list[str]:
+    """The files of tests that have tests of a row: most are beside this one, some with what they test."""
+    found = [
+        str(file)
+        for file in sorted(TESTS.rglob("test_*.py"))
+        if f"def test_row_{row:02}_" in file.read_text(encoding="utf-8")
+    ]
+    if not found:
+        raise SystemExit(f"row {row} has no tests")
+    return found
+
+
 def survives(mutation: Mutation, folder: Path) -> bool:
     """Whether the tests pass on the mutated package."""
     copy = folder / "vitcli"
@@ -131,9 +143,20 @@ def survives(mutation: Mutation, folder: Path) -> bool:
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     file = copy / mutation.file
     file.write_text(changed(file.read_text(encoding="utf-8"), mutation), encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(TESTS), "-k", mutation.test]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        *modules(mutation.row),
+        "-k",
+        mutation.test,
+    ]
     env = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "VIT_TEST_PATIENCE": "40"}
-    done = subprocess.run(command, cwd=TESTS.parents[1], env=env, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=TESTS.parent, env=env, capture_output=True, text=True)
     if done.returncode not in (0, 1):
         raise SystemExit(f"row {mutation.row}, {mutation.what}: no tests were run\n{done.stdout[-2000:]}")
     return done.returncode == 0
