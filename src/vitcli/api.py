@@ -44,7 +44,7 @@ from vitcli.data.split import Source, Split, also_trained, fraction_of, stratifi
 from vitcli.errors import CheckpointError, DataError, UsageError, did_you_mean
 from vitcli.evaluate.evaluator import Evaluation
 from vitcli.evaluate.evaluator import evaluate as measure
-from vitcli.evaluate.predictor import expand
+from vitcli.evaluate.predictor import NoImage, expand
 from vitcli.evaluate.predictor import predict as predict_files
 from vitcli.evaluate.probe import Features, features_of, linear_probe
 from vitcli.evaluate.report import summary
@@ -233,7 +233,7 @@ class PredictionPlan:
     machine: runtime.Runtime
     notes: tuple[str, ...]
 
-    def predict(self, paths: Iterable[str]) -> Iterator[dict[str, Any]]:
+    def predict(self, paths: Iterable[str | NoImage]) -> Iterator[dict[str, Any]]:
         """A row an image, in order: the lines of `vit predict --json`. Raises CheckpointError."""
         _, model = load(self.description, self.img_size)
         return predict_files(

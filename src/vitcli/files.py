@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vitcli.errors import ResourceError, UsageError
+from vitcli.text import as_json
 
 MANIFEST = "manifest.json"
 _TEMPORARY = ".writing-"
@@ -96,6 +97,8 @@ def write_file(path: Path, write: Callable[[Path], None], size: int = 0) -> None
 
 
 def write_text(path: Path, text: str) -> None:
+    """A file in UTF-8; names of files that are none are given back byte by byte. Raises ResourceError."""
+
     def write(temporary: Path) -> None:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
@@ -103,7 +106,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, tree: Any) -> None:
-    write_text(path, json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, as_json(tree, indent=2) + "\n")
 
 
 def append_line(path: Path, tree: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from vitcli import files
 from vitcli.errors import UsageError
+from vitcli.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,9 +28,25 @@ def _figure(width: float, height: float) -> Figure:
 
 def _save(figure: Figure, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
 
     FigureCanvasAgg(figure)
-    files.write_file(path, lambda temporary: figure.savefig(temporary, format=path.suffix.lstrip(".") or "png"))
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_parse_math(False)  # a dollar in a name is a dollar
+
+    def write(temporary: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # an empty box stands for it
+            figure.savefig(temporary, format=path.suffix.lstrip(".") or "png")
+
+    files.write_file(path, write)
+
+
+def _short(name: str, letters: int = 60) -> str:
+    """A name that leaves room for what is drawn."""
+    shown = visible(name)
+    return shown if len(shown) <= letters else f"{shown[: letters - 1]}…"
 
 
 def curves(lines: Sequence[dict[str, Any]], title: str, path: Path) -> None:
@@ -44,7 +62,7 @@ def curves(lines: Sequence[dict[str, Any]], title: str, path: Path) -> None:
         top.plot(seen, _smooth(loss), color=BLUE, linewidth=2, label="training loss (nats)")
         bottom.plot(seen, [line["lr"] for line in steps], color=GRAY, linewidth=1.5)
     top.set_ylabel("training loss (nats)", color=BLUE)
-    top.set_title(title, loc="left")
+    top.set_title(_short(title), loc="left")
     if scores:
         right = top.twinx()
         right.plot(
@@ -91,7 +109,7 @@ def grid_scores(points: Sequence[str], scores: Sequence[float | None], title: st
     axes.set_ylim(len(points) - 0.4, -0.6)
     axes.set_xlim(max(0.0, low - 0.25 * (high - low) - 1), high + 0.12 * (high - low) + 1)
     axes.set_xlabel("top-1 on the dev part (%)")
-    axes.set_title(title, loc="left")
+    axes.set_title(_short(title), loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 
@@ -105,14 +123,14 @@ def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def confusion(counts: NDArray[np.int64], names: Sequence[str], title: str, path: Path) -> None:
     """Rows are true classes, columns predictions; the shade is the part of the row, the number the count."""
-    n = len(names)
+    n, names = len(names), [_short(name) for name in names]
     side = min(24.0, max(4.5, 0.28 * n + 2.2))
     figure = _figure(side, side)
     axes = figure.subplots()
     part = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     picture = axes.imshow(part, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(picture, ax=axes, shrink=0.7, label="part of the class's images")
-    axes.set(title=title, xlabel="predicted", ylabel="true")
+    axes.set(title=_short(title), xlabel="predicted", ylabel="true")
     if n <= 80:
         axes.set_xticks(range(n), names, rotation=90, fontsize=7 if n > 20 else 9)
         axes.set_yticks(range(n), names, fontsize=7 if n > 20 else 9)
@@ -175,7 +193,7 @@ def attention_distance(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel("network depth (layer)")
     axes.set_ylabel("mean attention distance (pixels)")
-    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_title(_short(title), loc="left", fontsize=11)
     axes.legend(loc="upper left", bbox_to_anchor=(0.0, 0.92), frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
@@ -204,7 +222,7 @@ def position_similarity(
     axes.spines[:].set_visible(False)
     axes.set_xlabel(f"column of the patch ({patch[1]} px each)")
     axes.set_ylabel(f"row of the patch ({patch[0]} px each)")
-    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_title(_short(title), loc="left", fontsize=11)
     figure.colorbar(picture, ax=axes, shrink=0.75, label="cosine similarity", ticks=[-1, -0.5, 0, 0.5, 1])
     _save(figure, path)
 
@@ -223,7 +241,7 @@ def filters(
         low, high = component.min(), component.max()
         axes.imshow((component - low) / (high - low or 1.0), interpolation="nearest")
         axes.set_title(f"{index + 1}: {100 * explained[index]:.1f} %", fontsize=9)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    figure.suptitle(_short(title), x=0.01, ha="left", fontsize=11)
     figure.supxlabel(
         f"each {patch[0]} x {patch[1]} px, from its least to its greatest weight; % of the variance of all filters",
         fontsize=9,
@@ -307,11 +325,12 @@ def picture_tiles(tiles: Sequence[tuple[str, NDArray[np.uint8]]], title: str, pa
     letters = max(8, round(side * 15))
     for axes, (name, picture) in zip(grid.flat, tiles, strict=False):
         axes.imshow(picture)
+        name = visible(name)
         axes.set_title(name if len(name) <= letters else f"…{name[1 - letters :]}", fontsize=7.5, pad=2)
     key = figure.colorbar(
         ScalarMappable(cmap="viridis"), ax=grid, shrink=0.6, aspect=35, pad=0.01, ticks=[0, 1], fraction=0.03
     )
     key.ax.set_yticklabels(["least", "most"])
     key.set_label("attention rollout, within each image", labelpad=-14)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    figure.suptitle(_short(title), x=0.01, ha="left", fontsize=11)
     _save(figure, path)

@@ -140,7 +140,7 @@ def attn_distance(
     if json:
         console.print_json(tree)
     else:
-        console.print_text(_distance_text(tree, planned, uniform))
+        console.print_lines(_distance_text(tree, planned, uniform))
 
 
 def attn_rollout(
@@ -186,7 +186,7 @@ def attn_rollout(
     if json:
         console.print_json(tree)
     else:
-        console.print_text("\n".join([*(row["overlay"] for row in tree["images"]), *tree["contact_sheets"]]))
+        console.print_lines([*(row["overlay"] for row in tree["images"]), *tree["contact_sheets"]])
 
 
 def posemb_similarity(
@@ -215,7 +215,7 @@ def posemb_similarity(
     if json:
         console.print_json({"grid": list(model.grid), "similarity": similarity.round(7).tolist()})
     else:
-        console.print_text(_similarity_text(similarity, model.grid, _name(model.name, model.img_size)))
+        console.print_lines(_similarity_text(similarity, model.grid, _name(model.name, model.img_size)))
 
 
 def filters(
@@ -245,7 +245,7 @@ def filters(
     if json:
         console.print_json({"explained_variance": found.explained_variance.tolist(), "patch_size": list(patch)})
     else:
-        console.print_text(_filters_text(found.explained_variance, described.model.name, patch))
+        console.print_lines(_filters_text(found.explained_variance, described.model.name, patch))
 
 
 # --- what the commands share -------------------------------------------------------------------------------
@@ -262,11 +262,13 @@ def _arguments(checkpoint: str, names: Sequence[str]) -> tuple[str, list[str]]:
         checkpoint, names = "", [checkpoint, *names]
     if not names:
         return checkpoint, []
-    from vitcli.evaluate.predictor import expand
+    from vitcli.evaluate.predictor import NoImage, expand
 
-    found = list(expand(names))
-    if not found:
-        raise DataError(f"no image in {', '.join(names)}", "name image files, or folders that hold some")
+    found = []
+    for name in expand(names):
+        if isinstance(name, NoImage):
+            raise DataError(f"no image in {name.path}: {name.reason}", "name image files, or folders that hold some")
+        found.append(name)
     return checkpoint, found
 
 
@@ -291,7 +293,7 @@ def _announced(planned: AttentionPlan, json: bool, quiet: bool, dry_run: bool) -
         console.show_warning(warning)
     if dry_run:
         tree = planned.as_json()
-        console.print_json(tree) if json else console.print_text("\n".join(f"{k:<11} {v}" for k, v in tree.items()))
+        console.print_json(tree) if json else console.print_fields(tree)
     return dry_run
 
 
@@ -315,7 +317,7 @@ def _short(data: str) -> str:
     return Path(data).name if Path(data).exists() else data
 
 
-def _distance_text(tree: dict[str, Any], planned: AttentionPlan, uniform: float) -> str:
+def _distance_text(tree: dict[str, Any], planned: AttentionPlan, uniform: float) -> list[str]:
     prefix = planned.model.prefix_tokens
     tokens = f"{prefix} prefix token{'s' if prefix > 1 else ''}"
     if not prefix:
@@ -339,10 +341,10 @@ def _distance_text(tree: dict[str, Any], planned: AttentionPlan, uniform: float)
     for row in tree["layers"]:
         shown = "  ".join(f"{distance:5.1f}" for distance in sorted(row["heads"]))
         lines.append(f"{row['layer']:>5}  {row['mean']:6.1f}" + (f"   {shown}" if heads > 1 else ""))
-    return "\n".join(lines)
+    return lines
 
 
-def _similarity_text(similarity: NDArray[np.float64], grid: Size, name: str) -> str:
+def _similarity_text(similarity: NDArray[np.float64], grid: Size, name: str) -> list[str]:
     import numpy as np
 
     row, column = (places.flatten() for places in np.indices(grid))
@@ -356,13 +358,13 @@ def _similarity_text(similarity: NDArray[np.float64], grid: Size, name: str) -> 
     }
     lines = [f"position embeddings of {name}, {grid[0]} x {grid[1]} patches", "mean cosine similarity of two patches:"]
     lines += [f"  {what:<25} {similarity[where].mean():6.3f}" for what, where in groups.items() if where.any()]
-    return "\n".join(lines)
+    return lines
 
 
-def _filters_text(explained: NDArray[np.float64], name: str, patch: Size) -> str:
+def _filters_text(explained: NDArray[np.float64], name: str, patch: Size) -> list[str]:
     lines = [
         f"patch embedding of {name}, patches of {patch[0]} x {patch[1]} px",
         "principal components of its filters, % of their variance:",
     ]
     lines += [f"  {index:>3}  {100 * part:5.1f}" for index, part in enumerate(explained, start=1)]
-    return "\n".join([*lines, f"  sum  {100 * explained.sum():5.1f}"])
+    return [*lines, f"  sum  {100 * explained.sum():5.1f}"]

@@ -36,7 +36,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        console.print_text(f"vit {__version__}")
+        console.print_lines([f"vit {__version__}"])
         raise typer.Exit
 
 
@@ -70,6 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     # OpenMP's threads wait by spinning, by default for a millisecond, which other work on the same cores pays for
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     _occupy_streams()
+    console.take_any_text()
     arguments = sys.argv[1:] if arguments is None else arguments
     code = run(arguments)
     try:

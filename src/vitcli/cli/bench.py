@@ -55,10 +55,10 @@ def bench(
     if json:
         console.print_json(tree)
     else:
-        console.print_text(_text(tree))
+        console.print_lines(_text(tree))
 
 
-def _text(tree: dict[str, Any]) -> str:
+def _text(tree: dict[str, Any]) -> list[str]:
     ((precision, peak),) = tree["peak_tflops"].items()
     rows = [("model", "mode", "batch", "images/s", "TFLOP/s", "of peak")]
     rows += [
@@ -80,4 +80,4 @@ def _text(tree: dict[str, Any]) -> str:
         )
         for row in rows
     ]
-    return "\n".join([*lines, f"peak of a matrix product in {precision}: {peak:.3g} TFLOP/s"])
+    return [*lines, f"peak of a matrix product in {precision}: {peak:.3g} TFLOP/s"]

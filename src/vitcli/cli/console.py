@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import sys
 import time
+from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any
 
 from vitcli.errors import ResourceError, VitError
+from vitcli.text import as_json, visible
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -23,19 +26,59 @@ class Unread(Exception):
     """Nobody reads stdout any more. No OSError, since the parser would make exit code 1 of a closed pipe."""
 
 
+def take_any_text() -> None:
+    """Whatever the streams' encoding, no letter ends a command: those that it does not have are written as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def print_json(tree: Any) -> None:
-    _deliver(json.dumps(tree, ensure_ascii=False, allow_nan=False) + "\n")
+    written = as_json(tree)
+    if not _is_unicode(sys.stdout):
+        written = "".join(letter if letter.isascii() else json.dumps(letter)[1:-1] for letter in written)
+    _deliver(written + "\n")
 
 
-def print_text(text: str) -> None:
-    _deliver(text + "\n")
+def print_lines(lines: Iterable[str]) -> None:
+    _deliver("".join(visible(line) + "\n" for line in lines))
+
+
+def print_row(fields: Iterable[str]) -> None:
+    """A line of fields with tabs between them."""
+    _deliver("\t".join(map(visible, fields)) + "\n")
+
+
+def print_fields(fields: Mapping[str, Any]) -> None:
+    print_lines(f"{name:<11} {value}" for name, value in fields.items())
+
+
+def print_path(path: str | os.PathLike[str]) -> None:
+    """A path, which another command may read: as it is, but on a terminal as what can be seen of it."""
+    if sys.stdout.isatty() or not isinstance(sys.stdout, io.TextIOWrapper):
+        print_lines([os.fspath(path)])
+    else:
+        _deliver("")
+        with _delivery():
+            sys.stdout.buffer.write(os.fsencode(path) + b"\n")
+            sys.stdout.buffer.flush()
+
+
+def _is_unicode(stream: IO[str]) -> bool:
+    return (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "").startswith("utf")
 
 
 def _deliver(text: str) -> None:
-    """The result. Raises ResourceError where it cannot be written, Unread where nobody reads."""
-    try:
+    with _delivery():
         sys.stdout.write(text)
         sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _delivery() -> Iterator[None]:
+    """Writing the result. Raises ResourceError where it cannot be written, Unread where nobody reads."""
+    try:
+        yield
     except OSError as error:
         if error.errno == errno.EPIPE:
             raise Unread from None
@@ -61,19 +104,23 @@ def _styled(text: str, code: str) -> str:
 
 def show_error(error: VitError, as_json: bool) -> None:
     """The message and the hint, a line each; with --json the error object on stdout as well."""
-    _say(f"{_styled('error:', '1;31')} {' '.join(error.message.split())}\n")
+    _say(f"{_styled('error:', '1;31')} {visible(_one_line(error.message))}\n")
     if error.hint:
-        _say(f"{_styled('hint:', '1;36')} {' '.join(error.hint.split())}\n")
+        _say(f"{_styled('hint:', '1;36')} {visible(_one_line(error.hint))}\n")
     if as_json:
         print_json(error.as_json())
 
 
+def _one_line(text: str) -> str:
+    return " ".join(text.splitlines())
+
+
 def show_note(text: str) -> None:
-    _say(_styled(text, "2") + "\n")
+    _say(_styled(visible(text), "2") + "\n")
 
 
 def show_warning(text: str) -> None:
-    _say(f"{_styled('warning:', '1;33')} {text}\n")
+    _say(f"{_styled('warning:', '1;33')} {visible(text)}\n")
 
 
 def duration(seconds: float) -> str:
@@ -133,7 +180,7 @@ class Reporter:
 
         style = "yellow" if show is show_warning else "dim"
         self.bar.console.print(
-            f"[{style}]{'warning: ' if show is show_warning else ''}{escape(text)}[/]", highlight=False
+            f"[{style}]{'warning: ' if show is show_warning else ''}{escape(visible(text))}[/]", highlight=False
         )
 
     def _advance(self, what: str, done: int, total: int, detail: str, left: float | None = None) -> None:

@@ -71,7 +71,7 @@ def resize_posemb(
     if not quiet:
         for note in notes:
             console.show_note(note)
-    console.print_json(tree) if json else console.print_text(str(out))
+    console.print_json(tree) if json else console.print_path(out)
 
 
 def export(
@@ -105,4 +105,4 @@ def export(
         tree["pushed"] = api.push(out, push)
         if not quiet:
             console.show_note(f"pushed to {tree['pushed']}")
-    console.print_json(tree) if json else console.print_text(str(out))
+    console.print_json(tree) if json else console.print_path(out)

@@ -85,7 +85,7 @@ def eval_(
         console.show_warning(warning)
     if dry_run:
         tree = planned.as_json()
-        console.print_json(tree) if json else console.print_text("\n".join(f"{k:<11} {v}" for k, v in tree.items()))
+        console.print_json(tree) if json else console.print_fields(tree)
         return
     try:
         result = planned.measure(reporter.progress)
@@ -101,10 +101,10 @@ def eval_(
     if json:
         console.print_json(tree)
     else:
-        console.print_text(_text(tree))
+        console.print_lines(_text(tree))
 
 
-def _text(tree: dict[str, Any]) -> str:
+def _text(tree: dict[str, Any]) -> list[str]:
     def percent(value: float | None) -> str:
         return "–" if value is None else f"{100 * value:.2f} %"
 
@@ -124,4 +124,4 @@ def _text(tree: dict[str, Any]) -> str:
         lines.append(f"the {_SHOWN_CLASSES} classes with the lowest top-1:")
     width = max((len(c["name"]) for c in seen), default=0)
     lines += [f"  {c['name']:<{width}}  {percent(c['top1']):>8}  of {c['n']:,}" for c in seen]
-    return "\n".join(lines)
+    return lines

@@ -68,7 +68,7 @@ def info(
     if json:
         console.print_json(tree)
     else:
-        console.print_text(_text(tree))
+        console.print_lines(_text(tree))
 
 
 def _is_model_name(reference: str) -> bool:
@@ -99,7 +99,7 @@ def _of_model(model: config.ModelConfig) -> dict[str, Any]:
     }
 
 
-def _text(tree: dict[str, Any]) -> str:
+def _text(tree: dict[str, Any]) -> list[str]:
     named = isinstance(tree["classes"], list)
     count = len(tree["classes"]) if named else tree["classes"]
     rows = {
@@ -135,4 +135,4 @@ def _text(tree: dict[str, Any]) -> str:
     if isinstance(keys, list):
         width = max((len(row["key"]) for row in keys), default=0)
         lines += [f"  {row['key']:<{width}}  {row['fate']:<8}  {row['to']}" for row in keys]
-    return "\n".join(lines)
+    return lines

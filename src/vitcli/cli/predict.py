@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vitcli import files
 from vitcli.cli import console, options
+
+if TYPE_CHECKING:
+    from vitcli.evaluate.predictor import NoImage
 
 Checkpoint = Annotated[
     str,
@@ -84,26 +87,25 @@ def predict(
         elif json:
             console.print_json(row)
         else:
-            console.print_text(_line(row))
+            console.print_row(_fields(row))
     reporter.close()
     if out is not None:
         report.write_table(out, predictor.table(rows, nested=out.suffix != ".csv"))
-        console.print_json({"path": str(out), "rows": done, "errors": failed}) if json else console.print_text(str(out))
+        console.print_json({"path": str(out), "rows": done, "errors": failed}) if json else console.print_path(out)
     if failed:
         console.show_warning(f"{failed:,} of {done:,} images could not be read")
         raise typer.Exit(UNREADABLE)
 
 
-def _named(images: list[str]) -> Iterator[str]:
+def _named(images: list[str]) -> Iterator[str | NoImage]:
     """The paths given, those on stdin in the place of `-`."""
+    from vitcli.evaluate.predictor import lines_of
+
     for name in images:
-        if name == "-":
-            yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
-        else:
-            yield name
+        yield from lines_of(sys.stdin.buffer) if name == "-" else [name]
 
 
-def _line(row: dict[str, Any]) -> str:
+def _fields(row: dict[str, Any]) -> tuple[str, ...]:
     if "error" in row:
-        return f"{row['path']}\terror: {row['error']}"
-    return f"{row['path']}\t{row['label']}\t{row['score']:.4f}"
+        return row["path"], f"error: {row['error']}"
+    return row["path"], row["label"], f"{row['score']:.4f}"

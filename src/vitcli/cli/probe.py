@@ -53,7 +53,7 @@ def probe(
         console.show_warning(warning)
     if dry_run:
         tree = planned.as_json()
-        console.print_json(tree) if json else console.print_text("\n".join(f"{k:<11} {v}" for k, v in tree.items()))
+        console.print_json(tree) if json else console.print_fields(tree)
         return
     reporter = console.Reporter(quiet)
     try:
@@ -63,10 +63,10 @@ def probe(
     if json:
         console.print_json(tree)
     else:
-        console.print_text(_text(tree))
+        console.print_lines(_text(tree))
 
 
-def _text(tree: dict[str, Any]) -> str:
+def _text(tree: dict[str, Any]) -> list[str]:
     result = tree["results"][0]
     lines = [
         f"probe       {tree['method']}, fitted on {tree['train_n']:,} images",
@@ -74,4 +74,4 @@ def _text(tree: dict[str, Any]) -> str:
         f"top-1       {100 * result['top1']:.2f} %",
         f"penalty     l2 = {result['l2']:g}, the best of these by cross-validation:",
     ]
-    return "\n".join(lines + [f"  {row['l2']:<8g} {100 * row['top1']:6.2f} %" for row in tree["cross_validation"]])
+    return lines + [f"  {row['l2']:<8g} {100 * row['top1']:6.2f} %" for row in tree["cross_validation"]]

@@ -101,7 +101,7 @@ def sweep(
     if json:
         console.print_json(report)
     else:
-        console.print_text(_text(report, str(folder)))
+        console.print_lines(_text(report, str(folder)))
 
 
 def _command(what: list[str]) -> tuple[Literal["pretrain", "finetune"], str]:
@@ -132,10 +132,10 @@ def _show_plan(planned: Sweep, json: bool) -> None:
         "training": "by time" if tree["train_flops"] is None else f"{tree['train_flops']:.3g} FLOPs in all",
     }
     lines = [f"{name:<11} {value}" for name, value in rows.items()]
-    console.print_text("\n".join(lines + [f"  {text_of(point)}" for point in planned.grid]))
+    console.print_lines(lines + [f"  {text_of(point)}" for point in planned.grid])
 
 
-def _text(tree: dict[str, Any], folder: str) -> str:
+def _text(tree: dict[str, Any], folder: str) -> list[str]:
     rows = [" ".join(f"{k}={v}" for k, v in row["set"].items()) for row in tree["grid"]]
     width = max(map(len, rows))
     lines = ["top-1 on the dev part:"]
@@ -146,6 +146,5 @@ def _text(tree: dict[str, Any], folder: str) -> str:
     if tree["top1_mean"] is not None:
         seeds = f"{len(tree['seeds'])} seed{'s' if len(tree['seeds']) > 1 else ''}"
         lines.append(f"top-1       {100 * tree['top1_mean']:.2f} ± {100 * tree['top1_std']:.2f} % ({seeds})")
-    return "\n".join(
-        [*lines, *(f"checkpoint  {run['checkpoint']}" for run in tree["runs"]), f"picture     {folder}/grid.png"]
-    )
+    checkpoints = [f"checkpoint  {run['checkpoint']}" for run in tree["runs"]]
+    return [*lines, *checkpoints, f"picture     {folder}/grid.png"]

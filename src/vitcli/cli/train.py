@@ -160,7 +160,7 @@ def _train(
     if json:
         console.print_json(report)
     else:
-        console.print_text(str(folder / Path(report["checkpoint"]).name))
+        console.print_path(folder / Path(report["checkpoint"]).name)
 
 
 def _show_plan(plan: Plan, json: bool, quiet: bool) -> None:
@@ -187,4 +187,4 @@ def _show_plan(plan: Plan, json: bool, quiet: bool) -> None:
         "memory": f"about {tree['memory_bytes'] / 2**30:.2f} GiB",
         "recipe": plan.config.run.recipe,
     }
-    console.print_text("\n".join(f"{name:<11} {value}" for name, value in rows.items()))
+    console.print_fields(rows)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import glob
 import itertools
+import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -17,33 +20,65 @@ from vitcli.classes import Class
 from vitcli.config import DataConfig, EvalConfig
 from vitcli.data.augment import normalise_, to_float
 from vitcli.data.decode import BadImage, View, decode, eval_view, read_file
-from vitcli.data.layout import list_folder, readable
+from vitcli.data.layout import list_folder
+from vitcli.errors import VitError
 from vitcli.evaluate.evaluator import batch_size, logits_of
 from vitcli.model.linear import packed
 from vitcli.model.vit import ViT
 
 Row = dict[str, Any]
+_LONGEST_LINE = 2**16
 
 
-def expand(names: Iterable[str]) -> Iterator[str]:
+@dataclass(frozen=True)
+class NoImage:
+    """A name that stands for no image, and why."""
+
+    path: str
+    reason: str
+
+
+def lines_of(stream: IO[bytes]) -> Iterator[str | NoImage]:
+    """The paths on a stream, one a line, in whatever bytes they are. What is no list of paths is one result, an error."""
+    try:
+        while line := stream.readline(_LONGEST_LINE):
+            if b"\0" in line or len(line) == _LONGEST_LINE:
+                yield NoImage("-", "stdin holds no paths, one a line; an image is named by its path")
+                return
+            name = os.fsdecode(line.rstrip(b"\r\n"))
+            if name.strip():
+                yield name
+    except OSError as error:
+        yield NoImage("-", f"stdin cannot be read: {error.strerror}")
+
+
+def expand(names: Iterable[str | NoImage]) -> Iterator[str | NoImage]:
     """Files as they are, folders as the images below them, patterns as what they match; in the order named, sorted within.
 
     A name that is none of these is kept: that it cannot be read is then its result.
     """
     for name in names:
-        path = Path(name)
+        yield from [name] if isinstance(name, NoImage) else _expanded(name)
+
+
+def _expanded(name: str) -> Iterable[str | NoImage]:
+    path = Path(name)
+    try:
         if path.is_dir():
             listing = list_folder(path)
-            yield from map(listing.at, listing.images)
-        elif not path.exists() and glob.has_magic(name):
-            yield from sorted(glob.glob(name, recursive=True)) or [name]  # noqa: PTH207 (absolute patterns too)
-        else:
-            yield name
+            return map(listing.at, listing.images) if listing.images else [NoImage(name, "a folder without images")]
+        if not path.exists() and glob.has_magic(name):
+            return sorted(glob.glob(name, recursive=True)) or [name]  # noqa: PTH207 (absolute patterns too)
+    except OSError as error:
+        return [NoImage(name, error.strerror or str(error))]
+    except (VitError, ValueError, re.error) as error:
+        return [NoImage(name, str(error))]
+    return [name]
 
 
 def predict(
     model: ViT,
-    paths: Iterable[str],
+    paths: Iterable[str | NoImage],
     classes: Sequence[Class],
     config: EvalConfig,
     data: DataConfig,
@@ -59,7 +94,7 @@ def predict(
     view = eval_view(model.config.img_size, config)
     size = config.batch_size or batch_size(device.type, model.config.tokens)
     with torch.inference_mode(), packed(model.eval(), bf16), ThreadPoolExecutor(data.workers or None) as pool:
-        waiting: list[tuple[tuple[str, ...], list[Any]]] = []
+        waiting: list[tuple[tuple[str | NoImage, ...], list[Any]]] = []
         for part in _batched(paths, size):
             waiting.append((part, [pool.submit(_read, path, view, data.max_megapixels) for path in part]))
             if len(waiting) > 1:
@@ -68,14 +103,16 @@ def predict(
             yield from _rows(model, part, decoded, classes, config, device, bf16)
 
 
-def _batched(items: Iterable[str], size: int) -> Iterator[tuple[str, ...]]:
+def _batched(items: Iterable[str | NoImage], size: int) -> Iterator[tuple[str | NoImage, ...]]:
     iterator = iter(items)
     while part := tuple(itertools.islice(iterator, size)):
         yield part
 
 
-def _read(path: str, view: View, max_megapixels: float) -> NDArray[np.uint8] | str:
+def _read(path: str | NoImage, view: View, max_megapixels: float) -> NDArray[np.uint8] | str:
     """Pixels, or why there are none."""
+    if isinstance(path, NoImage):
+        return path.reason
     try:
         return decode(read_file(path), view, max_megapixels)[0]
     except BadImage as error:
@@ -86,7 +123,7 @@ def _read(path: str, view: View, max_megapixels: float) -> NDArray[np.uint8] | s
 
 def _rows(
     model: ViT,
-    paths: Sequence[str],
+    paths: Sequence[str | NoImage],
     decoded: Sequence[Any],
     classes: Sequence[Class],
     config: EvalConfig,
@@ -101,7 +138,8 @@ def _rows(
         chances = logits_of(model, images, bf16, config.views).cpu().double().softmax(1)
         top = chances.topk(min(config.top_k, len(classes)), 1)
         best = iter(list(zip(top.values.tolist(), top.indices.tolist(), strict=True)))
-    for path, item in zip(paths, read, strict=True):
+    for named, item in zip(paths, read, strict=True):
+        path = named.path if isinstance(named, NoImage) else named
         if isinstance(item, str):
             yield {"path": path, "error": item}
             continue
@@ -116,7 +154,6 @@ def _named(item: Class) -> dict[str, str]:
 
 def table(rows: Sequence[Row], nested: bool) -> dict[str, list[Any]]:
     """Rows as columns; `topk` only where the file's format holds lists."""
-    rows = [row | {"path": readable(row["path"])} for row in rows]
     names = ["path", "label", *(["id"] if any("id" in row for row in rows) else []), "score", "error"]
     columns = {name: [row.get(name) for row in rows] for name in names}
     return columns | ({"topk": [row.get("topk") for row in rows]} if nested else {})

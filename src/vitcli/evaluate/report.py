@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,10 @@ import numpy as np
 
 from vitcli import files
 from vitcli.classes import Class
-from vitcli.data.layout import readable
 from vitcli.data.split import Split, path_in
 from vitcli.errors import UsageError
 from vitcli.evaluate.evaluator import Evaluation
+from vitcli.text import as_json, cell, unicode
 
 TABLE_FORMATS = (".parquet", ".csv", ".jsonl")
 
@@ -44,7 +43,7 @@ def predictions(evaluation: Evaluation, split: Split, classes: Sequence[Class]) 
     column = split.table.select_columns([split.image_column])
     rows = split.rows[evaluation.positions]
     found = [(item[split.image_column] or {}).get("path") for item in column.select(rows)] if len(rows) else []
-    paths = [path and readable(path_in(path)) for path in found]
+    paths = [path and path_in(path) for path in found]
     table: dict[str, list[Any]] = {"row": rows.tolist(), "path": paths}
     for name, indices in (("target", evaluation.targets), ("prediction", best)):
         table[name] = [classes[i].name for i in indices]
@@ -57,26 +56,36 @@ def predictions(evaluation: Evaluation, split: Split, classes: Sequence[Class]) 
 
 
 def write_table(path: Path, table: dict[str, list[Any]]) -> None:
-    """Columns as Parquet, CSV or JSON lines, by the file's ending. Raises ResourceError."""
+    """Columns as Parquet, CSV or JSON lines, by the file's ending. JSON lines hold names exactly, Parquet all but bytes that are
+    not UTF-8, CSV without what a spreadsheet would run (text.py). Raises ResourceError.
+    """
 
     def write(temporary: Path) -> None:
         import pyarrow as pa
 
-        arrow = pa.table(table)
         if path.suffix == ".parquet":
             import pyarrow.parquet
 
-            pyarrow.parquet.write_table(arrow, temporary)
+            pyarrow.parquet.write_table(pa.table(_written(table, unicode)), temporary)
         elif path.suffix == ".csv":
             import pyarrow.csv
 
-            pyarrow.csv.write_csv(arrow, temporary)
+            pyarrow.csv.write_csv(pa.table(_written(table, cell)), temporary)
         else:
-            temporary.write_text(
-                "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in arrow.to_pylist()), encoding="utf-8"
-            )
+            rows = (dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True))
+            with temporary.open("w", encoding="utf-8") as file:
+                file.writelines(as_json(row) + "\n" for row in rows)
 
     files.write_file(path, write)
+
+
+def _written(tree: Any, form: Callable[[str], str]) -> Any:
+    """Every text below `tree` in the form that a file takes."""
+    if isinstance(tree, dict):
+        return {key: _written(value, form) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_written(value, form) for value in tree]
+    return form(tree) if isinstance(tree, str) else tree
 
 
 def draw_confusion(evaluation: Evaluation, classes: Sequence[Class], title: str, path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from vitcli import files, flops, plots
 from vitcli.config import format_size
 from vitcli.data.identity import Record
+from vitcli.text import markdown
 from vitcli.train.plan import Plan
 from vitcli.train.runlog import Event
 from vitcli.weights import checkpoint
@@ -92,9 +93,10 @@ def _card(description: Description, report: dict[str, Any], plan: Plan) -> str:
     def percent(value: float | None) -> str:
         return "–" if value is None else f"{100 * value:.2f} %"
 
-    shown = ", ".join(c.name for c in description.classes[:20]) + (" …" if len(description.classes) > 20 else "")
-    source = plan.source.id if plan.source else "none"
-    trained = f"fine-tuned from `{plan.parent.path.name}`" if plan.parent else "trained from random weights"
+    names = ", ".join(markdown(c.name) for c in description.classes[:20])
+    shown = names + (" …" if len(description.classes) > 20 else "")
+    source, data = (markdown(plan.source.id), markdown(plan.source.name)) if plan.source else ("none", "none")
+    trained = f"fine-tuned from {markdown(plan.parent.path.name)}" if plan.parent else "trained from random weights"
     result = (
         ""
         if scores is None
@@ -103,7 +105,7 @@ def _card(description: Description, report: dict[str, Any], plan: Plan) -> str:
 
 | split | images | top-1 | top-5 | loss (nats) | calibration error |
 |---|---|---|---|---|---|
-| {scores["split"]} | {scores["n"]:,} | {percent(scores["top1"])} | {percent(scores["top5"])} | {scores["loss"]:.4f} | {percent(scores["ece"])} |
+| {markdown(scores["split"])} | {scores["n"]:,} | {percent(scores["top1"])} | {percent(scores["top5"])} | {scores["loss"]:.4f} | {percent(scores["ece"])} |
 
 ![training curves](curves.png)
 """
@@ -114,13 +116,13 @@ pipeline_tag: image-classification
 tags: [vision-transformer, image-classification]
 ---
 
-# {model.name} on {plan.source.name if plan.source else "none"}
+# {markdown(model.name)} on {data}
 
-A Vision Transformer {trained} on `{source}`.
+A Vision Transformer {trained} on {source}.
 
 | | |
 |---|---|
-| model | {model.name}, {flops.parameters(model):,} parameters |
+| model | {markdown(model.name)}, {flops.parameters(model):,} parameters |
 | input | {format_size(model.img_size)} px, patches of {format_size(model.patch)}, {model.tokens} tokens, {2 * flops.macs(model) / 1e9:.3g} GFLOPs an image |
 | classes | {len(description.classes)}: {shown} |
 | recipe | `{config.run.recipe}`, seed {config.run.seed} |
