@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from vitcli import files
 from vitcli.errors import CheckpointError, DataError
 
 
@@ -26,8 +27,18 @@ class Class:
         return {"name": self.name, "id": self.id} if self.id else {"name": self.name}
 
 
-def from_json(items: Sequence[Any]) -> tuple[Class, ...]:
-    return tuple(Class(i) if isinstance(i, str) else Class(str(i["name"]), str(i.get("id", ""))) for i in items)
+def from_json(items: Any) -> tuple[Class, ...]:
+    """The classes of a list of names, or of objects with `name` and perhaps `id`. Raises ValueError that says which is none."""
+    if not isinstance(items, list):
+        raise ValueError("classes are no list")
+    return tuple(_class(item, index) for index, item in enumerate(items))
+
+
+def _class(item: Any, index: int) -> Class:
+    name, id_ = (item.get("name"), item.get("id", "")) if isinstance(item, dict) else (item, "")
+    if not isinstance(name, str) or not isinstance(id_, str):
+        raise ValueError(f"number {index} of the classes has no name")
+    return Class(name, id_)
 
 
 def fold(text: str) -> str:
@@ -114,6 +125,10 @@ def imagenet_1k() -> tuple[Class, ...]:
     return tuple(Class(name, synset) for synset, name in (line.split("\t") for line in text.splitlines()))
 
 
+_LARGEST = 4 << 20
+"""Bytes of a file of labels; the names of ImageNet-21k are one megabyte."""
+
+
 def read_labels(source: str, outputs: int) -> tuple[Class, ...]:
     """`imagenet-1k`, a text file with a name a line, or JSON: a list, or an object from index to name or [id, name].
 
@@ -122,10 +137,9 @@ def read_labels(source: str, outputs: int) -> tuple[Class, ...]:
     if source == "imagenet-1k":
         classes = imagenet_1k()
     else:
-        path = Path(source)
         try:
-            text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+            text = files.read_plain(Path(source), _LARGEST).decode("utf-8-sig")
+        except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"cannot read the labels in {source}: {error}",
                 "--labels takes imagenet-1k, a text file with a name a line, or JSON",
@@ -138,7 +152,7 @@ def read_labels(source: str, outputs: int) -> tuple[Class, ...]:
             )
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
             raise CheckpointError(
-                f"{source} is not a list of labels: {error}",
+                f"{source} is not a list of labels: {error!s:.200}",
                 'write a name a line, or JSON such as ["cat", "dog"] or {"0": "cat"}',
             ) from None
     if len(classes) != outputs:

@@ -1,7 +1,8 @@
 """The write path: every file and folder that vit leaves behind is whole or absent.
 
 A file is written beside its place under a temporary name, flushed to the disk and renamed; a folder
-likewise, with a manifest of its files (name, bytes, sha256).
+likewise, with a manifest of its files (name, bytes, sha256). Whoever writes holds a lock on what has the temporary
+name, so whoever writes there next can tell what a kill left from what is at work.
 """
 
 from __future__ import annotations
@@ -13,15 +14,20 @@ import json
 import os
 import secrets
 import shutil
+import socket
+import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from vitcli.errors import ResourceError, UsageError
 from vitcli.text import as_json
 
 MANIFEST = "manifest.json"
 _TEMPORARY = ".writing-"
+_PATIENCE = 86_400.0
+"""Seconds after which a leftover is dead of which nothing better can be known: another machine's, or on a disk without locks."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """What the system says of a disk, or a user's share of it, that is full."""
 
@@ -38,6 +44,27 @@ def inside(folder: str, path: str) -> str:
     root = os.path.normpath(folder)
     full = os.path.normpath(os.path.join(root, path))  # noqa: PTH118 (as fast as the rows of a table are read)
     return full if full.startswith(root.rstrip(os.sep) + os.sep) else ""
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """A file, opened to be read. Raises OSError, also for what is no file, such as a pipe, which would be waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a file", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_plain(path: Path, most: int) -> bytes:
+    """The bytes of a file. Raises OSError as `open_plain`, and for one of more than `most` bytes."""
+    with open_plain(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"more than {most:,} bytes", str(path))
+    return content
 
 
 def fsync_path(path: Path) -> None:
@@ -79,20 +106,71 @@ def free_bytes(path: Path) -> int:
 
 
 def _place_beside(path: Path) -> Path:
-    """A temporary name in the same folder, which `leftovers` finds."""
-    return path.with_name(f"{_TEMPORARY}{secrets.token_hex(4)}-{path.name}")
+    """A temporary name in the same folder, which `leftovers` finds and which says on which machine it was given."""
+    return path.with_name(f"{_TEMPORARY}{_machine()}{secrets.token_hex(4)}-{path.name[-50:]}")
+
+
+def _machine() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, mode: int | None = None) -> Iterator[Path]:
+    """A file beside `path`, or with `mode` a folder, which `remove_dead` leaves alone as long as this process is at work on it.
+
+    What has the name at the end is removed.
+    """
+    remove_dead(path.parent)
+    while (descriptor := _created(temporary := _place_beside(path), mode)) is None:
+        pass
+    try:
+        yield temporary
+    finally:
+        _remove(temporary)
+        os.close(descriptor)
+
+
+def _created(temporary: Path, mode: int | None) -> int | None:
+    """A descriptor of a new file or folder, locked; None where another process took it for a leftover before it was."""
+    if mode is None:
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    else:
+        temporary.mkdir(mode, parents=True)
+        try:
+            descriptor = os.open(temporary, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+    if _lock(descriptor) is False or not temporary.exists():
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def temporary_folder(path: Path) -> contextlib.AbstractContextManager[Path]:
+    """A folder beside `path` for this user alone, removed at the end, or where that is a kill by `remove_dead`."""
+    return _temporary(path, 0o700)
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Whether a lock was to be had that dies with the process; None on a disk, or a system, without such locks."""
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return None
 
 
 def write_file(path: Path, write: Callable[[Path], None], size: int = 0) -> None:
     """Have `write` fill a temporary file, then put it in `path`'s place. Raises ResourceError."""
-    temporary = _place_beside(path)
     with disk_errors(path, size):
-        try:
+        with _temporary(path) as temporary:
             write(temporary)
             fsync_path(temporary)
             temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
         fsync_path(path.parent)
 
 
@@ -133,10 +211,8 @@ def write_folder(path: Path, fill: Callable[[Path], None], size: int = 0) -> Non
 
     `path` must not exist: a step that was written is never written again. Raises ResourceError.
     """
-    temporary = _place_beside(path)
     with disk_errors(path, size):
-        try:
-            temporary.mkdir(parents=True)
+        with _temporary(path, 0o777) as temporary:
             fill(temporary)
             files = sorted(f for f in temporary.iterdir() if f.is_file())
             entries = {f.name: {"bytes": f.stat().st_size, "sha256": sha256_file(f)} for f in files}
@@ -144,8 +220,6 @@ def write_folder(path: Path, fill: Callable[[Path], None], size: int = 0) -> Non
             for file in [*files, temporary / MANIFEST, temporary]:
                 fsync_path(file)
             temporary.rename(path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         fsync_path(path.parent)
 
 
@@ -155,10 +229,8 @@ def write_into_folder(path: Path, fill: Callable[[Path], None], size: int = 0) -
     Files of the same names are replaced, each whole or not at all, and nothing else in `path` is touched. Raises
     UsageError where a folder stands in a file's place, ResourceError.
     """
-    temporary = _place_beside(path)
     with disk_errors(path, size):
-        try:
-            temporary.mkdir(parents=True)
+        with _temporary(path, 0o777) as temporary:
             fill(temporary)
             written = sorted(f for f in temporary.iterdir() if f.is_file())
             for file in [*written, temporary]:
@@ -172,8 +244,6 @@ def write_into_folder(path: Path, fill: Callable[[Path], None], size: int = 0) -
                 for file in written:
                     file.replace(path / file.name)
                 fsync_path(path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         fsync_path(path.parent)
 
 
@@ -220,6 +290,33 @@ def _file_fault(file: Path, entry: dict[str, Any]) -> str:
 def leftovers(folder: Path) -> list[Path]:
     """Temporary files and folders that a killed write, or a killed deletion, left in `folder`."""
     return sorted(folder.glob(f"{_TEMPORARY}*")) if folder.is_dir() else []
+
+
+def remove_dead(folder: Path) -> None:
+    """Delete the leftovers in `folder`, in which others may be writing, whose writers are dead.
+
+    That is one of this user and machine that nobody has locked, or any of this user's that did not change for a day.
+    """
+    for path in leftovers(folder):
+        with contextlib.suppress(OSError):
+            seen = path.lstat()
+            if not (stat.S_ISREG(seen.st_mode) or stat.S_ISDIR(seen.st_mode)):
+                continue
+            if hasattr(os, "geteuid") and seen.st_uid != os.geteuid():
+                continue
+            descriptor = os.open(path, os.O_RDWR if stat.S_ISREG(seen.st_mode) else os.O_RDONLY)
+            try:
+                is_free = _lock(descriptor) if path.name.startswith(_TEMPORARY + _machine()) else None
+                if is_free or (is_free is None and _age(path) > _PATIENCE):
+                    _remove(path)
+            finally:
+                os.close(descriptor)
+
+
+def _age(path: Path) -> float:
+    """Seconds since a file, or anything that lies in a folder, last changed."""
+    parts = [path, *(path.iterdir() if path.is_dir() else ())]
+    return time.time() - max(part.lstat().st_mtime for part in parts)
 
 
 def remove_leftovers(folder: Path) -> list[str]:
