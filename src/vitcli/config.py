@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import reprlib
 import tomllib
 import types
 import typing
@@ -330,6 +331,10 @@ def parse_seconds(text: str) -> float:
     return seconds
 
 
+_shown = reprlib.Repr()  # of values in errors: a stranger's can be of any length and depth
+_shown.maxstring = _shown.maxother = 80
+
+
 def _coerce(value: Any, hint: Any, key: str) -> Any:
     """`value`, from a command line or a TOML file, as the field's type. Raises UsageError."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -338,10 +343,10 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
             return None
         return _coerce(value, next(a for a in args if a is not type(None)), key)
     if origin is Literal:
-        text = str(value).lower() if not isinstance(value, bool) else str(value)
+        text = value.lower() if isinstance(value, str) else _shown.repr(value)
         if text not in args:
             raise UsageError(
-                f"{key} = {value!r}: not one of {', '.join(a or '(empty)' for a in args)}",
+                f"{key} = {_shown.repr(value)}: not one of {', '.join(a or '(empty)' for a in args)}",
                 did_you_mean(text, [a for a in args if a]),
             )
         return text
@@ -354,22 +359,26 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
         if isinstance(value, str):
             value = parse_size(value)
         if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(type(v) is int and v > 0 for v in value):
-            raise UsageError(f"{key} = {value!r}: not a size", "write 384 or 96x128 (height x width, pixels)")
+            raise UsageError(
+                f"{key} = {_shown.repr(value)}: not a size", "write 384 or 96x128 (height x width, pixels)"
+            )
         return tuple(value)
     if origin is tuple:
         if not isinstance(value, (str, list, tuple)):
-            raise UsageError(f"{key} = {value!r}: not a list of numbers", "separate them by commas")
+            raise UsageError(f"{key} = {_shown.repr(value)}: not a list of numbers", "separate them by commas")
         items = value.strip("()[] ").split(",") if isinstance(value, str) else list(value)
         if len(args) != 2 or args[1] is not Ellipsis:
             if len(items) != len(args):
-                raise UsageError(f"{key} = {value!r}: {len(args)} numbers are needed", "separate them by commas")
+                raise UsageError(
+                    f"{key} = {_shown.repr(value)}: {len(args)} numbers are needed", "separate them by commas"
+                )
         return tuple(_coerce(item.strip() if isinstance(item, str) else item, args[0], key) for item in items)
     return _scalar(value, hint, key)
 
 
 def _scalar(value: Any, kind: type, key: str) -> Any:
     wrong = UsageError(
-        f"{key} = {value!r}: not {'an' if kind is int else 'a'} {_TYPE_NAMES[kind]}",
+        f"{key} = {_shown.repr(value)}: not {'an' if kind is int else 'a'} {_TYPE_NAMES[kind]}",
         f"write {key}={_EXAMPLES[kind]}, or another {_TYPE_NAMES[kind]}" if kind in _EXAMPLES else "",
     )
     if kind is str:
@@ -389,7 +398,7 @@ def _scalar(value: Any, kind: type, key: str) -> Any:
         }
         if isinstance(value, bool):
             return value
-        if str(value).lower() in words:
+        if isinstance(value, (str, int)) and str(value).lower() in words:
             return words[str(value).lower()]
         raise wrong
     if isinstance(value, bool):
@@ -566,8 +575,6 @@ def check(config: Config) -> Config:
         "data.max_megapixels": data.max_megapixels,
         "augment.views": augment.views,
         "train.log_every_steps": train.log_every_steps,
-        "eval.crop": config.eval.crop,
-        "eval.top_k": config.eval.top_k,
     }
     for key, value in positive.items():
         if value is not None and value <= 0:
@@ -585,7 +592,6 @@ def check(config: Config) -> Config:
         "optim.muon_lr": optim.muon_lr,
         "train.save_every_steps": train.save_every_steps,
         "train.eval_every_steps": train.eval_every_steps,
-        "eval.batch_size": config.eval.batch_size,
         "train.save_every_seconds": train.save_every_seconds,
     }.items():
         if value is not None and value < 0:
@@ -598,7 +604,6 @@ def check(config: Config) -> Config:
         "train.low_res": train.low_res,
         "augment.pad": augment.pad,
         "optim.layer_decay": optim.layer_decay,
-        "eval.crop": config.eval.crop,
         "optim.warmup": optim.warmup,
         "optim.final_lr": optim.final_lr,
     }.items():
@@ -637,13 +642,30 @@ def check(config: Config) -> Config:
             "each must be at least 0 and below 1",
             _usual("optim.betas"),
         )
-    if min(config.eval.std) <= 0:
-        raise UsageError(f"eval.std = {config.eval.std}: each must be above 0", _usual("eval.std"))
-    if config.eval.views not in (1, 2):
-        raise UsageError(
-            f"eval.views = {config.eval.views}: not 1 or 2", "1 is the image, 2 the image and its mirror image"
-        )
+    check_eval(config.eval)
     return config
+
+
+_LEAST, _MOST = 1e-4, 1e4
+"""Bounds of means and deviations; those of pixels in 0..255 lie within them."""
+
+
+def check_eval(config: EvalConfig) -> None:
+    """Raises UsageError for preprocessing that no image survives."""
+    if config.batch_size < 0:
+        raise UsageError(f"eval.batch_size = {config.batch_size}: must not be negative", _usual("eval.batch_size"))
+    if config.top_k < 1:
+        raise UsageError(f"eval.top_k = {config.top_k}: must be above 0", _usual("eval.top_k"))
+    if not 1e-3 <= config.crop <= 1:
+        raise UsageError(f"eval.crop = {config.crop:g}: must lie between 0.001 and 1", _usual("eval.crop"))
+    if not all(abs(mean) <= _MOST for mean in config.mean):
+        raise UsageError(f"eval.mean = {config.mean}: each must lie within ±{_MOST:g}", _usual("eval.mean"))
+    if not all(_LEAST <= std <= _MOST for std in config.std):
+        raise UsageError(
+            f"eval.std = {config.std}: each must be above 0, from {_LEAST:g} to {_MOST:g}", _usual("eval.std")
+        )
+    if config.views not in (1, 2):
+        raise UsageError(f"eval.views = {config.views}: not 1 or 2", "1 is the image, 2 the image and its mirror image")
 
 
 _MOST_THREADS = 1024
