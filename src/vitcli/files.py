@@ -126,7 +126,8 @@ def _temporary(path: Path, mode: int | None = None) -> Iterator[Path]:
     try:
         yield temporary
     finally:
-        _remove(temporary)
+        if temporary.exists():
+            _remove(temporary)
         os.close(descriptor)
 
 

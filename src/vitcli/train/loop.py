@@ -83,6 +83,8 @@ def train(plan: Plan, place: Place, log: Log) -> tuple[Path, Report]:
         _status_of(place.folder, is_new, existed),
     ):
         if is_new:
+            for name in files.remove_leftovers(place.folder / "state"):
+                log("warning", text=f"ignored {name}, which a killed start left")
             runfolder.create(place.folder, plan)
         _preflight(plan, place.folder)
         return place.folder, _Run(plan, place.folder, log, signals).finish()

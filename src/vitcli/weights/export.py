@@ -12,7 +12,6 @@ import importlib.util
 import json
 import logging
 import re
-import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -68,13 +67,7 @@ def check_place(out: Path, form: str, force: bool, source: Path) -> None:
     """Raises UsageError where `out` cannot be written without taking something of the user's: with --force only the files
     that vit writes are replaced, and never those of a run, or the checkpoint that is exported.
     """
-    if out.is_symlink() and not out.exists():
-        raise UsageError(f"{out} is a link to nothing", "remove it, or give another OUT")
-    if form == "onnx" and out.is_dir():
-        raise UsageError(f"{out} is a folder, and ONNX is one file", f"give a file, such as {out / 'model.onnx'}")
-    if form != "onnx" and out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file, and --format {form} writes a folder", "give another OUT")
-    files.refuse_overwrite(out, force)
+    files.check_out(out, force, folder=form != "onnx")
     if form != "onnx" and ((out / "state").is_dir() or (out / "run.toml").exists()):
         raise UsageError(
             f"{out} is a run folder, whose model.safetensors and config.json would be replaced",
@@ -107,17 +100,13 @@ def export(description: Description, tensors: Tensors, out: Path, form: str, for
         difference = _difference(ours, theirs, images, form)
 
     def fill_file(place: Path) -> None:
-        holder = place.with_name(place.name + ".d")
-        holder.mkdir()
-        try:
+        with files.temporary_folder(place) as holder:
             fill(holder)
             found = sorted(holder.iterdir())
             for extra in found[1:]:
-                files.refuse_overwrite(out.with_name(extra.name), force)
+                files.check_out(out.with_name(extra.name), force)
                 extra.replace(out.with_name(extra.name))
             found[0].replace(place)
-        finally:
-            shutil.rmtree(holder, ignore_errors=True)
 
     size = sum(t.numel() * 4 for t in tensors.values())
     differs = formats.preprocessing_differences(description, form)
