@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _LABEL_NAMES = ("label", "labels", "class", "target", "category", "fine_label", "cls", "y")
 
+_LONGEST_NAME = 1000
+"""Characters of a class's name: what is longer is a text."""
+
 
 def first_line(error: BaseException) -> str:
     """What a library's error says, without the rest of its story."""
@@ -41,14 +44,22 @@ def make_source(
     revision: str = "",
     known_as: str = "",
     notes: Sequence[str] = (),
+    names: Sequence[str] = (),
 ) -> Source:
-    """Splits with their columns found and their labels checked."""
+    """Splits with their columns found and their labels checked; `names` are those of labels 0, 1 …, where the table has none."""
     usual = _usual_names(tables)
     tables, contents = {usual[s]: t for s, t in tables.items()}, {usual[s]: c for s, c in contents.items()}
     first = tables.get("train", next(iter(tables.values())))
     image_column = _image_column(first, config.image_column, id_)
     label_column = _label_column(first, config.label_column, image_column, id_)
     named, index = _classes(tables, label_column)
+    named = tuple(map(Class, names)) or named
+    longest = max((len(c.name) for c in named), default=0)
+    if longest > _LONGEST_NAME:
+        raise DataError(
+            f"{id_} has a class whose name is {longest:,} characters long, over {_LONGEST_NAME:,}",
+            "name the column of labels with --set data.label_column=…",
+        )
     splits = {}
     for split, table in tables.items():
         labels = None
@@ -126,7 +137,7 @@ def _image_column(table: datasets.Dataset, wanted: str, id_: str) -> str:
         if wanted not in table.column_names:
             raise DataError(f"{id_} has no column {wanted!r}", did_you_mean(wanted, table.column_names))
         return wanted
-    images = [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
+    images = [name for name, feature in table.info.features.items() if isinstance(feature, datasets.Image)]
     if not images:
         schema = table.data.schema
         images = [
@@ -152,7 +163,7 @@ def _label_column(table: datasets.Dataset, wanted: str, image_column: str, id_: 
         if wanted not in table.column_names:
             raise DataError(f"{id_} has no column {wanted!r}", did_you_mean(wanted, table.column_names))
         return wanted
-    typed = [name for name, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)]
+    typed = [name for name, feature in table.info.features.items() if isinstance(feature, datasets.ClassLabel)]
     if len(typed) == 1:
         return typed[0]
     named = [name for name in _LABEL_NAMES if name in (typed or table.column_names) and name != image_column]
@@ -188,7 +199,7 @@ def _values(table: datasets.Dataset, column: str) -> list[Any]:
         or pa.types.is_null(kind)
     ):
         raise DataError(f"column {column!r} holds {kind}, not classes", "labels are class labels, integers or text")
-    feature = table.features.get(column)
+    feature = table.info.features.get(column)
     values = found.to_pylist()
     if isinstance(feature, datasets.ClassLabel):
         names = feature.names
@@ -218,7 +229,7 @@ def _classes(tables: Mapping[str, datasets.Dataset], column: str) -> tuple[tuple
         return (), {}
     first = sorted(tables, key=lambda split: split != "train")
     tables = {split: tables[split] for split in first if column in tables[split].column_names}
-    features = [table.features.get(column) for table in tables.values()]
+    features = [table.info.features.get(column) for table in tables.values()]
     named = next((f.names for f in features if isinstance(f, datasets.ClassLabel)), None)
     values = [{v for v in _values(table, column) if not isinstance(v, _Stray)} for table in tables.values()]
     known = _ordered(values[0]) if named is None else [str(n) for n in named]
@@ -235,7 +246,7 @@ def _classes(tables: Mapping[str, datasets.Dataset], column: str) -> tuple[tuple
 
 def _ordered(values: set[Any]) -> list[Any]:
     """Numbers in their order, then text; text that is numbers alone, as 2 and 10, in theirs."""
-    numbers = all(isinstance(v, str) and v.isascii() and v.isdigit() and str(int(v)) == v for v in values)
+    numbers = all(isinstance(v, str) and re.fullmatch(r"0|[1-9][0-9]{0,17}", v) for v in values)
     return sorted(values, key=int if numbers else lambda v: (isinstance(v, str), v))
 
 

@@ -102,21 +102,30 @@ bilinear in place of the bicubic resize: 42 dB); a margin of 1.5 takes 11 ms (54
 """
 
 
-_LARGEST_FILE = 2**31
-"""Bytes of an image file at most: what claims more is no image (the system's own memory, as a file)."""
+_LARGEST_FILE = 2**30
+"""Bytes of an image file at most, half as much again as 89 megapixels of 64 bits take: what claims more is no image (the
+system's own memory, as a file)."""
 
 
-def read_file(path: str) -> bytes:
-    """The bytes of an image file. Raises OSError, also for what is none: a pipe would be waited for, a device may never end."""
+def open_file(path: str, most: int = _LARGEST_FILE) -> IO[bytes]:
+    """A file of at most so many bytes, to be read. Raises OSError, also for what is none: a pipe would be waited for, a
+    device may never end.
+    """
     found = os.stat(path)  # noqa: PTH116 (a Path a file costs as much as the call)
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "a pipe, a socket or a device, not a file", path)
-    if found.st_size > _LARGEST_FILE:
-        raise OSError(errno.EFBIG, f"{found.st_size:,} bytes are more than an image file has", path)
-    with open(path, "rb", opener=_at_once) as file:
-        return file.read()
+    if found.st_size > most:
+        raise OSError(errno.EFBIG, f"{found.st_size:,} bytes, over {most:,}", path)
+    return open(path, "rb", opener=_at_once)
+
+
+def read_file(path: str, most: int = _LARGEST_FILE) -> bytes:
+    """The bytes of a file, as `open_file` opens it. Of what says that it is empty, and may go on without end, a megabyte."""
+    with open_file(path, most) as file:
+        is_empty = os.fstat(file.fileno()).st_size == 0
+        return file.read(2**20 if is_empty else -1) or b""
 
 
 def _at_once(path: str, flags: int) -> int:
@@ -125,6 +134,25 @@ def _at_once(path: str, flags: int) -> int:
 
 class BadImage(Exception):
     """An image that cannot be read, and why."""
+
+
+_MOST_PIECES, _MOST_STRIPS, _MOST_SCANS = 5_000_000, 500_000, 100
+_MOST_SCANNED_MEGAPIXELS = 2000
+_LARGEST_TEXT = 2**25
+"""What makes a small file take minutes or gigabytes: pieces that Pillow reads one by one, strips or tiles of a TIFF, scans of
+a JPEG (libtiff's limit for those within TIFF) and the pixels that they draw together, and pixels written as text."""
+
+
+class _Pieces(io.BytesIO):
+    """The bytes of a file, read in so many pieces at most. Raises BadImage at the next."""
+
+    count = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.count += 1
+        if self.count > _MOST_PIECES:
+            raise BadImage(f"more than {_MOST_PIECES:,} pieces")
+        return super().read(size)
 
 
 @dataclass(frozen=True)
@@ -144,7 +172,8 @@ def eval_view(size: Size, config: EvalConfig) -> View:
 
 def open_image(file: bytes | IO[bytes]) -> Image.Image:
     """`file`, not yet loaded, by the plugin that its first bytes ask for. Raises BadImage, or what Pillow raises."""
-    stream = io.BytesIO(file) if isinstance(file, bytes) else file
+    stream = _Pieces(file) if isinstance(file, bytes) else file
+    length = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     start = stream.read(32)
     foreign = next((kind for first, kind in _FOREIGN if start.lstrip().startswith(first)), None)
@@ -156,6 +185,10 @@ def open_image(file: bytes | IO[bytes]) -> Image.Image:
     known = next((name for first, name in _STARTS if start.startswith(first)), None)
     if start[4:8] == b"ftyp":
         return _open_avif(stream)
+    if start[:2] in (b"P1", b"P2", b"P3") and length > _LARGEST_TEXT:
+        raise BadImage(f"{length:,} bytes of pixels written as text, over {_LARGEST_TEXT:,}: convert it to PNG")
+    if known == "TIFF" and (strips := _strips(stream)) > _MOST_STRIPS:
+        raise BadImage(f"{strips:,} strips or tiles, over {_MOST_STRIPS:,}")
     return Image.open(stream, formats=[known] if known else _here())
 
 
@@ -177,6 +210,24 @@ def _open_avif(stream: IO[bytes]) -> Image.Image:
         if without == blob:
             raise
         return Image.open(io.BytesIO(without), formats=["AVIF"])
+
+
+def _strips(stream: IO[bytes]) -> int:
+    """How many strips or tiles the first page of a TIFF says it has (TIFF 6.0, section 2); 0 where it does not say."""
+    stream.seek(0)
+    start = stream.read(16)
+    order: Literal["little", "big"] = "little" if start[:2] == b"II" else "big"
+    big = 43 in start[2:4]
+    place, entry, head, number = (8, 20, 8, 8) if big else (4, 12, 2, 4)
+    stream.seek(int.from_bytes(start[place : place + number], order))
+    entries = stream.read(min(int.from_bytes(stream.read(head), order), 2**16) * entry)
+    stream.seek(0)
+    counts = [
+        int.from_bytes(entries[i + 4 : i + 4 + number], order)
+        for i in range(0, len(entries), entry)
+        if int.from_bytes(entries[i : i + 2], order) in (273, 324)
+    ]
+    return max(counts, default=0)
 
 
 def orientation(image: Image.Image) -> int:
@@ -292,6 +343,10 @@ def open_rgb(blob: bytes, max_megapixels: float, draft: Size | None = None) -> t
                     f"over the limit of {max_megapixels:g} (data.max_megapixels)"
                 )
             stored, size = _Stored.of(image), None
+            if image.format in ("JPEG", "MPO"):
+                scans = blob.count(b"\xff\xda")
+                if scans > _MOST_SCANS or scans * megapixels > max(_MOST_SCANNED_MEGAPIXELS, 2 * megapixels):
+                    raise BadImage(f"a JPEG of {scans:,} scans")
             if image.format == "JPEG":
                 size = upright_size(image)
                 if draft is not None:

@@ -302,27 +302,51 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_ENDINGS)
 
 
+_MOST_WAYS = 100
+"""Ways by which links may lead into one folder: with two links a level, thirty levels would be a billion folders."""
+
+
 def list_folder(root: Path) -> Listing:
-    """Everything below `root`, by the rules that training, evaluation and prediction share."""
+    """Everything below `root`, by the rules that training, evaluation and prediction share. Raises DataError for links without end."""
     found: list[str] = []
     folders: list[str] = []
-    for folder, names, inside in os.walk(root, followlinks=True):
-        below = os.path.relpath(folder, root)
-        prefix = "" if below == os.curdir else below + os.sep
-        names[:] = sorted(
-            n for n in names if not n.startswith((".", "__MACOSX")) and not _leads_up(root, Path(folder), n)
-        )
-        folders += [prefix + n for n in names]
-        found += [prefix + f for f in inside if not f.startswith(".") and f not in ("Thumbs.db", "desktop.ini")]
+    waiting = [("", False)]
+    ways: Counter[tuple[int, int]] = Counter()
+    while waiting:
+        below, by_link = waiting.pop()
+        folder, prefix = Path(root, below), below + os.sep if below else ""
+        try:
+            if by_link:
+                at = folder.stat()
+                ways[at.st_dev, at.st_ino] += 1
+                if ways[at.st_dev, at.st_ino] > _MOST_WAYS:
+                    raise DataError(
+                        f"{root}: links lead into {readable(below)} in more than {_MOST_WAYS} ways", "remove such links"
+                    )
+            with os.scandir(folder) as entries:
+                inside = [entry for entry in entries if not entry.name.startswith(".")]
+        except OSError:
+            continue
+        for entry in inside:
+            name = entry.name
+            if not _is_folder(entry):
+                found += [prefix + name] * (name not in ("Thumbs.db", "desktop.ini"))
+            elif not name.startswith("__MACOSX") and not (entry.is_symlink() and _leads_up(root, folder, name)):
+                folders.append(prefix + name)
+                waiting.append((prefix + name, by_link or entry.is_symlink()))
     return Listing(root, tuple(sorted(found, key=parts_of)), tuple(sorted(folders, key=parts_of)))
 
 
-def _leads_up(root: Path, folder: Path, name: str) -> bool:
-    """Whether a link below `root` leads to a folder on the way to itself, by other links too, and so for ever."""
-    link = folder / name
-    if not link.is_symlink():
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
         return False
-    target = link.resolve()
+
+
+def _leads_up(root: Path, folder: Path, name: str) -> bool:
+    """Whether the link `name` leads to a folder on the way to itself, by other links too, and so for ever."""
+    target = (folder / name).resolve()
     way = (place for place in (folder, *folder.parents) if place.is_relative_to(root))
     return any(place.resolve().is_relative_to(target) for place in way)
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from vitcli import files
 from vitcli.config import DataConfig
-from vitcli.data.decode import read_file
+from vitcli.data.decode import open_file, read_file
 from vitcli.data.layout import is_image, meaning_of, readable
 from vitcli.errors import DataError, did_you_mean
 
@@ -30,6 +31,7 @@ _IMAGE_NAMES = ("file_name", "image", "img", "path", "image_path", "filepath", "
 _LABEL_NAMES = ("label", "labels", "class", "class_name", "target", "category", "y")
 _SPLIT_NAMES = ("split", "set", "subset", "partition", "fold")
 _LOOKED_AT = 50
+_MOST_COLUMNS, _LONGEST_LINE = 10_000, 2**24
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def read_listing(table: Path, root: Path, config: DataConfig) -> Listed:
     if not rows:
         raise DataError(f"{table} has no rows", "write a path and a label a line, below their names")
     names = list(dict.fromkeys(name for row in rows[:_LOOKED_AT] for name in row))
+    _check_width(table, len(names))
     image = _column(
         table, config.image_column, names, _holding_paths(rows, names, table), _IMAGE_NAMES, "paths of images"
     )
@@ -73,6 +76,14 @@ def read_listing(table: Path, root: Path, config: DataConfig) -> Listed:
     is_guess = not (config.label_column or usual)
     splits = _placed(table, root, rows, image, split, label)
     return Listed(splits, bool(label), is_guess, _said(table, label, left, is_guess))
+
+
+def _check_width(table: Path, columns: int) -> None:
+    """Raises DataError for more columns than a table has: looking through them would take minutes."""
+    if columns > _MOST_COLUMNS:
+        raise DataError(
+            f"{table} has {columns:,} columns, over {_MOST_COLUMNS:,}", "a table has a path and a label a line"
+        )
 
 
 def _placed(
@@ -131,6 +142,9 @@ def _split_column(table: Path, rows: Sequence[dict[str, Any]], names: Sequence[s
     Raises DataError where one that is called so says a split in some rows alone.
     """
     for name in sorted(names, key=lambda n: n.lower() not in _SPLIT_NAMES):
+        first = {str(row.get(name, "")) for row in rows[:_LOOKED_AT]}
+        if name.lower() not in _SPLIT_NAMES and None in map(meaning_of, first):
+            continue
         values = list(dict.fromkeys(str(row.get(name, "")) for row in rows))
         meanings = [meaning_of(value) for value in values[:_LOOKED_AT]]
         said = {meaning.split for meaning in meanings if meaning is not None and not meaning.rest}
@@ -215,42 +229,70 @@ def _holding_paths(rows: Sequence[dict[str, Any]], names: Sequence[str], table: 
 def _rows(table: Path) -> list[dict[str, Any]]:
     """The rows of a table by the names of its columns. Raises DataError."""
     try:
-        blob = read_file(str(table))
         if table.suffix.lower() == ".parquet":
             import pyarrow.parquet
 
-            return list(pyarrow.parquet.read_table(pyarrow.BufferReader(blob)).to_pylist())
-        # UTF-16 where its mark comes first, as spreadsheets write it; else UTF-8, with a mark or without
-        code = "utf-16" if blob.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
-        with io.TextIOWrapper(io.BytesIO(blob), encoding=code, errors="surrogateescape", newline="") as file:
-            if table.suffix.lower() in (".jsonl", ".ndjson"):
-                return list(_json_rows(file, table))
-            return _text_rows(file, table)
+            return list(pyarrow.parquet.read_table(pyarrow.BufferReader(read_file(str(table)))).to_pylist())
+        with open_file(str(table)) as binary:
+            # UTF-16 where its mark comes first, as spreadsheets write it; else UTF-8, with a mark or without
+            is_wide = binary.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            binary.seek(0)
+            code = "utf-16" if is_wide else "utf-8-sig"
+            with io.TextIOWrapper(binary, encoding=code, errors="surrogateescape", newline="") as file:
+                if table.suffix.lower() in (".jsonl", ".ndjson"):
+                    return list(_json_rows(_lines(file, table), table))
+                return _text_rows(file, table)
     except (OSError, csv.Error, ValueError, RecursionError) as error:
         raise DataError(
             f"cannot read {table}: {str(error)[:200]}", "is it whole, and in the format its name says?"
         ) from None
 
 
-def _json_rows(lines: Any, table: Path) -> Iterator[dict[str, Any]]:
+def _lines(file: TextIO, table: Path) -> Iterator[str]:
+    """The lines of a table. Raises DataError for one without end: memory would end first."""
+    for number in itertools.count(1):
+        line = file.readline(_LONGEST_LINE + 1)
+        if not line:
+            return
+        if len(line) > _LONGEST_LINE:
+            raise DataError(
+                f"{table}: line {number} is longer than {_LONGEST_LINE:,} characters",
+                "a table has a path and a label a line",
+            )
+        yield line
+
+
+def _json_rows(lines: Iterable[str], table: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            row = json.loads(line)
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise DataError(
+                    f"{table}: line {number} is no JSON: {str(error)[:200]}", 'write {"path": "a.jpg", "label": "cat"}'
+                ) from None
             if not isinstance(row, dict):
                 raise DataError(f"{table}: line {number} is no JSON object", 'write {"path": "a.jpg", "label": "cat"}')
             yield row
 
 
-def _text_rows(file: Any, table: Path) -> list[dict[str, Any]]:
+def _text_rows(file: TextIO, table: Path) -> list[dict[str, Any]]:
     """Of CSV or TSV. Without a line of names the columns are called path, label, column-3 …"""
     start = file.read(64_000)
     file.seek(0)
     first = start.splitlines()[0] if start.splitlines() else ""
     mark = "\t" if table.suffix.lower() == ".tsv" else max(",;\t|", key=lambda m: (first.count(m), m == ","))
-    lines = [cells for cells in csv.reader(file, delimiter=mark, strict=True) if any(cells)]
+    reader = csv.reader(_lines(file, table), delimiter=mark, strict=True)
+    try:
+        lines = [cells for cells in reader if any(cells)]
+    except csv.Error as error:
+        raise DataError(
+            f"{table}: line {reader.line_num} cannot be read: {error}", "quote cells that hold the separator or a quote"
+        ) from None
     if not lines:
         return []
     head, width = lines[0], max(map(len, lines))
+    _check_width(table, width)
     headless = any(is_image(cell) for cell in head)
     if headless:
         head = ["path", "label", *(f"column-{i}" for i in range(3, width + 1))][:width]

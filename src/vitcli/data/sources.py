@@ -286,13 +286,13 @@ def _image_source(
         features = {"image": datasets.Image()}
         if any(label for _, label, _ in items):
             columns["label"] = [index[label] for _, label, _ in items]
-            features["label"] = datasets.ClassLabel(names=names)
+            features["label"] = datasets.Value("int64")  # a ClassLabel of many names is copied at every step
         with _quiet():
             tables[split] = datasets.Dataset.from_dict(
                 columns, features=datasets.Features(features), split=datasets.NamedSplit(split)
             )
         contents[split] = _files_of(paths, [below for _, _, below in items], id_)
-    return make_source(name, id_, tables, contents, config, notes=notes)
+    return make_source(name, id_, tables, contents, config, notes=notes, names=names)
 
 
 def _files_of(paths: Sequence[str], names: Sequence[str], place: str) -> Contents:

@@ -229,15 +229,15 @@ def carve(part: Split, trained: Record = NOTHING, progress: Progress = silent) -
         held &= ~known
         held &= ~_copies(digests, held)
         classes = part.labels if part.labels is not None else np.zeros(len(part), np.int64)
-        order = by_digest(classes, digests)
+        order, copies = by_digest(classes, digests), _Copies(digests)
         members = np.split(order, np.flatnonzero(np.diff(classes[order])) + 1) if len(order) else []
         for each in members:
             fresh = each[~known[each] & (digests[each] != 0)]
             if len(fresh) and not held[each].any() and (digests[each] != digests[fresh[0]]).any():
-                held |= digests == digests[fresh[0]]
+                held[copies.of(fresh[0])] = True
         for each in members:
             if held[each].all():
-                held &= digests != digests[each[-1]]
+                held[copies.of(each[-1])] = False
     return part.subset(np.flatnonzero(~held), "train"), part.subset(np.flatnonzero(held), "test")
 
 
@@ -259,6 +259,19 @@ def also_trained(held_out: Split, train: Split, record: Record, progress: Progre
 def _copies(digests: Digests, held: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Whether each image has the bytes of one that is not `held`."""
     return np.isin(digests, digests[~held]) & (digests != 0)
+
+
+class _Copies:
+    """Where the images lie that share their bytes, found without a look at all of them."""
+
+    def __init__(self, digests: Digests) -> None:
+        self.digests, self.order = digests, np.argsort(digests, kind="stable")
+        self.ordered = digests[self.order]
+
+    def of(self, position: int) -> Rows:
+        wanted = self.digests[position]
+        first, last = (np.searchsorted(self.ordered, wanted, side) for side in ("left", "right"))
+        return self.order[first:last]
 
 
 def by_digest(classes: Labels, digests: Digests) -> Rows:
