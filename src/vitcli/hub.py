@@ -5,9 +5,16 @@ from __future__ import annotations
 import os
 import re
 
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-# Nothing is sent anywhere. Otherwise huggingface_hub describes the caller in its requests, and asks for a list of
-# callers first. It reads this when it is imported, which vit does later than this module.
+for _name, _value in (
+    (
+        "HF_HUB_DISABLE_TELEMETRY",
+        "1",
+    ),  # huggingface_hub describes the caller in its requests, and asks for a list of callers
+    ("HF_UPDATE_DOWNLOAD_COUNTS", "0"),  # datasets asks a server for the name of each format that it reads, to count it
+    ("ORT_DISABLE_TELEMETRY", "1"),  # onnxruntime reports to its maker
+):
+    os.environ.setdefault(_name, _value)
+# Nothing is sent anywhere. Each library reads its own when it is imported, which vit does later than this module.
 
 PROBE_SECONDS = 5.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#777777"  # of Okabe and Ito's palet
 
 
 def _figure(width: float, height: float) -> Figure:
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where HOME is read-only, it says where its fonts go
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=120, layout="constrained")
