@@ -292,7 +292,7 @@ def resize_position_embedding(
     _check_fitting(overrides or {}, ("model.",))
     if method and method not in METHODS:
         raise UsageError(f"unknown method {method!r}", did_you_mean(method, METHODS))
-    files.refuse_overwrite(out, force)
+    files.check_out(out, force)
     opened = open_checkpoint(locate(reference), overrides)
     checkpoint.check_digest(opened)
     old, lazy = opened.description, checkpoint.Lazy(opened)

@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import socket
 import stat
 import time
@@ -196,10 +197,40 @@ def append_line(path: Path, tree: Any) -> None:
         os.fsync(file.fileno())
 
 
-def refuse_overwrite(path: Path, force: bool) -> None:
-    """Raises UsageError where `path` exists and --force was not given."""
-    if path.exists() and not force:
+def check_out(path: Path, force: bool, folder: bool = False) -> None:
+    """Raises UsageError where no file, or `folder`, can come to `path`, or one is there and --force was not given, and
+    ResourceError where nothing can be written. Long work asks before it begins.
+    """
+    there = _standing_at(path)
+    if there is not None and not folder and not stat.S_ISREG(there):
+        kind = "a folder" if stat.S_ISDIR(there) else "no regular file"
+        raise UsageError(f"{path} is {kind}, and a file is to be written there", "give another name")
+    if there is not None and folder and not stat.S_ISDIR(there):
+        raise UsageError(f"{path} is a file, and a folder is to be written there", "give another name")
+    if there is not None and not force:
         raise UsageError(f"{path} exists", "give another name, or --force to replace it")
+    parent = path.parent
+    while folder and _standing_at(parent) is None and parent != parent.parent:
+        parent = parent.parent
+    found = _standing_at(parent)
+    if found is None or not stat.S_ISDIR(found):
+        reason = "does not exist" if found is None else "is no folder"
+        raise ResourceError(f"cannot write {path}: {parent} {reason}", "make the folder first, or give another name")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ResourceError(f"cannot write {path}: {parent} is read-only", "give a name in a folder that can be written")
+
+
+def _standing_at(path: Path) -> int | None:
+    """The mode of what a name leads to; None for nothing. Raises UsageError for a name that cannot be, or a link to nothing."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            raise UsageError(f"{path} is a link to nothing", "remove it, or give another name") from None
+        return None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"nothing can be written to {str(path)[:200]}: {reason}", "give another name") from None
 
 
 def sha256_file(path: Path) -> str:

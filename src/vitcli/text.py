@@ -22,7 +22,15 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 def visible(text: str) -> str:
     """One line of text for a terminal: what would not be seen is written as \\n, \\x1b or \\u202e, a byte that is not UTF-8 as
     \\xff."""
-    return _HIDDEN.sub(_escape, text)
+    return _HIDDEN.sub(_escape, _joined(text))
+
+
+def _joined(text: str) -> str:
+    """Letters again, where each byte of one was kept by itself: names of files, in a locale without UTF-8."""
+    try:
+        return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a pair of UTF-16, as JSON can hold it
+        return text
 
 
 def _escape(match: re.Match[str]) -> str:
@@ -34,7 +42,7 @@ def _escape(match: re.Match[str]) -> str:
 
 def unicode(text: str) -> str:
     """Text for a column of UTF-8: bytes and halves of pairs that are none are written as \\xff and \\ud800."""
-    return _LONE.sub(_escape, text)
+    return _LONE.sub(_escape, _joined(text))
 
 
 def cell(text: str) -> str:
@@ -53,5 +61,5 @@ def as_json(tree: Any, indent: int | None = None) -> str:
 
     Raises ValueError for numbers that are not finite.
     """
-    written = json.dumps(tree, indent=indent, ensure_ascii=False, allow_nan=False)
+    written = _joined(json.dumps(tree, indent=indent, ensure_ascii=False, allow_nan=False))
     return re.sub("[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]", lambda m: f"\\u{ord(m[0]):04x}", written)

@@ -127,12 +127,11 @@ class OverlayPaths:
 
     def prepare(self, force: bool) -> None:
         """Make the folder. Raises UsageError for a file that is in the way, unless `force`, or ResourceError."""
-        if self.out.exists() and not self.out.is_dir():
-            raise UsageError(f"{self.out} is not a folder", "give a folder for the overlays with --out")
-        for path in (*self.overlays, *self.layers, *self.sheets):
-            files.refuse_overwrite(path, force)
+        files.check_out(self.out, force=True, folder=True)
         with files.disk_errors(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
+        for path in (*self.overlays, *self.layers, *self.sheets):
+            files.check_out(path, force)
 
 
 def write_overlays(

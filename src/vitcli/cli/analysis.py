@@ -277,7 +277,7 @@ def _check_outputs(plot: Path | None, csv: Path | None = None, *, force: bool) -
     from vitcli import plots
 
     for path in filter(None, (plot, csv)):
-        files.refuse_overwrite(path, force)
+        files.check_out(path, force)
     if plot is not None:
         plots.check_picture(plot)
     if csv is not None:

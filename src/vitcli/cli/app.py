@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -47,6 +46,10 @@ def vit(
     ] = False,
 ) -> None:
     """Options that stand before a command."""
+    try:
+        os.getcwd()  # noqa: PTH109 (it is there or not)
+    except OSError as error:
+        raise ResourceError(f"the working directory is gone: {error.strerror}", "cd to a folder that exists") from None
 
 
 app.command("pretrain")(pretrain)
@@ -109,21 +112,15 @@ def _show(error: VitError, as_json: bool) -> None:
     console.show_error(error, as_json)
 
 
-_NO_RESOURCE = {
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
-    errno.EACCES, errno.EPERM,
-}  # fmt: skip
-
-
 def _understood(error: Exception) -> VitError:
-    """A usage error of the parser, no memory, a full or broken disk, a bug in vit."""
+    """A usage error of the parser, no memory, a disk or a file that fails, a bug in vit."""
     if hasattr(error, "format_message"):
         return _usage(error)
     if is_out_of_memory(error):
         return ResourceError("out of memory", "a smaller --batch-size, or --set train.accumulate=2, needs less")
     if isinstance(error, typer.Abort):
         return UsageError("aborted", "run the command again")
-    if isinstance(error, OSError) and error.errno in _NO_RESOURCE:
+    if isinstance(error, OSError) and error.errno is not None:
         return ResourceError(
             f"{error.filename or 'a file'}: {error.strerror}", "free some space, or choose a place that can be used"
         )
@@ -156,6 +153,8 @@ def _occupy_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(0)
     if sys.stdout is None:
         sys.stdout = os.fdopen(1, "w")
     if sys.stderr is None:

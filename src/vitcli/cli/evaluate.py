@@ -64,7 +64,7 @@ def eval_(
     config.parse_value("run.device", device)
     config.parse_value("run.precision", precision)
     for path in filter(None, (predictions, confusion)):
-        files.refuse_overwrite(path, force)
+        files.check_out(path, force)
     from vitcli import api
     from vitcli.evaluate import report
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -13,6 +13,8 @@ from vitcli import files
 from vitcli.cli import console, options
 
 if TYPE_CHECKING:
+    from io import BufferedReader
+
     from vitcli.evaluate.predictor import NoImage
 
 Checkpoint = Annotated[
@@ -64,7 +66,7 @@ def predict(
     """
     overrides = options.overrides(None, set_, eval__batch_size=batch_size)
     if out is not None:
-        files.refuse_overwrite(out, force)
+        files.check_out(out, force)
     from vitcli import api
     from vitcli.evaluate import predictor, report
 
@@ -102,7 +104,7 @@ def _named(images: list[str]) -> Iterator[str | NoImage]:
     from vitcli.evaluate.predictor import lines_of
 
     for name in images:
-        yield from lines_of(sys.stdin.buffer) if name == "-" else [name]
+        yield from lines_of(cast("BufferedReader", sys.stdin.buffer)) if name == "-" else [name]
 
 
 def _fields(row: dict[str, Any]) -> tuple[str, ...]:

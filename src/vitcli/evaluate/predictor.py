@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,12 +39,16 @@ class NoImage:
     reason: str
 
 
-def lines_of(stream: IO[bytes]) -> Iterator[str | NoImage]:
+def lines_of(stream: BufferedReader) -> Iterator[str | NoImage]:
     """The paths on a stream, one a line, in whatever bytes they are. What is no list of paths is one result, an error."""
+    nothing = NoImage("-", "stdin holds no paths, one a line; an image is named by its path")
     try:
+        if b"\0" in stream.peek():
+            yield nothing
+            return
         while line := stream.readline(_LONGEST_LINE):
             if b"\0" in line or len(line) == _LONGEST_LINE:
-                yield NoImage("-", "stdin holds no paths, one a line; an image is named by its path")
+                yield nothing
                 return
             name = os.fsdecode(line.rstrip(b"\r\n"))
             if name.strip():

@@ -164,7 +164,7 @@ def choose(plan: Plan, out: str, resume: str) -> Place:
     """Where the run goes (see `Running the same command again` in the reference). Raises UsageError."""
     if out:
         return _given(Path(out), plan, resume)
-    name = re.sub(r"[^\w.]+", "-", f"{plan.config.model.name}-{plan.source.name if plan.source else 'none'}")
+    name = re.sub(r"[^\w.]+", "-", f"{plan.config.model.name}-{plan.source.name if plan.source else 'none'}")[:100]
     if resume != "never":
         unfinished = [
             p
@@ -178,6 +178,8 @@ def choose(plan: Plan, out: str, resume: str) -> Place:
 
 
 def _given(folder: Path, plan: Plan, resume: str) -> Place:
+    files.check_out(folder, force=True, folder=True)
+    folder = folder if folder.name not in ("", "..") else folder.resolve()
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return Place(folder, "new")
     if resume == "never":

@@ -131,6 +131,7 @@ def choose(sweep: Sweep, out: str) -> Path:
     asked = identity(sweep)
     if out:
         folder = Path(out)
+        files.check_out(folder, force=True, folder=True)
         if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and _asked(folder) != asked)):
             raise UsageError(f"{folder} exists and holds something else", "give --out a new name")
         return folder
