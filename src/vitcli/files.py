@@ -14,7 +14,6 @@ import json
 import os
 import secrets
 import shutil
-import stat
 import socket
 import stat
 import time
@@ -217,7 +216,9 @@ def check_out(path: Path, force: bool, folder: bool = False) -> None:
         reason = "does not exist" if found is None else "is no folder"
         raise ResourceError(f"cannot write {path}: {parent} {reason}", "make the folder first, or give another name")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise ResourceError(f"cannot write {path}: {parent} is read-only", "give a name in a folder that can be written")
+        raise ResourceError(
+            f"cannot write {path}: {parent} is read-only", "give a name in a folder that can be written"
+        )
 
 
 def _standing_at(path: Path) -> int | None:

@@ -20,7 +20,6 @@ from vitcli.config import AnalysisConfig, DataConfig, EvalConfig, Size
 from vitcli.data.cache import Progress, open_images, silent
 from vitcli.data.decode import eval_view, open_rgb, seen_part
 from vitcli.data.split import Split
-from vitcli.errors import UsageError
 from vitcli.evaluate.evaluator import batches
 from vitcli.model.linear import packed
 from vitcli.model.vit import ViT
