@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -585,39 +586,110 @@ def listener() -> Iterator[tuple[str, list[Any]]]:
     server.close()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "http://HERE/x.png",
-        "https://HERE/x.png",
-        "zip://a.png::http://HERE/x.zip",
-        "OUT",
-        "../out.png",
-        "in/../../out.png",
-    ],
-)
-@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+ELSEWHERE = [
+    "http://HERE/x.png", "https://HERE/x.png", "ftp://HERE/x.png", "s3://HERE/x.png", "gs://HERE/x.png", "hf://HERE/x.png",
+    "file:///OUT", "//HERE/x.png", "zip://a.png::http://HERE/x.zip", "simplecache::http://HERE/x.png", "zip://out.png::OUT",
+    "OUT", "../out.png", "in/../../out.png",
+]  # fmt: skip
+
+
+def naming(folder: Path, kind: str, names: Sequence[str]) -> Path:
+    """Data in `folder` whose rows name images, of one of a few kinds."""
+    rows = {"image": [{"bytes": None, "path": path} for path in names], "label": [i % 2 for i in range(len(names))]}
+    path = folder / f"table.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.table({k: pa.array(v) for k, v in rows.items()}), path)
+    elif kind == "csv":
+        path.write_text("image,label\n" + "".join(f"{name},{i % 2}\n" for i, name in enumerate(names)))
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps({"image": n, "label": i % 2}) + "\n" for i, n in enumerate(names)))
+    elif kind == "metadata":
+        (folder / "metadata.csv").write_text("file_name,label\n" + "".join(f"{n},a{i}\n" for i, n in enumerate(names)))
+        return folder
+    else:
+        datasets.Dataset.from_dict(rows).save_to_disk(str(folder / "saved"))
+        shard = next((folder / "saved").glob("*.arrow"))
+        if kind == "saved":
+            (folder / "saved" / "in.png").write_bytes((folder / "in.png").read_bytes())
+            return folder / "saved"
+        shard.rename(path)
+        shutil.rmtree(folder / "saved")
+    return path
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "saved"])
 def test_row_39_a_row_names_no_address_and_no_file_elsewhere(
     tmp_path: Path, listener: tuple[str, list[Any]], name: str, kind: str
 ) -> None:
     here, calls = listener
     write_images(tmp_path, ["out.png", "data/in.png"])
     named = name.replace("HERE", here).replace("OUT", str(tmp_path / "out.png"))
-    rows = {"image": [{"bytes": None, "path": path} for path in ("in.png", named)], "label": [0, 1]}
-    written = datasets.Dataset.from_dict(rows)
-    path = tmp_path / "data" / f"table.{kind}"
-    if kind == "parquet":
-        pq.write_table(pa.table({k: pa.array(v) for k, v in rows.items()}), path)
-    else:
-        written.save_to_disk(str(tmp_path / "saved"))
-        next((tmp_path / "saved").glob("*.arrow")).rename(path)
-    source = opened(path, image_column="image", label_column="label")
-    part = source.split("all")
+    path = naming(tmp_path / "data", kind, ["in.png", named])
+    part = opened(path, image_column="image", label_column="label").split("all")
     assert part.blobs(np.array([0]))[0][0] == png(1, 1)
     for reading in (lambda: part.blobs(np.arange(2)), part.digests):
         with pytest.raises(DataError, match="row 1"):
             reading()
     assert not calls
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "metadata"])
+def test_row_39_a_listed_row_names_no_address_and_no_file_elsewhere(
+    tmp_path: Path, listener: tuple[str, list[Any]], name: str, kind: str
+) -> None:
+    here, calls = listener
+    write_images(tmp_path, ["out.png", "data/in.png"])
+    named = name.replace("HERE", here).replace("OUT", str(tmp_path / "out.png"))
+    with pytest.raises(DataError, match=r"row 2 names|no column of image files"):
+        opened(naming(tmp_path / "data", kind, ["in.png", named]))
+    assert not calls
+
+
+@pytest.mark.parametrize("name", ["/OUT", "../other/data-00000-of-00001.arrow", "http://HERE/x.arrow"])
+@pytest.mark.parametrize("form", ["table", "tables"])
+def test_row_39_a_saved_data_set_names_its_own_files(
+    tmp_path: Path, listener: tuple[str, list[Any]], name: str, form: str
+) -> None:
+    here, calls = listener
+    other = save(table([0, 1, 1]), tmp_path / "other")
+    named = name.replace("HERE", here).replace("/OUT", str(next(other.glob("*.arrow"))))
+    path = tmp_path / "data"
+    save(table([0, 1, 1]) if form == "table" else datasets.DatasetDict({"train": table([0, 1, 1])}), path)
+    state = path / ("state.json" if form == "table" else "train/state.json")
+    written = json.loads(state.read_text())
+    written["_data_files"][0]["filename"] = named
+    state.write_text(json.dumps(written))
+    with pytest.raises(DataError, match=r"does not lie in it|cannot read"):
+        opened(path)
+    assert not calls
+
+
+def test_row_39_a_saved_data_set_has_its_splits_in_its_folder(tmp_path: Path) -> None:
+    save(table([0, 1, 1]), tmp_path / "other")
+    path = tmp_path / "data"
+    path.mkdir()
+    (path / "dataset_dict.json").write_text('{"splits": ["../other"]}')
+    with pytest.raises(DataError, match="does not lie in it"):
+        opened(path)
+
+
+@pytest.mark.parametrize("kind", ["data.parquet", "data.arrow", "saved"])
+def test_row_42_a_pipe_in_place_of_a_table_is_not_waited_for(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / kind
+    if kind == "saved":
+        save(table([0, 1, 1]), path)
+        pipe = next(path.glob("*.arrow"))
+        pipe.unlink()
+    else:
+        pipe = path
+    os.mkfifo(pipe)
+    with pytest.raises(DataError, match="pipe"):
+        opened(path)
+    if kind == "data.parquet":
+        with pytest.raises(DataError, match="pipe"):
+            opened(tmp_path)
 
 
 # --- addresses -----------------------------------------------------------------------------------------------
@@ -782,6 +854,59 @@ def test_a_hub_id_is_found_in_the_cache_as_the_client_stores_it(hub: Hub) -> Non
     assert (source.name, source.id, source.revision) == ("pets", "user/pets", REVISION)
     assert labels(source.train()) == [0, 1, 1]
     assert labels(source.held_out()) == [1]
+
+
+@pytest.mark.parametrize(
+    "name", ["http://HERE/*.parquet", "OUT/*.parquet", "../../*/out.parquet", "zip://*::http://HERE/a.zip"]
+)
+@pytest.mark.parametrize("card", ["README.md", ".huggingface.yaml"])
+def test_row_39_a_card_names_its_own_files(
+    tmp_path: Path, hub: Hub, listener: tuple[str, list[Any]], name: str, card: str
+) -> None:
+    here, calls = listener
+    folder = hub.add("someone/cats")
+    labelled(folder / "data" / "train.parquet", [0, 1, 1], CATS)
+    named = name.replace("HERE", here).replace("OUT", str(tmp_path))
+    text = f"configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {json.dumps(named)}\n"
+    (folder / card).write_text(f"---\n{text}---\n" if card == "README.md" else text)
+    with pytest.raises(DataError, match=r"its card .* names"):
+        opened("someone/cats")
+    assert not calls
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("name", ["http://HERE/x.png", "OUT", "../../../../out.png", None])
+@pytest.mark.parametrize("kind", ["parquet", "metadata"])
+def test_row_39_a_row_of_the_hub_names_its_own_files(
+    tmp_path: Path, hub: Hub, listener: tuple[str, list[Any]], name: str | None, kind: str
+) -> None:
+    here, calls = listener
+    folder = hub.add("someone/cats")
+    write_images(tmp_path, ["out.png"])
+    write_images(folder, ["in.png", "in2.png"])
+    named = name.replace("HERE", here).replace("OUT", str(tmp_path / "out.png")) if name else "in2.png"
+    if kind == "parquet":
+        naming(folder, "parquet", [str(folder / "in.png"), named if name else str(folder / named)])
+        (folder / "in.png").rename(folder / "in.bin")
+        (folder / "in2.png").rename(folder / "in2.bin")
+    else:
+        (folder / "metadata.csv").write_text(f"file_name,label\nin.png,a\n{named},b\n")
+    if name is None:
+        assert len(opened("someone/cats").split("all").blobs(np.arange(2))) == 2
+    else:
+        with pytest.raises(DataError, match=r"row 1|cannot read"):
+            opened("someone/cats")
+    gc.collect()  # `datasets` leaves the table open
+    assert not calls
+
+
+def test_row_39_a_script_is_not_run(tmp_path: Path, hub: Hub) -> None:
+    folder = hub.add("someone/cats")
+    (folder / "cats.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    (folder / "dataset_infos.json").write_text('{"default": {"download_checksums": {"http://127.0.0.1:1/x": {}}}}')
+    with pytest.raises(DataError):
+        opened("someone/cats")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_revision_is_chosen_by_name_or_configuration(hub: Hub) -> None:
@@ -984,7 +1109,7 @@ def test_a_source_is_immutable(class_folders: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])
-def test_what_is_no_file_is_not_waited_for(tmp_path: Path, kind: str) -> None:
+def test_row_42_what_is_no_file_is_not_waited_for(tmp_path: Path, kind: str) -> None:
     write_images(tmp_path, ["cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png"])
     if kind == "pipe":
         os.mkfifo(tmp_path / "cat" / "3.png")

@@ -190,7 +190,7 @@ def _within(table: Path, below: str, number: int) -> tuple[str, str]:
     if "\\" in below and not os.path.lexists(os.path.join(folder, below)):  # noqa: PTH118 (as fast as rows are read)
         below = below.replace("\\", "/")  # a table that was written on Windows
     path = files.inside(folder, below)
-    if not path or re.match(r"[A-Za-z][\w+.-]*://", below) or re.search("[\0\ud800-\udb7f]", below):
+    if not path or re.search(r"(^|::)[A-Za-z][\w+.-]*://", below) or re.search("[\0\ud800-\udb7f]", below):
         raise DataError(
             f"{table}: row {number} names {below[:200]!r}, which is not in the table's folder",
             "a table lists files beside and below it, by their path from there",

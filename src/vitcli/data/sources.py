@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
+import sys
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitcli import classes as class_names
-from vitcli import hub
+from vitcli import files, hub
 from vitcli.classes import Class
 from vitcli.config import DataConfig
 from vitcli.data.columns import first_line, make_source
-from vitcli.data.decode import IMAGE_ENDINGS
+from vitcli.data.decode import IMAGE_ENDINGS, open_file, read_file
 from vitcli.data.identity import HELD_ONE_IN, Contents, Digests, stamp, stamp_of_file, stamps_of_rows
 from vitcli.data.layout import (
     Arranged,
@@ -38,7 +40,7 @@ from vitcli.data.layout import (
     shards_by_split,
 )
 from vitcli.data.listing import METADATA, TABLES, Listed, NoPaths, read_listing
-from vitcli.data.split import Source, as_text
+from vitcli.data.split import Source, Split, as_text, not_beside
 from vitcli.errors import DataError, did_you_mean
 from vitcli.randomness import permutation
 
@@ -100,6 +102,8 @@ def open_source(config: DataConfig) -> Source:
         raise DataError(
             f"no data set {text[:80]!r}: {str(error)[:80]}", "name digits, a preset, a folder, a file or a hub id"
         ) from None
+    if not is_folder and not is_file and path.exists():
+        raise DataError(f"{readable(str(path))} is a pipe, a socket or a device", "name a file or a folder")
     if (is_folder or is_file) and readable(str(path)) != str(path):
         raise DataError(
             f"the path {readable(str(path))} is not UTF-8, and a checkpoint could not say where its data lie",
@@ -249,6 +253,7 @@ def _saved(root: Path, config: DataConfig) -> Source:
     """What `datasets` saved with save_to_disk."""
     import datasets
 
+    _check_saved(root)
     try:
         saved = datasets.load_from_disk(str(root))
     except Exception as error:
@@ -257,8 +262,44 @@ def _saved(root: Path, config: DataConfig) -> Source:
             "is it whole? datasets.load_from_disk should read it",
         ) from None
     tables = dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-    contents = {s: _rows_of([f["filename"] for f in t.cache_files], t, str(root)) for s, t in tables.items()}
+    contents = {s: _rows_of([f["filename"] for f in t.cache_files], t, str(root), str(root)) for s, t in tables.items()}
     return make_source(root.name, str(root), tables, contents, config)
+
+
+def _check_saved(root: Path) -> None:
+    """Raises DataError for a saved data set that names what is not in its folder, or is no file."""
+
+    def read(*parts: str) -> Any:
+        return json.loads(read_file(str(root.joinpath(*parts)), _LARGEST_DOCUMENT))
+
+    try:
+        splits = [""] if (root / "state.json").exists() else []
+        splits += read("dataset_dict.json")["splits"] if (root / "dataset_dict.json").exists() else []
+        for split in splits:
+            _check_files(root, [os.path.join(split, "state.json")])  # noqa: PTH118
+            _check_files(root, [os.path.join(split, f["filename"]) for f in read(split, "state.json")["_data_files"]])  # noqa: PTH118
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"cannot read the saved data set {root}: {first_line(error)[:200]}",
+            "is it whole? datasets.load_from_disk should read it",
+        ) from None
+
+
+_LARGEST_DOCUMENT = 2**27
+
+
+def _check_files(root: Path, names: Iterable[str]) -> None:
+    """Raises DataError for a file that does not lie in `root`, or is none: a library would wait for a pipe."""
+    for name in names:
+        path = files.inside(str(root), name)
+        if not path:
+            raise DataError(
+                f"{root} names {name[:200]!r}, which does not lie in it", "name the data itself with --data"
+            )
+        try:
+            open_file(path, sys.maxsize).close()
+        except (OSError, ValueError) as error:
+            raise DataError(f"cannot read {path}: {first_line(error)}", "is it whole, and a file?") from None
 
 
 def _rows_of(paths: Sequence[str], table: datasets.Dataset, place: str, folder: str = "") -> Contents:
@@ -366,6 +407,7 @@ def _left_out(unknown: Sequence[str], root: str) -> list[str]:
 def _parquet(
     name: str, id_: str, root: Path, shards: list[Path], config: DataConfig, notes: Sequence[str] = ()
 ) -> Source:
+    _check_files(root, map(str, shards))
     groups, unknown = shards_by_split([(str(f), str(f.relative_to(root))) for f in shards])
     tables = _shard_tables(f"the Parquet files of {id_}", groups)
     contents = {split: _rows_of(groups[split], table, id_, str(root)) for split, table in tables.items()}
@@ -471,6 +513,7 @@ def _hub(text: str, config: DataConfig, preset: Preset | None) -> Source:
     revision = revision or config.revision
     found = _from_hub(hub_id, subset, revision)
     folder = _cached_snapshot(hub_id, revision)
+    places = _places(hub_id, folder)
     tables = dict(found)
     if folder is not None:
         revision = folder.name
@@ -493,9 +536,32 @@ def _hub(text: str, config: DataConfig, preset: Preset | None) -> Source:
         revision=revision,
         known_as=f"hub:{hub_id}:{subset}:{revision}" if folder is not None else "",
     )
+    for part in source.splits.values():
+        _check_rows(part, places)
     if preset is not None:
         source = _correct_preset(text, preset, source)
     return source
+
+
+def _places(hub_id: str, snapshot: Path | None) -> list[str]:
+    """The folders in which the files of a data set from the hub lie: its own in the hub's cache, and what was unpacked."""
+    import datasets
+    from huggingface_hub import constants
+
+    own = Path(constants.HF_HUB_CACHE) / f"datasets--{hub_id.replace('/', '--')}"
+    places = [own, Path(datasets.config.DOWNLOADED_DATASETS_PATH), *([snapshot] if snapshot else [])]
+    return [*map(str, places), *(str(place.resolve()) for place in places)]
+
+
+def _check_rows(part: Split, places: Sequence[str]) -> None:
+    """Raises DataError for a row that names a file outside `places`, or an address."""
+    import pyarrow.compute as pc
+
+    column = part.table.data.column(part.image_column)
+    paths = pc.if_else(pc.is_null(pc.struct_field(column, "bytes")), pc.struct_field(column, "path"), None)
+    for row, path in enumerate(paths.to_pylist()):
+        if path and not any(files.inside(place, path) == os.path.normpath(path) for place in places):
+            raise not_beside(row, part.table_name, path)
 
 
 def _from_hub(hub_id: str, subset: str, revision: str) -> Any:
@@ -507,7 +573,10 @@ def _from_hub(hub_id: str, subset: str, revision: str) -> Any:
     if not offline and obstacle is None:
         try:
             with _quiet():
+                _check_cards(hub_id, [path for name in _CARDS if (path := _card(hub_id, name, revision))])
                 return datasets.load_dataset(hub_id, subset or None, revision=revision or None)
+        except DataError:
+            raise
         except Exception as error:
             raise DataError(f"cannot load {hub_id} from the hub: {first_line(error)}", hub.hint(error)) from None
     folder = _cached_snapshot(hub_id, revision)
@@ -519,6 +588,54 @@ def _from_hub(hub_id: str, subset: str, revision: str) -> Any:
         f"{hub_id} is not in the local cache, and HF_HUB_OFFLINE is set",
         "unset HF_HUB_OFFLINE to download it, or give a folder or Parquet files with --data",
     )
+
+
+_CARDS = ("README.md", ".huggingface.yaml")
+"""Where a data set of the hub says which files it has."""
+
+
+def _card(hub_id: str, name: str, revision: str) -> Path | None:
+    """A card of a data set on the hub; None where it has none."""
+    import huggingface_hub
+    from huggingface_hub.utils import EntryNotFoundError
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(hub_id, name, repo_type="dataset", revision=revision or None))
+    except EntryNotFoundError:
+        return None
+
+
+def _check_cards(hub_id: str, cards: Iterable[Path]) -> None:
+    """Raises DataError for a data set whose card names files that are not its own: loading it would open and dial them."""
+    import yaml  # type: ignore[import-untyped]
+
+    for card in cards:
+        try:
+            text = read_file(str(card), _LARGEST_DOCUMENT).decode("utf-8", "replace")
+            head = text.split("\n---", 1)[0].removeprefix("---") if card.name == "README.md" else text
+            tree = yaml.safe_load(head)
+        except (OSError, yaml.YAMLError, RecursionError, ValueError) as error:
+            raise DataError(f"cannot read {card}: {first_line(error)[:200]}", "is it whole?") from None
+        configs = tree.get("configs") if isinstance(tree, dict) else None
+        named = [c.get(key) for c in configs or () if isinstance(c, dict) for key in ("data_files", "data_dir")]
+        for name in _texts(named):
+            if "://" in name or "::" in name or name.startswith(("/", "~")) or ".." in name.split("/"):
+                raise DataError(
+                    f"{hub_id}: its card {card.name} names {name[:200]!r}, which is no file of its own",
+                    "download the images, and give their folder with --data",
+                )
+
+
+def _texts(tree: Any) -> Iterator[str]:
+    """All texts in lists and tables, each of these once, however often they name each other."""
+    waiting, seen = [tree], set[int]()
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, (list, dict)) and id(item) not in seen:
+            seen.add(id(item))
+            waiting += item.values() if isinstance(item, dict) else item
 
 
 def _cached_snapshot(hub_id: str, revision: str) -> Path | None:
@@ -538,6 +655,7 @@ def _load_snapshot(folder: Path, hub_id: str, subset: str) -> Any:
     """A data set from its snapshot, by the configuration in its card where there is one."""
     import datasets
 
+    _check_cards(hub_id, [folder / name for name in _CARDS if (folder / name).exists()])
     try:
         with _quiet():
             return datasets.load_dataset(str(folder), subset or None)

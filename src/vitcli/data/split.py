@@ -73,10 +73,7 @@ class Split:
             if blob is None and path:
                 local = self.contents.local(path)
                 if not local:
-                    raise DataError(
-                        f"row {row} of split {self.table_name!r} names {path[:200]!r}, which is not beside its table",
-                        "rows hold an image's bytes, or name a file in the table's own folder",
-                    )
+                    raise not_beside(row, self.table_name, path)
                 blob, path = _read(local), local
             found.append((blob, path))
         return found
@@ -102,6 +99,14 @@ class Split:
     @property
     def table_name(self) -> str:
         return str(self.table.split or self.name)
+
+
+def not_beside(row: int, split: str, path: str) -> DataError:
+    """What is wrong with a row that names an address, or a file elsewhere."""
+    return DataError(
+        f"row {row} of split {split!r} names {path[:200]!r}, which is not beside its table",
+        "rows hold an image's bytes, or name a file in the table's own folder",
+    )
 
 
 def as_text(path: str) -> str:
