@@ -78,7 +78,7 @@ def reading(images: int, side: int, memory_mb: int) -> None:
             {"model.img_size": (side, side), "model.patch": (side // 8,) * 2, "train.batch_size": 64},
         )
         opened = open_images(split, working_view((side, side), True, (side, side), augment), data)
-        assert opened.pixels is not None, "the disk has no room for the cache"
+        assert opened.cached is not None, "the disk has no room for the cache"
         loader = TrainLoader(opened, labels, config, torch.device("cpu"))
         batches, seen = loader.batches(0), []
         steps = 2 * images // 64
@@ -87,7 +87,7 @@ def reading(images: int, side: int, memory_mb: int) -> None:
             if step % max(1, steps // 10) == max(1, steps // 10) - 1:
                 seen.append(resident("RssAnon"))
         batches.close()
-        print(json.dumps({"cache": int(opened.pixels.nbytes), "anonymous": seen}))
+        print(json.dumps({"cache": int(np.prod(opened.cached.shape)), "anonymous": seen}))
 
 
 def main() -> None:

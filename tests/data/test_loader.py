@@ -179,7 +179,7 @@ def test_a_subset_keeps_the_rows_of_the_data_as_ids(make: Make, folder: Path) ->
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-@pytest.mark.parametrize("where", ["memory-mapped", "decode"])
+@pytest.mark.parametrize("where", ["cached", "decode"])
 def test_workers_and_the_cache_do_not_change_a_batch(make: Make, workers: int, where: Any) -> None:
     reference = make()
     for step, taken in enumerate(some(make(workers=workers, where=where), 2, 4), 2):

@@ -1,8 +1,11 @@
-"""The one working copy of the images: decoded once into a memory-mapped uint8 array at a working size.
+"""The one working copy of the images: decoded once into a uint8 array on disk at a working size, and read row by row.
 
 The page cache of the operating system is the memory store. Where the disk has no room, images are decoded
 whenever they are read, to the same pixels, so that a result never depends on it. A cache is written beside its
 place and renamed, so readers see a whole one or none, and two writers do no harm.
+
+It is held open while it is used, so that whoever deletes it takes nothing away. It is read, not mapped: what is cut off
+in place would end a process that maps it. Every image has a checksum; one that is not as it was written is decoded anew.
 """
 
 from __future__ import annotations
@@ -10,10 +13,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
-import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,6 +41,8 @@ Pixels = NDArray[np.uint8]
 CROP_MARGIN = 8 / 7
 """Side of the working copy over the training size, where crops are taken from it: 256 for 224."""
 CHUNK = 16
+FORMAT = 2
+"""Raised whenever the files of a cache change. It is part of a cache's name, so versions of vit do not take each other's."""
 _TRIAL = 8  # parts a core on which a number of threads is tried
 _BAD_FLOOR, _BAD_PART = 10, 0.01
 
@@ -54,6 +60,55 @@ def working_view(native: Size, uniform: bool, img_size: Size, augment: AugmentCo
     return View(wanted, "square", draft=True)
 
 
+class Cached:
+    """Decoded images on disk. `bad` are the positions that could not be read when they were decoded, with reasons."""
+
+    def __init__(self, folder: Path, shape: tuple[int, ...]) -> None:
+        """Raises OSError, or ValueError and its like for what is not a whole cache of this shape."""
+        self.folder, self.shape = folder, shape
+        described = json.loads(_whole(folder / "images.json").read_text())
+        if (described["format"], tuple(described["shape"])) != (FORMAT, shape):
+            raise ValueError("another format or shape")
+        self.bad = [(int(position), str(reason)) for position, reason in described["bad"]]
+        self.sizes: NDArray[np.int32] = np.load(_whole(folder / "sizes.npy"))
+        self._sums: NDArray[np.uint64] = np.load(_whole(folder / "sums.npy"))
+        self._file = os.open(folder / "pixels.u8", os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        lengths = (os.fstat(self._file).st_size, self.sizes.shape, self._sums.shape)
+        if lengths != (math.prod(shape), (shape[0], 2), (shape[0],)):
+            raise ValueError("another size")
+
+    def read(self, positions: Rows) -> tuple[Pixels, NDArray[np.bool_]]:
+        """Pixels at positions, and whether each image's are those that were written."""
+        pixels = np.empty((len(positions), *self.shape[1:]), np.uint8)
+        size = math.prod(self.shape[1:])
+        with contextlib.suppress(OSError):  # then what comes next is not what was written
+            for position, image in zip(positions.tolist(), pixels, strict=True):
+                os.preadv(self._file, [image.data], position * size)
+        return pixels, checksums(pixels) == self._sums[positions]
+
+    def discard(self) -> None:
+        """Delete it, unless another has been put in its place: the next command makes it anew."""
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(self._file), (self.folder / "pixels.u8").stat()):
+                files.remove_folder(self.folder)
+
+
+def _whole(path: Path) -> Path:
+    """`path`. Raises ValueError where it has not the sha256 that it was written with."""
+    fault = files.file_fault(path)
+    if fault:
+        raise ValueError(fault)
+    return path
+
+
+def checksums(pixels: Pixels) -> NDArray[np.uint64]:
+    """A number an image, which any changed bit changes: the sum of its bytes, taken eight at a time."""
+    flat = pixels.reshape(len(pixels), math.prod(pixels.shape[1:]))
+    whole = flat.shape[1] // 8 * 8
+    return flat[:, :whole].view(np.uint64).sum(1) + flat[:, whole:].sum(1, dtype=np.uint64)
+
+
 @dataclass(eq=False)
 class Images:
     """Decoded images of a split. `valid` are the positions in the split that can be read, in order."""
@@ -63,16 +118,26 @@ class Images:
     config: DataConfig
     valid: Rows
     bad: list[tuple[int, str]]
-    pixels: Pixels | None  # the cache; None decodes on every read
-    sizes: NDArray[np.int32] | None
+    cached: Cached | None  # None decodes on every read
+    damage: str = ""  # what was found of the cache while it was read
 
     def __len__(self) -> int:
         return len(self.valid)
 
     def read(self, positions: Rows) -> tuple[Pixels, NDArray[np.int32]]:
         """Pixels `[n, 3, height, width]` and original sizes `[n, 2]` at positions of the split. Raises DataError."""
-        if self.pixels is not None and self.sizes is not None:
-            return self.pixels[positions], self.sizes[positions]
+        if self.cached is None:
+            return self._decoded(positions)
+        pixels, whole = self.cached.read(positions)
+        if not whole.all():
+            pixels[~whole], _ = self._decoded(positions[~whole])
+            if not self.damage:
+                self.damage = f"the decode cache {self.cached.folder} was damaged, and is made anew the next time; "
+                self.damage += "until then images are decoded as they are read"
+                self.cached.discard()
+        return pixels, self.cached.sizes[positions]
+
+    def _decoded(self, positions: Rows) -> tuple[Pixels, NDArray[np.int32]]:
         pixels = np.empty((len(positions), 3, *self.view.size), np.uint8)
         sizes = np.empty((len(positions), 2), np.int32)
         chunks = [slice(i, i + CHUNK) for i in range(0, len(positions), CHUNK)]
@@ -171,7 +236,7 @@ def _decode_into(
 
 def _key(split: Split, view: View, config: DataConfig, progress: Progress) -> str:
     """Of what the images are, in order, and how they are decoded: whatever else is called by the same name has another."""
-    text = f"{view}|{config.max_megapixels}|{decode.VERSION}|"
+    text = f"{FORMAT}|{view}|{config.max_megapixels}|{decode.VERSION}|"
     return hashlib.sha256(text.encode() + split.digests(progress).tobytes()).hexdigest()[:32]
 
 
@@ -180,34 +245,46 @@ def open_images(
     view: View,
     config: DataConfig,
     progress: Progress = silent,
-    where: Literal["auto", "memory-mapped", "decode"] = "auto",
+    where: Literal["auto", "cached", "decode"] = "auto",
 ) -> Images:
-    """The working copy of a split, decoded now unless a cache has it.
+    """The working copy of a split, decoded now unless a cache has it; `cached` insists on one.
 
     Raises DataError at the first image that cannot be read, or with data.on_bad_image=skip where more than
-    one in a hundred (and more than ten) cannot.
+    one in a hundred (and more than ten) cannot, and ResourceError.
     """
-    shape = (len(split), 3, *view.size)
-    size = int(np.prod(shape))
-    home = cache_home() / "images"
-    if where != "decode":
-        folder = home / _key(split, view, config, progress)
-        where = "memory-mapped" if where != "auto" or folder.is_dir() or _has_room(home, size) else "decode"
-    if where == "decode":
+    cached = None if where == "decode" else _cached(split, view, config, progress, where == "cached")
+    if cached is None:
         bad = _scan(split, view, config, progress)
-        return Images(split, view, config, _valid(split, bad), bad, None, None)
-    images = _open(folder, shape)
-    if images is None:
-        home = _writable(home)
-        folder = home / folder.name
-        images = _open(folder, shape)
-    if images is None:
-        shutil.rmtree(folder, ignore_errors=True)  # damaged, or not there
-        _remove_leftovers(home)
-        images = _build(folder, split, view, config, shape, progress)
-    pixels, sizes, bad = images
-    _check_bad(split, bad, config)
-    return Images(split, view, config, _valid(split, bad), bad, pixels, sizes)
+    else:
+        bad = cached.bad
+        _check_bad(split, bad, config)
+    return Images(split, view, config, _valid(split, bad), bad, cached)
+
+
+def _cached(split: Split, view: View, config: DataConfig, progress: Progress, insists: bool) -> Cached | None:
+    """The cache, made now where there is none; None where no disk has room for it. Raises DataError, ResourceError."""
+    shape = (len(split), 3, *view.size)
+    home = cache_home() / "images"
+    name = _key(split, view, config, progress)
+    found = _open(home / name, shape)
+    files.remove_dead(home)
+    if found is not None:
+        return found
+    with contextlib.ExitStack() as stack:
+        if not _is_writable(home):
+            with contextlib.suppress(OSError):
+                home = stack.enter_context(files.temporary_folder(Path(tempfile.gettempdir()) / "vit-cache"))
+        if not insists and not (_is_writable(home) and _has_room(home, math.prod(shape))):
+            return None
+        try:
+            return _build(home / name, split, view, config, shape, progress)
+        except ResourceError as error:
+            reason = error.__context__
+            if not isinstance(reason, OSError):
+                raise
+            if reason.errno in files.FULL and not insists:
+                return None  # another was faster, or what the user may have is less than what the disk has
+            raise ResourceError(error.message, "name another folder in VIT_CACHE") from None
 
 
 def _valid(split: Split, bad: list[tuple[int, str]]) -> Rows:
@@ -236,84 +313,77 @@ def _has_room(home: Path, size: int) -> bool:
     return size <= 0.9 * free - 2**30
 
 
-def _writable(home: Path) -> Path:
-    """`home`, or a temporary folder where it cannot be written."""
+def _is_writable(home: Path) -> bool:
+    """Whether this user may write into `home`, or make it."""
+    while not os.path.lexists(home) and home != home.parent:
+        home = home.parent
+    return home.is_dir() and os.access(home, os.W_OK | os.X_OK)
+
+
+def _open(folder: Path, shape: tuple[int, ...]) -> Cached | None:
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=home):
-            return home
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="vit-cache-"))
-
-
-def _remove_leftovers(home: Path) -> None:
-    """What killed writers left, once it is a day old: a living one may still be at work on anything younger."""
-    for path in files.leftovers(home):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > 86400:
-                shutil.rmtree(path, ignore_errors=True)
-
-
-def _open(folder: Path, shape: tuple[int, ...]) -> tuple[Pixels, NDArray[np.int32], list[tuple[int, str]]] | None:
-    try:
-        described = json.loads((folder / "images.json").read_text())
-        if tuple(described["shape"]) != shape or (folder / "pixels.u8").stat().st_size != int(np.prod(shape)):
-            return None
-        pixels = np.memmap(folder / "pixels.u8", np.uint8, "r", shape=shape)
-        sizes = np.load(folder / "sizes.npy")
-        if sizes.shape != (shape[0], 2):
-            return None
-        return pixels, sizes, [(int(p), str(r)) for p, r in described["bad"]]
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return Cached(folder, shape)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError):
         return None
 
 
 def _build(
     folder: Path, split: Split, view: View, config: DataConfig, shape: tuple[int, ...], progress: Progress
-) -> tuple[Pixels, NDArray[np.int32], list[tuple[int, str]]]:
+) -> Cached:
     bad: list[tuple[int, str]] = []
 
     def fill(temporary: Path) -> None:
-        _reserve(temporary / "pixels.u8", int(np.prod(shape)))
-        pixels = np.memmap(temporary / "pixels.u8", np.uint8, "r+", shape=shape)
-        sizes = np.zeros((len(split), 2), np.int32)
+        size = math.prod(shape[1:])
+        sizes, sums = np.zeros((len(split), 2), np.int32), np.zeros(len(split), np.uint64)
         parts = [slice(i, min(i + CHUNK, len(split))) for i in range(0, len(split), CHUNK)]
-
         opened = split.digests() != 0
 
         def work(part: slice) -> list[tuple[int, str]]:
             positions = np.arange(part.start, part.stop)
-            return _decode_into(split, positions, view, config, pixels[part], sizes[part], opened)
+            pixels = np.empty((len(positions), *shape[1:]), np.uint8)
+            faults = _decode_into(split, positions, view, config, pixels, sizes[part], opened)
+            sums[part] = checksums(pixels)
+            _write_at(file.fileno(), pixels, part.start * size)
+            return faults
 
-        for index, faults in enumerate(_map(work, parts, config.workers)):
-            bad.extend(faults)
-            progress("decoding", min((index + 1) * CHUNK, len(split)), len(split))
-            if faults and config.on_bad_image == "error":
-                raise bad_image(split, *faults[0])
-        pixels.flush()
+        with (temporary / "pixels.u8").open("wb") as file:
+            _reserve(file.fileno(), math.prod(shape))
+            with contextlib.closing(_map(work, parts, config.workers)) as done:
+                for index, faults in enumerate(done):
+                    bad.extend(faults)
+                    progress("decoding", min((index + 1) * CHUNK, len(split)), len(split))
+                    if faults and config.on_bad_image == "error":
+                        raise bad_image(split, *faults[0])
         np.save(temporary / "sizes.npy", sizes)
-        (temporary / "images.json").write_text(json.dumps({"shape": shape, "bad": bad}))
+        np.save(temporary / "sums.npy", sums)
+        (temporary / "images.json").write_text(json.dumps({"format": FORMAT, "shape": shape, "bad": bad}))
 
-    with files.disk_errors(folder, int(np.prod(shape))):
+    if folder.is_dir():
+        files.remove_folder(folder)  # damaged
+    with files.disk_errors(folder, math.prod(shape)):
         try:
-            files.write_folder(folder, fill, int(np.prod(shape)))
+            files.write_folder(folder, fill, math.prod(shape))
         except OSError:
             if not folder.is_dir():
                 raise
             # another process was first, with the same pixels
-    opened = _open(folder, shape)
-    if opened is None:
+    cached = _open(folder, shape)
+    if cached is None:
         raise DataError(f"the decode cache {folder} was removed while it was made", "run the command again")
-    return opened
+    return cached
 
 
-def _reserve(path: Path, size: int) -> None:
-    """A file of `size` bytes that the disk really has: writing into a sparse map of a full disk would kill the process."""
-    with path.open("wb") as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:
-            file.truncate(size)
+def _write_at(descriptor: int, pixels: Pixels, offset: int) -> None:
+    left = pixels.data.cast("B")
+    while left:
+        written = os.pwrite(descriptor, left, offset)
+        left, offset = left[written:], offset + written
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Space that the disk really has, so that one that is full says so before anything is decoded."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
 
 
 def _scan(split: Split, view: View, config: DataConfig, progress: Progress) -> list[tuple[int, str]]:

@@ -391,6 +391,8 @@ class _Run:
                     since, then = step, now
                     self._log_step(update, rate)
                 self._stop_if_signalled()
+                if self.images.damage and self.images.damage not in self.log.warnings:
+                    self.log("warning", text=self.images.damage)
                 if self._save_is_due():
                     self._save("running")
                 self.writer.check()
