@@ -333,6 +333,7 @@ def parse_seconds(text: str) -> float:
 
 _shown = reprlib.Repr()  # of values in errors: a stranger's can be of any length and depth
 _shown.maxstring = _shown.maxother = 80
+_shown.maxlevel = 2
 
 
 def _coerce(value: Any, hint: Any, key: str) -> Any:
@@ -773,6 +774,11 @@ def check_model(model: ModelConfig) -> None:
         )
     if model.pre_logits and model.pool == "cls+mean":
         raise UsageError("model.pre_logits reads one token, not model.pool = cls+mean", "leave one of them out")
+    if not 0 <= model.norm_eps < 1 or model.classes < 0:
+        raise UsageError(
+            f"model.norm_eps = {model.norm_eps:g}, model.classes = {model.classes}: must not be negative, the first below 1",
+            _usual("model.norm_eps"),
+        )
     if model.registers < 0 or not 0 <= model.layer_scale < math.inf:
         raise UsageError(
             f"model.registers = {model.registers}, model.layer_scale = {model.layer_scale}: must not be negative",

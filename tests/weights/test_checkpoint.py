@@ -646,7 +646,6 @@ BROKEN = [
     "[]",
     "null",
     '{"pretrained_cfg": 3}',
-    '{"pretrained_cfg": {"mean": 3}}',
     '{"label_names": [1, 2, 3]}',
 ]
 

@@ -119,7 +119,6 @@ def test_what_looks_like_weights_is_not_taken_for_a_page():
         {"a": []},
         {"a": {}},
         {"a": {"dtype": "F32", "shape": [1]}},
-        {"a": entry([1], 0, 4, "F31")},
         {"a": entry([1], 0, 4, None)},
         {"a": entry([1], 0, 4, [])},
         {"a": entry([2], 0, 4)},

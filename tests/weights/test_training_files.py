@@ -320,7 +320,7 @@ def test_a_header_of_very_many_tensors(tmp_path):
     head = f"{{{names}}}".encode()
     (tmp_path / "w.safetensors").write_bytes(len(head).to_bytes(8, "little") + head)
     started = time.monotonic()
-    with pytest.raises(CheckpointError, match="200,000 arrays"):
+    with pytest.raises(CheckpointError, match="arrays and objects"):
         describe(tmp_path / "w.safetensors")
     assert time.monotonic() - started < 8
 

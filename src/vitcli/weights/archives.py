@@ -6,32 +6,33 @@ import copy
 import struct
 import zipfile
 import zlib
-from pathlib import Path
 from typing import BinaryIO
+
+from vitcli.weights.held import HeldFile
 
 MAX_ENTRIES = 50_000
 """Arrays and other files in one archive; a checkpoint with its optimizer has a few thousand."""
 _END = struct.Struct("<4s4H2LH")
 _END_64 = struct.Struct("<4sQ2H2L4Q")
 _LOCAL = struct.Struct("<4s5H3L2H")
+_PART = 1 << 24  # bytes that are summed at once
 _SHORTEST = 46  # bytes of an entry of the directory
 
 
-def is_archive(path: Path) -> bool:
+def is_archive(file: HeldFile) -> bool:
     """Whether a file is, or says that it is, a zip archive."""
     try:
-        return zipfile.is_zipfile(path)
+        return zipfile.is_zipfile(file.stream)
     except zipfile.BadZipFile:  # it says that it spans several disks
         return True
 
 
-def open_archive(path: Path) -> zipfile.ZipFile:
+def open_archive(file: HeldFile) -> zipfile.ZipFile:
     """An archive of at most MAX_ENTRIES. Raises ValueError before a directory of millions is read, and what zipfile does."""
-    with path.open("rb") as file:
-        size = _directory_bytes(file)
+    size = _directory_bytes(file.stream)
     if size > MAX_ENTRIES * (_SHORTEST + 300):
         raise ValueError(f"a directory of {size:,} bytes, over {MAX_ENTRIES:,} entries")
-    archive = zipfile.ZipFile(path)
+    archive = zipfile.ZipFile(file.stream)
     if len(archive.infolist()) > MAX_ENTRIES:
         archive.close()
         raise ValueError(f"more than {MAX_ENTRIES:,} entries")
@@ -67,25 +68,25 @@ def read_entry(archive: zipfile.ZipFile, entry: str, most: int) -> bytes:
     return data
 
 
-def stored_at(archive: zipfile.ZipFile, entry: str, path: Path) -> int | None:
+def stored_at(archive: zipfile.ZipFile, entry: str, file: HeldFile) -> int | None:
     """Where in the file the bytes of an entry begin; None where they are compressed. Raises ValueError."""
     info = archive.getinfo(entry)
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
         return None
-    with path.open("rb") as file:
-        file.seek(info.header_offset)
-        head = file.read(_LOCAL.size)
-        if len(head) < _LOCAL.size or head[:4] != b"PK\3\4":
-            raise ValueError(f"{entry} does not lie where the directory says")
-        *_, name, extra = _LOCAL.unpack(head)
-        start = info.header_offset + _LOCAL.size + name + extra
-        if info.compress_size != info.file_size or start + info.file_size > file.seek(0, 2):
-            raise ValueError(f"{entry} is cut off")
+    head = file.read(info.header_offset, _LOCAL.size)
+    if len(head) < _LOCAL.size or head[:4] != b"PK\3\4":
+        raise ValueError(f"{entry} does not lie where the directory says")
+    *_, name, extra = _LOCAL.unpack(head)
+    start: int = info.header_offset + _LOCAL.size + name + extra
+    if info.compress_size != info.file_size or start + info.file_size > file.size:
+        raise ValueError(f"{entry} is cut off")
     return start
 
 
-def check_sum(archive: zipfile.ZipFile, entry: str, data: memoryview) -> None:
-    """Raises ValueError where bytes have not the sum that was written. torch.save can leave it out, which is a 0."""
-    wanted = archive.getinfo(entry).CRC
-    if wanted and zlib.crc32(data) != wanted:
+def check_sum(archive: zipfile.ZipFile, entry: str, file: HeldFile, start: int) -> None:
+    """Raises ValueError where the bytes of an entry have not the sum that was written. torch.save can leave it out, which is a 0."""
+    info, found = archive.getinfo(entry), 0
+    for place in range(start, start + info.file_size, _PART) if info.CRC else ():
+        found = zlib.crc32(file.read(place, min(_PART, start + info.file_size - place)), found)
+    if found != info.CRC:
         raise ValueError(f"{entry} does not have the checksum it was written with")

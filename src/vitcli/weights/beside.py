@@ -14,10 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vitcli import files
 from vitcli.classes import Class, from_json
-from vitcli.config import EvalConfig, Size, from_dict
+from vitcli.config import EvalConfig, Size, check_eval, parse_value
 from vitcli.errors import CheckpointError, UsageError
 from vitcli.weights import names as named
+from vitcli.weights.header import check_nodes
 
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 _GELU = {
@@ -37,7 +39,7 @@ _OTHERS = "timm and transformers run it; vit has none of it"
 
 @dataclass(frozen=True)
 class Beside:
-    """None, or nothing, where the files are silent or say what cannot be."""
+    """None, or nothing, where the files are silent or say what vit does not have."""
 
     heads: int | None = None
     img_size: Size | None = None
@@ -62,15 +64,18 @@ def read_beside(weights: Path, usual: EvalConfig, pooler: bool = False) -> Besid
     `pooler`: the file has a layer between class token and head.
 
     Raises CheckpointError where it names an activation, a pooling or a layer that vit does not have: the numbers would be others.
+    Likewise for a value that cannot be, and for a file that is none or too large.
     """
     said = Beside()
     if is_usual(weights):
         path = weights.parent / "config.json"
-        config, processor = _json(path), _json(weights.parent / "preprocessor_config.json")
+        steps = weights.parent / "preprocessor_config.json"
+        config, processor = _json(path), _json(steps)
         if isinstance(config.get("pretrained_cfg"), dict):
             said = _timm(config, usual, path)
         else:
-            said = _transformers(config, processor, usual, path, pooler)
+            said = _transformers(config, usual, path, pooler)
+            said = replace(said, eval=_processor(processor, usual, steps) if processor else None)
     if is_of_training(weights):
         path = weights.parent / "args.yaml"
         said = said.over(from_training(read_flat_yaml(path), usual, path))
@@ -89,27 +94,39 @@ def is_of_training(weights: Path) -> bool:
     return re.fullmatch(r"(model_best|last|checkpoint-\d+|recovery-\d+-\d+)\.pth\.tar", weights.name) is not None
 
 
-def _json(path: Path) -> dict[str, Any]:
+_LARGEST = 8 << 20  # bytes of a file of configuration; one with the names of ImageNet-21k has two megabytes
+
+
+def _content(path: Path) -> bytes:
+    """What stands in a file; nothing where there is none. Raises CheckpointError where it cannot be read."""
     try:
-        if not path.is_file() or path.stat().st_size > 1 << 26:
-            return {}
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        return files.read_plain(path, _LARGEST)
+    except FileNotFoundError:
+        return b""
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or error}",
+            "it stands beside the weights: remove it",
+        ) from None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a file; an empty one where there is no file, or no object in it. Raises CheckpointError as `_content`."""
+    try:
+        text = _content(path)
+        check_nodes(text)
+        tree = json.loads(text)
         return tree if isinstance(tree, dict) else {}
-    except (OSError, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         return {}
 
 
 def read_flat_yaml(path: Path) -> dict[str, Any]:
     """The top level of what yaml.safe_dump writes of a script's arguments: numbers, texts, lists of these and one more level.
 
-    Whatever else is in the file is left out; nothing is built from tags.
+    Whatever else is in the file is left out; nothing is built from tags. Raises CheckpointError as `_content`.
     """
-    try:
-        if not path.is_file() or path.stat().st_size > 1 << 20:
-            return {}
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):
-        return {}
+    lines = _content(path).decode("utf-8", "replace").splitlines()
     tree: dict[str, Any] = {}
     key = ""
     for line in lines:
@@ -120,9 +137,11 @@ def read_flat_yaml(path: Path) -> dict[str, Any]:
             key = top[1]
             tree[key] = _scalar(top[2] or "")
         elif item is not None and key:
-            tree[key] = [*(tree[key] if isinstance(tree[key], list) else []), _scalar(item[1])]
+            tree[key] = tree[key] if isinstance(tree[key], list) else []
+            tree[key].append(_scalar(item[1]))
         elif inner is not None and key:
-            tree[key] = {**(tree[key] if isinstance(tree[key], dict) else {}), inner[1]: _scalar(inner[2])}
+            tree[key] = tree[key] if isinstance(tree[key], dict) else {}
+            tree[key][inner[1]] = _scalar(inner[2])
     return tree
 
 
@@ -139,28 +158,45 @@ def _scalar(text: str) -> Any:
             return text.strip().strip("'\"")
 
 
-def _checked(values: dict[str, Any], usual: EvalConfig) -> EvalConfig | None:
-    """`usual` with these values; None where they cannot be."""
+def _as_key(path: Path, name: str, key: str, value: Any) -> Any:
+    """`value`, that a file has under `name`, as that of a key of the configuration. Raises CheckpointError where it cannot be."""
     try:
-        known = {k: getattr(usual, k) for k in ("crop", "resize", "interpolation", "mean", "std")}
-        config: EvalConfig = from_dict(EvalConfig, known | {k: v for k, v in values.items() if v is not None})
-    except (UsageError, TypeError, ValueError):
-        return None
-    return config if min(config.std) > 0 and 0 < config.crop <= 1 else None
+        read = parse_value(key, value)
+        if key.startswith("eval."):
+            check_eval(replace(EvalConfig(), **{key.partition(".")[2]: read}))
+        return read
+    except (UsageError, ValueError) as error:
+        text = error.message if isinstance(error, UsageError) else f"{key}: {error!s:.80}"
+        raise CheckpointError(f"{path}: {text.replace(key, name, 1)}", "is the file damaged?") from None
 
 
-def _pair(value: Any) -> Size | None:
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return value, value
+def _checked(path: Path, usual: EvalConfig, said: dict[str, tuple[str, Any]]) -> EvalConfig | None:
+    """`usual` with what a file says: for each field the file's own name of it and its value. None where the interpolation is
+    one that vit does not have. Raises CheckpointError for a value that cannot be.
+    """
+    method = said["interpolation"][1]
+    other = isinstance(method, str) and method not in _RESAMPLE.values()
+    values = {
+        field: _as_key(path, name, f"eval.{field}", value)
+        for field, (name, value) in said.items()
+        if value is not None and not (field == "interpolation" and other)
+    }
+    return None if other else replace(usual, **values)
+
+
+def _size(path: Path, name: str, value: Any) -> Size | None:
+    """A side, or height and width. Raises CheckpointError for anything else but None."""
     if isinstance(value, dict) and {"height", "width"} <= value.keys():
         value = [value["height"], value["width"]]
-    if isinstance(value, (list, tuple)) and len(value) == 2 and all(type(v) is int and v > 0 for v in value):
-        return value[0], value[1]
-    return None
+    size: Size | None = None if value is None else _as_key(path, name, "model.img_size", value)
+    return size
 
 
-def _positive(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+def _count(path: Path, name: str, value: Any) -> int | None:
+    """A number of at least 1. Raises CheckpointError for anything else but None."""
+    if value is None or (type(value) is int and value > 0):
+        return value
+    raise CheckpointError(f"{path}: {name} = {_shown(value)} is no number of at least 1", "is the file damaged?")
 
 
 def _shown(value: Any) -> str:
@@ -199,15 +235,14 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 """The values of the others that vit can compute, beside None, with which timm takes its own."""
 
 
-def _check_arguments(arguments: Mapping[Any, Any], where: str) -> None:
+def _check_arguments(arguments: Mapping[Any, Any], where: Path) -> None:
     """Raises CheckpointError for an argument of timm's VisionTransformer that vit does not know or cannot follow."""
     for key, value in arguments.items():
         name = str(key)[:40]
         if value is None or name in _ANY:
             continue
         if name == "num_heads":
-            if _positive(value) is None:
-                raise CheckpointError(f"{where}: num_heads = {_shown(value)} is no number of heads", "is it damaged?")
+            _count(where, name, value)
             continue
         if name not in _ONLY:
             raise CheckpointError(f"{where}: {name} = {_shown(value)} is an argument that vit does not know", _OTHERS)
@@ -221,27 +256,33 @@ def _timm(config: dict[str, Any], usual: EvalConfig, path: Path) -> Beside:
     cfg = config["pretrained_cfg"]
     given = config.get("model_args")
     arguments: dict[str, Any] = given if isinstance(given, dict) else {}
-    _check_arguments({"global_pool": config.get("global_pool")} | arguments, str(path))
+    _check_arguments({"global_pool": config.get("global_pool")} | arguments, path)
     mode = cfg.get("crop_mode") or "center"
-    values = {
-        "crop": cfg.get("crop_pct"),
-        "resize": {"squash": "square", "center": "short"}.get(mode if isinstance(mode, str) else ""),
-        "interpolation": cfg.get("interpolation", "bicubic"),
-        "mean": cfg.get("mean"),
-        "std": cfg.get("std"),
-    }
+    resize = {"squash": "square", "center": "short"}.get(mode if isinstance(mode, str) else "")
+    said = _checked(
+        path,
+        usual,
+        {
+            "crop": ("crop_pct", cfg.get("crop_pct")),
+            "resize": ("crop_mode", resize),
+            "interpolation": ("interpolation", cfg.get("interpolation", "bicubic")),
+            "mean": ("mean", cfg.get("mean")),
+            "std": ("std", cfg.get("std")),
+        },
+    )
     size = cfg.get("input_size")
+    size = size[1:] if isinstance(size, list) and len(size) == 3 else size
     name = config["architecture"] if isinstance(config.get("architecture"), str) else ""
     act = named.activation(name)
     return Beside(
-        heads=_positive(arguments.get("num_heads")),
-        img_size=_pair(arguments.get("img_size")) or (_pair(size[1:]) if isinstance(size, list) else None),
+        heads=arguments.get("num_heads"),
+        img_size=_size(path, "img_size", arguments.get("img_size")) or _size(path, "input_size", size),
         norm_eps=_TIMM_EPS if act and arguments else None,
         gelu=_GELU.get(str(arguments.get("act_layer"))) or (act if arguments else None),
         pool=_POOLS.get(str(arguments.get("global_pool") or config.get("global_pool")))
         or (named.pooling(name, arguments.get("class_token") is not False) if act and arguments else None),
-        eval=_checked(values, usual) if "mean" in cfg and values["resize"] else None,
-        classes=_named(config.get("label_names")),
+        eval=said if "mean" in cfg and resize else None,
+        classes=_named(config.get("label_names"), path),
         names=(name,) if name else (),
     )
 
@@ -249,13 +290,13 @@ def _timm(config: dict[str, Any], usual: EvalConfig, path: Path) -> Beside:
 _TIMM_EPS = 1e-6  # of its LayerNorm, and so of every model that neither an argument nor its name gives another
 
 
-def _named(names: Any) -> tuple[Class, ...]:
+def _named(names: Any, path: Path) -> tuple[Class, ...]:
     if not isinstance(names, list) or not names:
         return ()
     try:
         return from_json(names)
-    except (KeyError, TypeError, ValueError):
-        return ()
+    except ValueError as error:
+        raise CheckpointError(f"{path}: label_names: {error}", "is the file damaged?") from None
 
 
 def from_training(arguments: Mapping[Any, Any], usual: EvalConfig, where: Path) -> Beside:
@@ -268,20 +309,30 @@ def from_training(arguments: Mapping[Any, Any], usual: EvalConfig, where: Path) 
     if isinstance(pool, str) and pool:
         kwargs["global_pool"] = pool
     if kwargs:
-        _check_arguments(kwargs, f"{where}, model_kwargs")
+        _check_arguments(kwargs, where)
     given = [arguments.get(key) for key in ("model", "arch", "model_name", "architecture", "backbone", "net")]
     names = tuple(name for name in given if isinstance(name, str))
     act = next(filter(None, map(named.activation, names)), None) if kwargs else None
     mean, std, crop = (arguments.get(key) for key in ("mean", "std", "crop_pct"))
-    values = {"mean": mean, "std": std, "crop": crop, "interpolation": arguments.get("interpolation") or None}
-    whole = isinstance(mean, (list, tuple)) and isinstance(std, (list, tuple))
+    whole = mean is not None and std is not None
+    said = _checked(
+        where,
+        usual,
+        {
+            "mean": ("mean", mean if whole else None),
+            "std": ("std", std if whole else None),
+            "crop": ("crop_pct", crop),
+            "interpolation": ("interpolation", arguments.get("interpolation") or None),
+        },
+    )
+    sizes = (_size(where, "img_size", table.get("img_size")) for table in (kwargs, arguments))
     return Beside(
-        heads=_positive(kwargs.get("num_heads")),
-        img_size=_pair(kwargs.get("img_size")) or _pair(arguments.get("img_size")),
+        heads=kwargs.get("num_heads"),
+        img_size=next(filter(None, sizes), None),
         norm_eps=_TIMM_EPS if act else None,
         gelu=(_GELU.get(kwargs["act_layer"]) if isinstance(kwargs.get("act_layer"), str) else None) or act,
         pool=_POOLS.get(str(kwargs.get("global_pool"))),
-        eval=_checked(values, usual) if whole else None,
+        eval=said if whole else None,
         names=names,
     )
 
@@ -313,9 +364,7 @@ _REQUIRED: dict[str, Any] = {
 """What vit computes, of what changes the numbers of one of these classes."""
 
 
-def _transformers(
-    config: dict[str, Any], processor: dict[str, Any], usual: EvalConfig, path: Path, pooler: bool
-) -> Beside:
+def _transformers(config: dict[str, Any], usual: EvalConfig, path: Path, pooler: bool) -> Beside:
     vision = config.get("vision_config") if isinstance(config.get("vision_config"), dict) else config
     assert isinstance(vision, dict)
     kind = vision.get("model_type", config.get("model_type"))
@@ -333,55 +382,73 @@ def _transformers(
         raise CheckpointError(
             f"{path}: pooler_act = {_shown(vision['pooler_act'])}, and vit's layer before the head is tanh", _OTHERS
         )
+    if eps is not None and (type(eps) not in (int, float) or not 0 < eps < 1):
+        raise CheckpointError(f"{path}: layer_norm_eps = {_shown(eps)} is no small number", "is the file damaged?")
     return Beside(
-        heads=_positive(vision.get("num_attention_heads")) or (None if usual_act is None else _HEADS),
-        img_size=_pair(vision.get("image_size")),
-        norm_eps=float(eps) if isinstance(eps, (int, float)) and not isinstance(eps, bool) and 0 < eps < 1 else None,
+        heads=_count(path, "num_attention_heads", vision.get("num_attention_heads"))
+        or (None if usual_act is None else _HEADS),
+        img_size=_size(path, "image_size", vision.get("image_size")),
+        norm_eps=eps,
         gelu=_GELU.get(str(act)),
-        eval=_processor(processor, usual) if processor else None,
-        classes=_labels(config.get("id2label")),
+        classes=_labels(config.get("id2label"), path),
     )
 
 
-def _labels(names: Any) -> tuple[Class, ...]:
-    if isinstance(names, dict) and any(not str(v).startswith("LABEL_") for v in names.values()):
-        try:
-            return tuple(Class(str(names[key])) for key in sorted(names, key=int))
-        except ValueError:
-            return ()
-    return ()
+def _labels(names: Any, path: Path) -> tuple[Class, ...]:
+    """The classes that a table from index to name has; none where all have the name that transformers makes up."""
+    if not isinstance(names, dict):
+        return ()
+    wrong = next((key for key, name in names.items() if not isinstance(name, (str, int, float))), None)
+    if wrong is not None:
+        raise CheckpointError(f"{path}: id2label.{wrong[:80]} is no name", "is the file damaged?")
+    if all(str(name).startswith("LABEL_") for name in names.values()):
+        return ()
+    try:
+        return tuple(Class(str(names[key])) for key in sorted(names, key=int))
+    except ValueError:
+        return ()
 
 
-def _processor(tree: dict[str, Any], usual: EvalConfig) -> EvalConfig | None:
-    """An image processor's steps: resized to a size or to a short side, the centre cut out."""
-    size, cut = tree.get("size"), _pair(tree.get("crop_size"))
-    short = size.get("shortest_edge") if isinstance(size, dict) else None
-    square = _pair(size)
+def _processor(tree: dict[str, Any], usual: EvalConfig, path: Path) -> EvalConfig | None:
+    """An image processor's steps: resized to a size or to a short side, the centre cut out. Raises CheckpointError."""
+    size, cut = tree.get("size"), _size(path, "crop_size", _sides(tree.get("crop_size")))
+    short = _count(path, "size.shortest_edge", size.get("shortest_edge")) if isinstance(size, dict) else None
+    square = None if short else _size(path, "size", _sides(size))
     config = usual
     if short is not None or square is not None:
-        side = short if isinstance(short, int) else square[0] if square else 0
+        side = short or (square[0] if square else 0)
         crops = bool(tree.get("do_center_crop")) and cut is not None and 0 < cut[0] <= side
         config = replace(
             usual,
             resize="short" if square is None else "square",
             crop=_part(cut[0], side) if crops and cut is not None else 1.0,
         )
-    if tree.get("do_rescale", True) is not True or abs(_number(tree.get("rescale_factor"), 1 / 255) - 1 / 255) > 1e-6:
-        return None  # pixels in another range than the statistics of vit's are of
     plain = tree.get("do_normalize", True) is False
-    values = {
-        "interpolation": _RESAMPLE.get(_positive(tree.get("resample", 2)) or 0, "none"),
-        "mean": [0.0] * 3 if plain else tree.get("image_mean"),
-        "std": [1.0] * 3 if plain else tree.get("image_std"),
-    }
-    return _checked(values, config)
+    resample, factor = tree.get("resample", 2), tree.get("rescale_factor", 1 / 255)
+    if type(resample) is not int or type(factor) not in (int, float):
+        name = "rescale_factor" if type(resample) is int else "resample"
+        raise CheckpointError(f"{path}: {name} = {_shown(tree[name])} is no number", "is the file damaged?")
+    said = _checked(
+        path,
+        config,
+        {
+            "interpolation": ("resample", _RESAMPLE.get(resample, "none")),
+            "crop": ("crop_size", config.crop),
+            "mean": ("image_mean", [0.0] * 3 if plain else tree.get("image_mean")),
+            "std": ("image_std", [1.0] * 3 if plain else tree.get("image_std")),
+        },
+    )
+    if tree.get("do_rescale", True) is not True or abs(factor - 1 / 255) > 1e-6:
+        return None  # pixels in another range than the statistics of vit's are of
+    return said
+
+
+def _sides(value: Any) -> Any:
+    """None for a size of another kind, such as a longest edge."""
+    return None if isinstance(value, dict) and not {"height", "width"} <= value.keys() else value
 
 
 def _part(cut: int, side: int) -> float:
     """cut / side, so that the size over it, rounded down, is `side` again."""
     part = cut / side
     return part if int(cut / part) == side else math.nextafter(part, 0)
-
-
-def _number(value: Any, usual: float) -> float:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else usual

@@ -20,8 +20,8 @@ from vitcli.errors import CheckpointError
 from vitcli.model.posemb import resize_patch_embedding, resize_position_embedding
 from vitcli.model.vit import ViT, init_head, init_weights
 from vitcli.weights.describe import Description, Opened, locate, open_checkpoint
-from vitcli.weights.header import read_header
 from vitcli.weights.layouts import Part, Stored, check_shapes, expected_shapes, scanned_key, strip_prefixes
+from vitcli.weights.stored import Safetensors
 
 Tensors = dict[str, Tensor]
 
@@ -104,12 +104,15 @@ class Lazy(Mapping[str, Tensor]):
 
 
 def load(reference: str | Description, overrides: Overrides | None = None) -> tuple[Description, Tensors]:
-    """A checkpoint's description and its weights in float32, checked; one that is described already is read as it was.
+    """A checkpoint's description and its weights in float32, checked; one that is described already is read as it was, from
+    the file that was opened then.
 
     Raises CheckpointError, or UsageError for a `model.` value of `overrides` that cannot be.
     """
     if isinstance(reference, Description):
-        opened = open_checkpoint(reference.path, reference.asked)
+        opened = reference.opened
+        if opened is None or opened.description.path != reference.path:
+            opened = open_checkpoint(reference.path, reference.asked)
     else:
         opened = open_checkpoint(locate(reference), overrides)
     check_digest(opened)
@@ -123,7 +126,8 @@ def check_digest(opened: Opened) -> None:
     """Raises CheckpointError where vit's own file does not have the digest that it was written with."""
     description = opened.description
     fault = files.file_fault(description.path)  # of a step in state/, whose digest stands in a manifest
-    if description.sha256 and tensor_digest(description.path) != description.sha256:
+    own = opened.weights if isinstance(opened.weights, Safetensors) else None
+    if own and description.sha256 and own.sha256() != description.sha256:
         fault = "its weights do not have the sha256 they were written with"
     if fault:
         raise CheckpointError(
@@ -152,10 +156,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 def tensor_digest(path: Path) -> str:
     """sha256 of a file's tensor bytes: all that follows the header."""
-    header = read_header(path)
-    with path.open("rb") as file:
-        file.seek(header.data_start)
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return Safetensors(path).sha256()
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], document: dict[str, Any] | None = None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 from vitcli import __version__, hub
 from vitcli.classes import Class, from_json, read_labels
-from vitcli.config import EvalConfig, ModelConfig, Overrides, Size, check_model, from_dict, model_name
+from vitcli.config import (
+    EvalConfig,
+    ModelConfig,
+    Overrides,
+    Size,
+    check_eval,
+    check_model,
+    format_size,
+    from_dict,
+    model_name,
+)
 from vitcli.errors import CheckpointError, UsageError, VitError
 from vitcli.weights import names as by_name
 from vitcli.weights.beside import Beside, from_training, is_of_training, is_usual, read_beside
+from vitcli.weights.document import check_document
 from vitcli.weights.header import Header
 from vitcli.weights.layouts import (
     TIMM,
@@ -33,7 +43,7 @@ from vitcli.weights.layouts import (
     strip_prefixes,
 )
 from vitcli.weights.pickles import Inert
-from vitcli.weights.stored import INDICES, PICKLES, Pickled, Safetensors, Weights, open_weights
+from vitcli.weights.stored import INDICES, PICKLES, Pickled, Safetensors, Weights, open_weights, read_index
 
 if TYPE_CHECKING:
     from vitcli.data.identity import Record
@@ -59,6 +69,7 @@ class Description:
     report: tuple[Row, ...] = ()  # what became of each of its keys, where they are not vit's own
     trained_images: dict[str, Any] = field(default_factory=dict)  # a Record (data/identity.py)
     asked: Overrides = field(default_factory=dict)  # values of `model.` with which the file was read
+    opened: Opened | None = field(default=None, repr=False)  # the file that was described, from which weights are read
 
     def document(self) -> dict[str, Any]:
         """The JSON document `vit` of the header, without the digest."""
@@ -188,8 +199,7 @@ def _shards(path: Path) -> list[str]:
     """The files that an index of shards names."""
     if not path.name.endswith(INDICES):
         return []
-    names = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
-    return sorted({str(shard) for shard in names if Path(str(shard)).name == str(shard)})
+    return [shard for shard in read_index(path)[1] if Path(shard).name == shard]
 
 
 # --- reading -----------------------------------------------------------------------------------------------
@@ -207,7 +217,8 @@ def describe(path: Path, overrides: Overrides | None = None) -> Description:
     """What `path` says of itself, without its weights and without torch; `model.` values of `overrides` stand in for what
     somebody else's file does not say. Raises CheckpointError, or UsageError where such a value cannot be.
     """
-    return open_checkpoint(path, overrides).description
+    opened = open_checkpoint(path, overrides)
+    return dataclasses.replace(opened.description, opened=opened)
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,24 +262,32 @@ def _kept(description: Description, asked: Overrides) -> Description:
 def described(header: Header, document: dict[str, Any]) -> Description:
     """A checkpoint of vit's own."""
     try:
+        check_document(document)
+        seen = document["preprocessing"]
+        _check_keys("model", document["model"], dataclasses.asdict(ModelConfig()))
+        _check_keys("preprocessing", seen, preprocessing((1, 1), EvalConfig()))
         model = from_dict(ModelConfig, document["model"])
-        seen = {k: v for k, v in document["preprocessing"].items() if k != "size"}
+        check_model(model)
+        if tuple(seen.get("size", model.img_size)) != model.img_size:
+            raise ValueError(f"preprocessing.size is not model.img_size, {format_size(model.img_size)}")
+        config = from_dict(EvalConfig, {k: v for k, v in seen.items() if k != "size"})
+        check_eval(config)
         description = Description(
             header.path,
             model,
             from_json(document["classes"]),
-            from_dict(EvalConfig, seen),
-            dict(document.get("provenance", {})),
-            dict(document.get("scores", {})),
-            str(document.get("sha256", "")),
-            trained_images=dict(document.get("trained_images", {})),
+            config,
+            document.get("provenance", {}),
+            document.get("scores", {}),
+            document.get("sha256", ""),
+            trained_images=document.get("trained_images", {}),
         )
-        check_model(model)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, UsageError) as error:
+    except (ValueError, UsageError) as error:
         text = error.message if isinstance(error, VitError) else f"{error}"
+        version = document.get("version")
         raise CheckpointError(
             f"{header.path}: its description is not one that vit {__version__} reads: {text}",
-            f"it was written by vit {document.get('version', '?')!s:.20}",
+            f"it was written by vit {version[:20] if isinstance(version, str) else '?'}",
         ) from None
     if description.classes and len(description.classes) != model.classes:
         raise CheckpointError(
@@ -276,8 +295,17 @@ def described(header: Header, document: dict[str, Any]) -> Description:
             "the file is damaged, or was changed by hand",
         )
     names = strip_prefixes(header.shapes)
+    for name, kind in header.dtypes.items():
+        _check_type(header.path, name, kind)
     check_shapes({names[name]: shape for name, shape in header.shapes.items()}, model, str(header.path))
     return description
+
+
+def _check_keys(name: str, values: dict[str, Any], known: dict[str, Any]) -> None:
+    """Raises ValueError for a key that is not known."""
+    unknown = next((key for key in values if key not in known), None)
+    if unknown is not None:
+        raise ValueError(f"{name}.{unknown[:80]} is unknown")
 
 
 def _bare(weights: Weights, asked: Overrides) -> Opened:
@@ -388,12 +416,15 @@ def _check_types(weights: Weights, found: Found) -> None:
     """Raises CheckpointError where weights are no plain floating-point numbers: quantised, they mean nothing without scales."""
     for parts in found.parts.values():
         for part in parts:
-            kind = weights.types.get(part.key, "F32")
-            if kind not in _FLOATS:
-                raise CheckpointError(
-                    f"{weights.path}: {part.key} holds numbers of type {kind}, quantised or packed",
-                    "save the weights as float32, float16 or bfloat16",
-                )
+            _check_type(weights.path, part.key, weights.types.get(part.key, "F32"))
+
+
+def _check_type(path: Path, key: str, kind: str) -> None:
+    if kind not in _FLOATS:
+        raise CheckpointError(
+            f"{path}: {key} holds numbers of type {kind}, quantised or packed",
+            "save the weights as float32, float16 or bfloat16",
+        )
 
 
 def _beside_report(weights: Weights) -> list[Row]:

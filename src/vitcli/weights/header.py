@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vitcli.errors import CheckpointError
+from vitcli.weights.held import AGAIN, HeldFile
 
 DTYPE_BYTES = {
     "F64": 8,
@@ -26,7 +28,11 @@ DTYPE_BYTES = {
     "F8_E4M3": 1,
     "F8_E5M2": 1,
 }
-_LIMIT = 16 << 20  # bytes of the header: a ViT's has some hundred kilobytes, and JSON takes 25 times its size in memory
+MAX_HEADER = 16 << 20
+"""Bytes; a ViT's has some hundred kilobytes, one of vit's with 100,000 names of classes some megabytes."""
+MAX_NODES = 500_000
+"""Arrays and objects of a piece of JSON; each takes some twenty times its bytes in memory."""
+_MAX_AXES = 64
 
 
 @dataclass(frozen=True)
@@ -35,20 +41,24 @@ class Header:
     metadata: dict[str, str]
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, str]
-    data_start: int  # bytes from the start of the file
+    places: dict[str, int]  # bytes from the start of the file to each tensor
+    data_start: int
+    file: HeldFile
 
     def document(self) -> dict[str, Any] | None:
         """The JSON document `vit` of the metadata, or None in somebody else's file. Raises CheckpointError."""
         if "vit" not in self.metadata:
             return None
         try:
-            document = json.loads(self.metadata["vit"])
+            text = self.metadata["vit"]
+            check_nodes(text.encode("utf-8", "surrogatepass"))
+            document = json.loads(text)
             if not isinstance(document, dict):
                 raise ValueError("not an object")
             return document
         except (ValueError, RecursionError) as error:
             raise CheckpointError(
-                f"{self.path}: the metadata 'vit' is not JSON: {error}", "the file is damaged"
+                f"{self.path}: the metadata 'vit' is not JSON: {error!s:.200}", "the file is damaged"
             ) from None
 
 
@@ -67,40 +77,56 @@ _LFS_HINT = "download the file itself: git lfs pull, or the hub's download link"
 
 
 def read_header(path: Path) -> Header:
-    """The header of `path`. Raises CheckpointError that says what the file is instead."""
+    """The header of `path`, which stays open. Raises CheckpointError that says what the file is instead."""
+    file = HeldFile(path)
+    start = file.read(0, 64)
+    wrong = not_weights(start)
+    if wrong:
+        raise CheckpointError(f"{path} is {wrong}", _LFS_HINT)
+    length = int.from_bytes(start[:8], "little")
+    if file.size < 8 or length > min(file.size - 8, MAX_HEADER):
+        raise CheckpointError(
+            f"{path} is cut off or not a safetensors file: {file.size:,} bytes, its header says {length + 8:,}", AGAIN
+        )
+    text = file.read(8, length)
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(64)
-            wrong = not_weights(start)
-            if wrong:
-                raise CheckpointError(f"{path} is {wrong}", _LFS_HINT)
-            length = int.from_bytes(start[:8], "little")
-            if size < 8 or length > min(size - 8, _LIMIT):
-                raise CheckpointError(
-                    f"{path} is cut off or not a safetensors file: {size:,} bytes, its header says {length + 8:,}",
-                    "copy or download it again",
-                )
-            file.seek(8)
-            text = file.read(length)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}", "does it exist, and may you read it?") from None
-    try:
+        check_nodes(text)
         tree = json.loads(text)
         metadata = {str(k): str(v) for k, v in tree.pop("__metadata__", {}).items()}
-        shapes, dtypes, end = {}, {}, 0
-        for name, entry in tree.items():
-            shape, dtype, (begin, stop) = tuple(int(n) for n in entry["shape"]), entry["dtype"], entry["data_offsets"]
-            count = DTYPE_BYTES[dtype]
-            for n in shape:
-                count *= n
-            if min(shape, default=0) < 0 or begin < 0 or stop - begin != count:
-                raise ValueError(f"tensor {name!r} of shape {shape} does not have {stop - begin} bytes")
-            shapes[name], dtypes[name], end = shape, dtype, max(end, stop)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise CheckpointError(
-            f"{path} is not a safetensors file: {error!s:.200}", "copy or download it again"
-        ) from None
-    if size != 8 + length + end:
-        raise CheckpointError(f"{path} is cut off: {size:,} bytes of {8 + length + end:,}", "copy or download it again")
-    return Header(path, metadata, shapes, dtypes, 8 + length)
+        entries = {name: _entry(name, value) for name, value in tree.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a safetensors file: {error!s:.200}", AGAIN) from None
+    end = 0
+    for name, (_, _, begin, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
+        if begin != end:
+            raise CheckpointError(
+                f"{path} is not a safetensors file: {name[:80]!r} does not lie behind the tensor before it", AGAIN
+            )
+        end = stop
+    whole = 8 + length + end
+    if file.size != whole:
+        raise CheckpointError(f"{path} is cut off: {file.size:,} bytes of {whole:,}", AGAIN)
+    shapes = {name: shape for name, (shape, _, _, _) in entries.items()}
+    dtypes = {name: dtype for name, (_, dtype, _, _) in entries.items()}
+    places = {name: 8 + length + begin for name, (_, _, begin, _) in entries.items()}
+    return Header(path, metadata, shapes, dtypes, places, 8 + length, file)
+
+
+def check_nodes(text: bytes) -> None:
+    """Raises ValueError for JSON of more than MAX_NODES arrays and objects, before it is made."""
+    count = text.count(b"[") + text.count(b"{")
+    if count > MAX_NODES:
+        raise ValueError(f"{count:,} arrays and objects, over {MAX_NODES:,}")
+
+
+def _entry(name: str, entry: Any) -> tuple[tuple[int, ...], str, int, int]:
+    """Shape, type, first byte and the one behind the last. Raises what a wrong one makes of these lines."""
+    shape, dtype, (begin, stop) = entry["shape"], entry["dtype"], entry["data_offsets"]
+    numbers = (*shape, begin, stop)
+    if not all(type(n) is int and 0 <= n < 1 << 60 for n in numbers) or len(shape) > _MAX_AXES or stop < begin:
+        raise ValueError(f"tensor {name[:80]!r} has no shape and place")
+    if not isinstance(dtype, str) or len(dtype) > 20:
+        raise ValueError(f"tensor {name[:80]!r} has no type")
+    if dtype in DTYPE_BYTES and math.prod(shape) * DTYPE_BYTES[dtype] != stop - begin:
+        raise ValueError(f"tensor {name[:80]!r} of shape {shape} does not have {stop - begin} bytes")
+    return tuple(shape), dtype, begin, stop

@@ -2,30 +2,34 @@
 
 | file                     | names and shapes from         | arrays                                    |
 |--------------------------|-------------------------------|-------------------------------------------|
-| .safetensors             | its header                    | mapped into memory                        |
-| .safetensors.index.json  | the headers of its shards     | mapped into memory                        |
-| .npz                     | the headers of its arrays     | read one by one                           |
-| .bin.index.json          | the pickles of its shards     | mapped into memory                        |
-| .pth, .pt, .bin, .ckpt, .pth.tar | its pickle, which is not run | mapped into memory; only tensors, ever |
+| .safetensors             | its header                    | as they are                               |
+| .safetensors.index.json  | the headers of its shards     | as they are                               |
+| .npz                     | the headers of its arrays     | as they are, or unpacked                  |
+| .bin.index.json          | the pickles of its shards     | as they are                               |
+| .pth, .pt, .bin, .ckpt, .pth.tar | its pickle, which is not run | as they are, or unpacked; only tensors, ever |
+
+A file is opened once and stays open: names, shapes and arrays are of the same one.
 """
 
 from __future__ import annotations
 
+import io
 import json
-import zipfile
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitcli import files
 from vitcli.errors import CheckpointError
 from vitcli.weights import tables
 from vitcli.weights.archives import open_archive
-from vitcli.weights.header import not_weights, read_header
+from vitcli.weights.header import MAX_HEADER, check_nodes, not_weights, read_header
+from vitcli.weights.held import AGAIN, HeldFile
 from vitcli.weights.layouts import Place, is_wanted
 from vitcli.weights.pickles import Inert
-from vitcli.weights.torchfile import AGAIN, BROKEN, Outline, TorchFile, one_line
+from vitcli.weights.torchfile import BROKEN, Outline, TorchFile, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +39,26 @@ INDICES = (INDEX, ".bin.index.json")
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 MAX_KEYS = 50_000
 """Arrays of one file; the largest ViT has a thousand, text towers and decoders a few thousand."""
+MAX_SHARDS = 64
+"""Files that stay open at once; the largest ViT comes in a dozen."""
+_MAX_INDEX = 4 << 20  # bytes
+_MAX_NPY = 1 << 14  # bytes of an array's header, which numpy reads up to 10,000
+_PLAIN = "save the weights as float32, float16 or bfloat16"
+_SMALL, _RATIO = 1 << 27, 16
+"""Bytes that any file may unpack to, and times its size that a larger one may; trained weights hardly shrink."""
+_TORCH = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+"""Types that are read; the others of safetensors are packed or quantised."""
 
 
 class Weights(ABC):
@@ -43,6 +67,7 @@ class Weights(ABC):
     path: Path
     shapes: dict[str, tuple[int, ...]]
     types: Mapping[str, str] = {}
+    effort: int = 0  # bytes that had to be understood for the names and shapes
 
     @abstractmethod
     def read(self, key: str) -> Tensor:
@@ -51,11 +76,10 @@ class Weights(ABC):
 
 def open_weights(path: Path) -> Weights:
     """The weights in `path`, by its ending. Raises CheckpointError that says what the file is instead."""
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"no checkpoint {path}", "give a weights file, a run folder or a hub id")
     weights = _opened(path)
-    if len(weights.shapes) > MAX_KEYS:
-        raise CheckpointError(f"{path} holds {len(weights.shapes):,} arrays, more than any ViT", "is it a checkpoint?")
+    _check_keys(path, len(weights.shapes))
     return weights
 
 
@@ -64,8 +88,7 @@ def _opened(path: Path) -> Weights:
         return Sharded(path)
     if path.suffix == ".safetensors":
         return Safetensors(path)
-    with path.open("rb") as file:
-        wrong = not_weights(file.read(64))
+    wrong = not_weights(HeldFile(path).read(0, 64))
     if wrong:
         raise CheckpointError(
             f"{path} is {wrong}", "download the file itself: git lfs pull, or the hub's download link"
@@ -73,25 +96,36 @@ def _opened(path: Path) -> Weights:
     return Npz(path) if path.suffix == ".npz" else Pickled(path)
 
 
+def _check_keys(path: Path, count: int) -> None:
+    if count > MAX_KEYS:
+        raise CheckpointError(f"{path} holds {count:,} arrays, more than any ViT", "is it a checkpoint?")
+
+
+def _check_unpacked(path: Path, size: int, unpacked: int) -> None:
+    """Raises CheckpointError for a small file that says that it is a large one."""
+    if unpacked > max(_SMALL, _RATIO * size):
+        raise CheckpointError(
+            f"{path} of {size:,} bytes unpacks to {unpacked:,}, and weights do not shrink so far", AGAIN
+        )
+
+
 class Safetensors(Weights):
     def __init__(self, path: Path) -> None:
         self.path, self.header = path, read_header(path)
         self.shapes, self.types = self.header.shapes, self.header.dtypes
+        self.effort = self.header.data_start
 
-    @cached_property
-    def _file(self) -> Any:
-        from safetensors import safe_open
-
-        return safe_open(self.path, "pt")
+    def sha256(self) -> str:
+        """The digest of all that follows the header."""
+        return self.header.file.sha256(self.header.data_start)
 
     def read(self, key: str) -> Tensor:
-        from safetensors import SafetensorError
-
-        try:
-            tensor: Tensor = self._file.get_tensor(key)
-            return tensor
-        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"cannot read {self.path}: {error}", AGAIN) from None
+        kind, shape = _TORCH.get(self.types[key]), self.shapes[key]
+        if kind is None:
+            raise CheckpointError(
+                f"{self.path}: {key} holds numbers of type {self.types[key]}, which vit does not read", _PLAIN
+            )
+        return self.header.file.numbers(self.header.places[key], math.prod(shape), kind).reshape(shape)
 
 
 class Sharded(Weights):
@@ -100,17 +134,22 @@ class Sharded(Weights):
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            names = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-            shards = {str(shard) for shard in names.values()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointError(f"{path} is no index of shards: {error}", AGAIN) from None
+            names, shards = read_index(path)
+        except BROKEN as error:
+            raise CheckpointError(f"{path} is no index of shards: {one_line(error)}", AGAIN) from None
         if any(Path(shard).name != shard for shard in shards):
             raise CheckpointError(f"{path} names files outside its folder", "its shards must lie beside it")
-        files = [self._shard(path.parent / shard) for shard in sorted(shards)]
-        self.where = {key: file for file in files for key in file.shapes}
-        missing = sorted(set(names) - set(self.where))
+        self.where: dict[str, Weights] = {}
+        for shard in shards:
+            file = self._shard(path.parent / shard)
+            self.where |= dict.fromkeys(file.shapes, file)
+            self.effort += file.effort
+            _check_keys(path, len(self.where))
+            if self.effort > MAX_HEADER:
+                raise CheckpointError(f"{path} and its shards describe more than any ViT", "is it a checkpoint?")
+        missing = sorted(names - self.where.keys())
         if missing:
-            raise CheckpointError(f"{path} lists {missing[0]}, which none of its shards has", AGAIN)
+            raise CheckpointError(f"{path} lists {missing[0][:200]}, which none of its shards has", AGAIN)
         self.shapes = {key: file.shapes[key] for key, file in self.where.items()}
         self.types = {key: file.types[key] for key, file in self.where.items()}
 
@@ -126,32 +165,48 @@ class Sharded(Weights):
         return self.where[key].read(key)
 
 
+def read_index(path: Path) -> tuple[set[str], list[str]]:
+    """The keys that an index lists, and the names of its shards. Raises what BROKEN lists."""
+    text = files.read_plain(path, _MAX_INDEX)
+    check_nodes(text)
+    where = json.loads(text)["weight_map"]
+    shards = sorted({shard[:255] for shard in where.values()})
+    if len(shards) > MAX_SHARDS:
+        raise ValueError(f"it names {len(shards):,} files, over {MAX_SHARDS}")
+    if not all(shard.isprintable() for shard in shards):
+        raise ValueError("a name of a file that is none")
+    return set(where), shards
+
+
 class Npz(Weights):
     """numpy's archive of arrays. Two-byte arrays without a type are bfloat16 (big_vision, utils.recover_dtype)."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self._file = path, HeldFile(path)
         try:
-            with open_archive(path) as archive:
-                entries = {entry.removesuffix(".npy"): entry for entry in archive.namelist()}
-                said = {key: self._shape(archive, entry) for key, entry in entries.items()}
+            self._archive = open_archive(self._file)
+            entries = {entry.removesuffix(".npy"): entry for entry in self._archive.namelist()}
+            said = {key: self._shape(entry) for key, entry in entries.items()}
             self.shapes = {key: shape for key, (shape, _) in said.items()}
             self.types = {key: kind for key, (_, kind) in said.items()}
             self.entries = entries
         except BROKEN as error:
+            self._file.check_unchanged()
             raise CheckpointError(f"cannot read {path}: {one_line(error)}", AGAIN) from None
+        unpacked = sum(self._archive.getinfo(entry).file_size for entry in entries.values())
+        _check_unpacked(path, self._file.size, unpacked)
 
-    @staticmethod
-    def _shape(archive: zipfile.ZipFile, entry: str) -> tuple[tuple[int, ...], str]:
+    def _shape(self, entry: str) -> tuple[tuple[int, ...], str]:
         import numpy as np
 
-        with archive.open(entry) as file:
+        with self._archive.open(entry) as archived:
+            file = io.BytesIO(archived.read(_MAX_NPY))
             major, _ = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
             shape, _, kind = read(file)
             if kind.hasobject or (kind.kind not in "fiub" and kind != np.dtype("V2")):
                 raise ValueError(f"{entry} holds {kind}, not numbers")
-            size = archive.getinfo(entry).file_size
+            size = self._archive.getinfo(entry).file_size
             if min(shape, default=0) < 0 or file.tell() + int(np.prod(shape, dtype=object)) * kind.itemsize != size:
                 raise ValueError(f"{entry} has {size:,} bytes, not those of an array of shape {shape}")
         return tuple(int(n) for n in shape), "bfloat16" if kind.kind == "V" else kind.newbyteorder("=").name
@@ -161,12 +216,14 @@ class Npz(Weights):
         import torch
 
         try:
-            with open_archive(self.path) as archive, archive.open(self.entries[key]) as file:
+            with self._archive.open(self.entries[key]) as file:
                 array = np.lib.format.read_array(file, allow_pickle=False)
+            self._file.check_unchanged()
             if array.dtype == np.dtype("V2"):
                 return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
             return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)))
         except BROKEN as error:
+            self._file.check_unchanged()
             raise CheckpointError(f"cannot read {key} of {self.path}: {one_line(error)}", AGAIN) from None
 
 
@@ -182,6 +239,7 @@ class Pickled(Weights):
     def __init__(self, path: Path, is_shard: bool = False) -> None:
         self.path = path
         self._file = TorchFile(path)
+        self.effort = self._file.effort
         self.root: dict[str, Any] = self._file.tree if isinstance(self._file.tree, dict) else {}
         self.table, self.others = tables.choose(self._file.tree)
         if self.table is None or (self.table.place is None and not is_shard and self._makes_more()):
@@ -194,6 +252,9 @@ class Pickled(Weights):
             )
         self.shapes = {key: outline.shape for key, outline in self.table.tensors.items()}
         self.types = {key: outline.dtype for key, outline in self.table.tensors.items()}
+        _check_keys(path, len(self.shapes))
+        unpacked = sum(self._file.cost(outline) for outline in self.table.tensors.values())
+        _check_unpacked(path, self._file.file.size, unpacked)
 
     @property
     def place(self) -> Place | None:

@@ -2,7 +2,7 @@
 
 | format                        | tree                  | numbers                                                      |
 |-------------------------------|-----------------------|--------------------------------------------------------------|
-| zip (since 1.6)               | `…/data.pkl`          | `…/data/KEY`, not compressed, mapped into memory             |
+| zip (since 1.6)               | `…/data.pkl`          | `…/data/KEY`, usually not compressed                         |
 | legacy (torch/serialization.py, _legacy_save) | the fourth of five pickles | after the fifth, which lists the keys: a count and the bytes of each |
 
 Only what rebuilds plain tensors is understood. Tensor subclasses, quantised and sparse tensors stay inert.
@@ -10,11 +10,12 @@ Only what rebuilds plain tensors is understood. Tensor subclasses, quantised and
 
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 from vitcli.errors import CheckpointError
 from vitcli.weights.archives import check_sum, is_archive, open_archive, read_entry, stored_at
+from vitcli.weights.held import AGAIN, HeldFile
 from vitcli.weights.pickles import Damaged, Global, Inert, Reader
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-AGAIN = "copy or download it again"
 MAX_PICKLE = 64 << 20
 """Bytes of the tree; the numbers lie elsewhere. A training checkpoint's has a few megabytes at most."""
 _MAX_STORAGE = 1 << 34  # bytes of a compressed one: it is unpacked into memory
@@ -95,6 +96,15 @@ class Outline:
     def dtype(self) -> str:
         return self.storage.dtype
 
+    @property
+    def span(self) -> int:
+        """Numbers of the storage from its first to its last."""
+        return 0 if 0 in self.shape else 1 + _last(self.shape, self.strides)
+
+
+def _last(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    return sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+
 
 # --- the tree ----------------------------------------------------------------------------------------------
 
@@ -113,7 +123,7 @@ def _rebuilt(arguments: tuple[Any, ...]) -> Any:
     shape, strides = _sizes(size), _sizes(stride)
     if type(offset) is not int or offset < 0 or len(shape) != len(strides):
         raise Damaged("a tensor whose strides do not fit")
-    last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    last = offset + _last(shape, strides)
     if 0 not in shape and last >= storage.count:
         raise Damaged(f"a tensor of shape {shape} reaches behind its {storage.count:,} numbers")
     return Outline(storage, offset, shape, strides)
@@ -216,20 +226,21 @@ class TorchFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.file = path, HeldFile(path)
+        self.effort = 0  # bytes of pickles that were read
         self._folder = ""  # of the entries of a zip archive
         self._storages: dict[str, Storage] = {}
         self._places: dict[str, tuple[int, int]] = {}  # of a legacy file's storages: first byte, bytes
         self._summed: set[str] = set()  # entries whose checksum was right
         try:
-            self.zipped = is_archive(path)
+            self.zipped = is_archive(self.file)
             self.tree = self._zipped() if self.zipped else self._legacy()
         except BROKEN as error:
             raise CheckpointError(f"cannot read {path}: {one_line(error)}", AGAIN) from None
 
     @cached_property
     def _archive(self) -> zipfile.ZipFile:
-        return open_archive(self.path)
+        return open_archive(self.file)
 
     def _zipped(self) -> Any:
         archive = self._archive
@@ -241,27 +252,29 @@ class TorchFile:
         order = f"{self._folder}byteorder"
         if order in archive.NameToInfo and read_entry(archive, order, 64).strip() != b"little":
             raise ValueError("its numbers are big-endian")
-        return self._read_pickle(read_entry(archive, entry, MAX_PICKLE)).load()
+        data = read_entry(archive, entry, MAX_PICKLE)
+        self.effort = len(data)
+        return self._read_pickle(data).load()
 
     def _legacy(self) -> Any:
         """Magic number, protocol, facts about the machine, tree, keys; then the storages one after another."""
-        with self.path.open("rb") as file:
-            head = file.read(MAX_PICKLE)
-            size = file.seek(0, 2)
+        head = self.file.read(0, MAX_PICKLE)
         if head[:1] != b"\x80":
             raise ValueError("not a PyTorch file, or cut off")
         reader = self._read_pickle(head)
         magic = reader.load()
+        self.effort = reader.position
         if not isinstance(magic, int) or magic != _LEGACY_MAGIC:
             return magic  # a plain pickle, whatever is in it
         parts = []
         for _ in range(4):
             reader = self._read_pickle(head, reader.position)
             parts.append(reader.load())
+        self.effort = reader.position
         _, machine, tree, keys = parts
         if isinstance(machine, dict) and machine.get("little_endian", True) is not True:
             raise ValueError("its numbers are big-endian")
-        self._place(keys if isinstance(keys, list) else [], reader.position, size)
+        self._place(keys if isinstance(keys, list) else [], reader.position)
         return tree
 
     def _read_pickle(self, data: bytes, position: int = 0) -> Reader:
@@ -273,63 +286,68 @@ class TorchFile:
 
         return Reader(data, position, _KNOWN, storage)
 
-    def _place(self, keys: list[Any], position: int, size: int) -> None:
+    def _place(self, keys: list[Any], position: int) -> None:
         """Where the storages of a legacy file lie, each behind the one before. Raises ValueError where it is cut off."""
-        with self.path.open("rb") as file:
-            for key in keys:
-                storage = self._storages.get(key) if isinstance(key, str) else None
-                file.seek(position)
-                count = int.from_bytes(file.read(8), "little", signed=True)
-                length = count * BYTES[storage.dtype] if storage is not None else -1
-                if length < 0 or position + 8 + length > size:
-                    raise ValueError("it is cut off, or its storages do not lie as it says")
-                self._places[key] = (position + 8, length)
-                position += 8 + length
+        for key in keys:
+            storage = self._storages.get(key) if isinstance(key, str) else None
+            count = int.from_bytes(self.file.read(position, 8), "little", signed=True)
+            length = count * BYTES[storage.dtype] if storage is not None else -1
+            if length < 0 or position + 8 + length > self.file.size:
+                raise ValueError("it is cut off, or its storages do not lie as it says")
+            self._places[key] = (position + 8, length)
+            position += 8 + length
+
+    def cost(self, outline: Outline) -> int:
+        """Bytes that are made where a tensor is read. Raises CheckpointError where its storage is not in the file."""
+        with self._broken():
+            start, length = self._place_of(outline.storage)
+            width = BYTES[outline.dtype]
+            return max(math.prod(outline.shape) * width, length if start is None else outline.span * width)
 
     def read(self, outline: Outline) -> Tensor:
-        """The numbers of a tensor, mapped into memory where they lie as they are. Raises CheckpointError."""
+        """The numbers of a tensor. Raises CheckpointError."""
         import torch
 
-        storage = outline.storage
-        try:
-            if math.prod(outline.shape) > max(storage.count, 1 << 24):  # one number repeated over terabytes
-                raise ValueError(f"a tensor of shape {outline.shape} of {storage.count:,} numbers")
-            numbers = self._numbers(storage)
-            if storage.base + storage.count > len(numbers):
-                raise ValueError(f"storage {storage.key} has {len(numbers):,} numbers, not {storage.count:,}")
-            return torch.as_strided(numbers, outline.shape, outline.strides, storage.base + outline.offset)
-        except BROKEN as error:
-            raise CheckpointError(f"cannot read {self.path}: {one_line(error)}", AGAIN) from None
+        storage, width = outline.storage, BYTES[outline.dtype]
+        with self._broken():
+            start, length = self._place_of(storage)
+            if storage.base + storage.count > length // width:
+                raise ValueError(f"storage {storage.key} has {length // width:,} numbers, not {storage.count:,}")
+            if outline.span == 0:
+                return torch.empty(outline.shape, dtype=getattr(torch, outline.dtype))
+            first = (storage.base + outline.offset) * width
+            if start is None:
+                whole = bytearray(read_entry(self._archive, self._entry(storage.key), _MAX_STORAGE))
+                raw = torch.frombuffer(whole, dtype=torch.uint8)[first : first + outline.span * width].clone()
+                numbers = raw.view(getattr(torch, outline.dtype))
+            else:
+                numbers = self.file.numbers(start + first, outline.span, outline.dtype)
+                if self.zipped and storage.key not in self._summed:
+                    check_sum(self._archive, self._entry(storage.key), self.file, start)
+                    self._summed.add(storage.key)
+            self.file.check_unchanged()
+            return torch.as_strided(numbers, outline.shape, outline.strides)
 
-    def _numbers(self, storage: Storage) -> Tensor:
-        """A whole storage as a tensor of one axis. Raises what BROKEN lists."""
-        import numpy as np
-        import torch
+    def _entry(self, key: str) -> str:
+        return f"{self._folder}data/{key}"
 
-        dtype, width = getattr(torch, storage.dtype), BYTES[storage.dtype]
+    def _place_of(self, storage: Storage) -> tuple[int | None, int]:
+        """Where the bytes of a storage begin, None where they are compressed, and how many there are. Raises what BROKEN lists."""
         if storage.count == 0:
-            return torch.empty(0, dtype=dtype)
-        if self.zipped:
-            start, length = self._entry(storage.key)
-        else:
-            start, length = self._places[storage.key]
-        if start is None:
-            entry = f"{self._folder}data/{storage.key}"
-            raw = np.frombuffer(bytearray(read_entry(self._archive, entry, _MAX_STORAGE)), np.uint8)
-        else:
-            raw = np.memmap(self.path, np.uint8, "c", start, (length,))
-            raw = (
-                raw if start % width == 0 else np.array(raw)
-            )  # torch takes numbers to begin at a multiple of their size
-        if self.zipped and storage.key not in self._summed:
-            check_sum(self._archive, f"{self._folder}data/{storage.key}", raw.data)
-            self._summed.add(storage.key)
-        return torch.frombuffer(raw.data[: length // width * width], dtype=dtype)
+            return 0, 0
+        if not self.zipped:
+            return self._places[storage.key]
+        entry = self._entry(storage.key)
+        return stored_at(self._archive, entry, self.file), self._archive.getinfo(entry).file_size
 
-    def _entry(self, key: str) -> tuple[int | None, int]:
-        """Where the bytes of a storage begin in a zip archive, None where they are compressed, and how many there are."""
-        entry = f"{self._folder}data/{key}"
-        return stored_at(self._archive, entry, self.path), self._archive.getinfo(entry).file_size
+    @contextlib.contextmanager
+    def _broken(self) -> Iterator[None]:
+        """Turn what BROKEN lists into CheckpointError."""
+        try:
+            yield
+        except BROKEN as error:
+            self.file.check_unchanged()
+            raise CheckpointError(f"cannot read {self.path}: {one_line(error)}", AGAIN) from None
 
 
 def one_line(error: BaseException) -> str:
