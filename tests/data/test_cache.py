@@ -331,6 +331,7 @@ def wait(*arguments):
 decode.decode = wait
 part = open_source(DataConfig(source=sys.argv[1])).split("all")
 print("ready", flush=True)
+sys.stdin.readline()
 images = cache.open_images(part, decode.View((10, 8)), DataConfig())
 print(int(images.read(images.valid)[0].astype(int).sum()), flush=True)
 """
@@ -341,18 +342,23 @@ def test_processes_that_write_at_once_and_are_killed(tmp_path: Path, home: Path)
     part = split(root)
     expected = everything(open_images(part, VIEW, config(), where="decode"))[0]
     writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(root)], stdout=subprocess.PIPE, text=True) for _ in range(4)
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
     ]
     for writer in writers:
         assert writer.stdout is not None
         assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
     for writer, delay in zip(writers[:2], (0.05, 0.15), strict=True):
         time.sleep(delay)
         writer.kill()
     for writer in writers[2:]:
-        assert writer.stdout is not None
-        out = writer.stdout.read()  # with what came in the same piece as `ready`
-        writer.communicate()
+        out, _ = writer.communicate(timeout=120)
         assert writer.returncode == 0
         assert int(out) == expected.astype(int).sum()
     for writer in writers[:2]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitcli import config, flops
+from vitcli import config, flops, runs
 from vitcli.cli import console, options
 from vitcli.errors import UsageError
 
@@ -46,6 +46,9 @@ def info(
         for key in overrides:
             if not key.startswith("model."):
                 raise UsageError(f"{key} does not concern what a checkpoint is", "info takes --set model.… only")
+        killed = runs.killed(Path(reference))
+        if killed:
+            console.show_note(killed)
         description = describe(locate(reference), overrides)
         for note in description.notes:
             console.show_note(note)

@@ -34,6 +34,8 @@ KEPT_DIGESTS = 16_384
 """Digests that a checkpoint keeps of the images that trained it: all of them, or the smallest of more."""
 _SETTLED_SECONDS = 2.0
 """A file that changed more recently than this before it was read may change again without a new time of change."""
+_MEMORY = 1
+"""Raised whenever a remembered digest changes its meaning."""
 _ALWAYS_READ = 2_000
 """Images up to which nothing is remembered: they are read in less time than a memory of them."""
 
@@ -152,15 +154,20 @@ def held_out_by_name(name: str) -> bool:
 
 
 class _Memory:
-    """Digests by the stamps of the files that they are of, on disk beside the decode cache."""
+    """Digests by the stamps of the files that they are of, on disk beside the decode cache.
+
+    The first row of the file is its format and the sum of the others: what another version wrote, or what was damaged, is
+    as good as nothing.
+    """
 
     def __init__(self, place: str) -> None:
         self.path = files.cache_home() / "digests" / f"{stamp(place):016x}.npy"
         self.table = np.zeros((0, 2), np.uint64)
         with contextlib.suppress(OSError, ValueError, EOFError):
             table = np.load(self.path, allow_pickle=False)
-            if table.dtype == np.uint64 and table.ndim == 2 and table.shape[1] == 2:
-                self.table = table
+            if table.dtype == np.uint64 and table.ndim == 2 and table.shape[1] == 2 and len(table):
+                whole = table[0].tolist() == [_MEMORY, int(table[1:].sum())]
+                self.table = table[1:] if whole else self.table
 
     def recall(self, stamps: Digests) -> Digests:
         """The digest that belongs to each stamp, 0 for one that is not known."""
@@ -175,10 +182,11 @@ class _Memory:
         known = (stamps != 0) & (digests != 0)
         table = np.stack([stamps[known], digests[known]], axis=1)
         table = table[np.argsort(table[:, 0], kind="stable")]
+        head = np.array([[_MEMORY, table.sum()]], np.uint64)
 
         def write(temporary: Path) -> None:
             with temporary.open("wb") as file:
-                np.save(file, table)
+                np.save(file, np.concatenate([head, table]))
 
         with contextlib.suppress(Exception):
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitcli import files, flops
+from vitcli import files, flops, runs
 from vitcli.data.augment import Batch
 from vitcli.data.cache import Images, Progress, open_images, silent, working_view
 from vitcli.data.loader import TrainLoader
@@ -82,6 +82,8 @@ def train(plan: Plan, place: Place, log: Log) -> tuple[Path, Report]:
         Signals() as signals,
         _status_of(place.folder, is_new, existed),
     ):
+        if runfolder.status(place.folder).get("status") == "running":
+            log("note", text=runs.ended(place.folder))
         if is_new:
             for name in files.remove_leftovers(place.folder / "state"):
                 log("warning", text=f"ignored {name}, which a killed start left")

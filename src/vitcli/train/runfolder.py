@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vitcli import files
+from vitcli import __version__, files
 from vitcli.config import Config, apply, as_dict, layer, read_toml, to_toml
 from vitcli.errors import CheckpointError, UsageError, VitError
+from vitcli.runs import status as status
 from vitcli.train.plan import Plan
 from vitcli.weights.checkpoint import check_digest
 from vitcli.weights.describe import WEIGHTS, open_checkpoint
@@ -46,15 +47,6 @@ class Place:
 
     folder: Path
     how: Literal["new", "unfinished", "finished"]
-
-
-def status(folder: Path) -> dict[str, Any]:
-    """`state/status.json`; empty where there is none."""
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads((folder / "state" / "status.json").read_text(encoding="utf-8"))
-        if isinstance(found, dict):
-            return found
-    return {}
 
 
 def write_status(folder: Path, what: str, step: int, code: int | None = None) -> None:
@@ -90,7 +82,8 @@ def identity(plan: Plan) -> dict[str, Any]:
 
 
 _IMAGES = "images"
-"""Beside what makes runs the same: how many images each part had, to say what changed."""
+_VERSION = "vit"
+"""Beside what makes runs the same: how many images each part had, and who wrote it, to say what changed."""
 
 
 def _stored(folder: Path) -> dict[str, Any]:
@@ -118,6 +111,7 @@ def _is_same(folder: Path, plan: Plan) -> bool:
     try:
         theirs, ours = _stored(folder), identity(plan)
         theirs.pop(_IMAGES, None)
+        theirs.pop(_VERSION, None)
         if theirs == ours:
             return True
         return (
@@ -131,12 +125,13 @@ def _is_same(folder: Path, plan: Plan) -> bool:
 
 
 def differences(folder: Path, plan: Plan) -> str:
-    """The keys in which a folder's run and the plan differ, with both values."""
+    """The keys in which a folder's run and the plan differ, with both values; the versions, where they do."""
+    stored: dict[str, Any] = {}
     try:
-        theirs, ours = _comparable(stored_config(folder)), _comparable(plan.config)
         stored = _stored(folder)
-    except (OSError, ValueError, VitError):
-        return "its run.toml cannot be read"
+        theirs, ours = _comparable(stored_config(folder)), _comparable(plan.config)
+    except (OSError, ValueError, VitError) as error:
+        return f"what it was asked for cannot be read ({str(error)[:200]}){_versions(stored)}"
     found = [
         f"{k}: {theirs.get(k)} there, {ours.get(k)} now"
         for k in sorted(theirs.keys() | ours.keys())
@@ -146,7 +141,12 @@ def differences(folder: Path, plan: Plan) -> str:
         found.insert(0, _data_changed(stored_config(folder).data.source, stored.get(_IMAGES), plan))
     if stored.get("parent") != identity(plan)["parent"]:
         found.insert(0, f"checkpoint: {stored_config(folder).run.init} there, {plan.config.run.init} now")
-    return "; ".join(found) or "what was asked for"
+    return ("; ".join(found) or "what was asked for") + _versions(stored)
+
+
+def _versions(stored: dict[str, Any]) -> str:
+    theirs = stored.get(_VERSION, __version__)
+    return "" if theirs == __version__ else f"; it was begun by vit {theirs!s:.20}, and this is vit {__version__}"
 
 
 def _data_changed(there: str, counts: Any, plan: Plan) -> str:
@@ -235,7 +235,9 @@ def create(folder: Path, plan: Plan) -> None:
     if status(folder):
         raise UsageError(f"{folder} was just taken by another run", "run the command again")
     files.write_text(folder / "run.toml", to_toml(plan.config))
-    files.write_json(folder / "state" / "identity.json", identity(plan) | {_IMAGES: _counts(plan)})
+    files.write_json(
+        folder / "state" / "identity.json", identity(plan) | {_IMAGES: _counts(plan), _VERSION: __version__}
+    )
     write_status(folder, "running", 0)
 
 

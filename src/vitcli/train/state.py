@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 
-from vitcli import files
+from vitcli import __version__, files
 from vitcli.errors import CheckpointError
 from vitcli.weights.checkpoint import Tensors, write_safetensors
 
 KEPT_STEPS = 2
+FORMAT = 1
+"""Raised whenever what a step folder holds changes its meaning."""
 _STEP = re.compile(r"step-(\d{9,})")
 _BROKEN = "broken-"
 
@@ -60,7 +62,9 @@ def save(folder: Path, saved: Saved) -> None:
     def fill(temporary: Path) -> None:
         for name, tensors in saved.groups.items():
             write_safetensors(temporary / f"{name}.safetensors", tensors)
-        (temporary / "values.json").write_text(json.dumps(saved.values, allow_nan=False), encoding="utf-8")
+        (temporary / "values.json").write_text(
+            json.dumps({"format": FORMAT, "vit": __version__} | saved.values, allow_nan=False), encoding="utf-8"
+        )
 
     if not path.exists():
         files.write_folder(path, fill, size)
@@ -190,4 +194,10 @@ def _read(path: Path) -> Saved:
         raise CheckpointError(
             f"cannot read the saved step {path}: {str(error)[:200]}", "start anew with --resume never"
         ) from None
+    written, by = values.pop("format", 1), values.pop("vit", "an older version")
+    if written != FORMAT:
+        raise CheckpointError(
+            f"the saved step {path} was written by vit {by!s:.20} in format {written!s:.20}, and vit {__version__} reads {FORMAT}",
+            "go on with that version, or start anew beside it with --resume never",
+        )
     return Saved(_number(path), groups, values)
