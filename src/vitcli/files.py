@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -26,6 +27,8 @@ from vitcli.text import as_json
 
 MANIFEST = "manifest.json"
 _TEMPORARY = ".writing-"
+_OWN = re.compile(rf"{re.escape(_TEMPORARY)}([0-9a-f]{{8}}){{1,2}}-.+", re.DOTALL)
+"""What vit calls what it is writing: after the machine, where that is said, a random number."""
 _PATIENCE = 86_400.0
 """Seconds after which a leftover is dead of which nothing better can be known: another machine's, or on a disk without locks."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -322,7 +325,8 @@ def _file_fault(file: Path, entry: dict[str, Any]) -> str:
 
 def leftovers(folder: Path) -> list[Path]:
     """Temporary files and folders that a killed write, or a killed deletion, left in `folder`."""
-    return sorted(folder.glob(f"{_TEMPORARY}*")) if folder.is_dir() else []
+    found = folder.glob(f"{_TEMPORARY}*") if folder.is_dir() else ()
+    return sorted(path for path in found if _OWN.fullmatch(path.name))
 
 
 def remove_dead(folder: Path) -> None:
@@ -333,9 +337,8 @@ def remove_dead(folder: Path) -> None:
     for path in leftovers(folder):
         with contextlib.suppress(OSError):
             seen = path.lstat()
-            if not (stat.S_ISREG(seen.st_mode) or stat.S_ISDIR(seen.st_mode)):
-                continue
-            if hasattr(os, "geteuid") and seen.st_uid != os.geteuid():
+            is_own = not hasattr(os, "geteuid") or seen.st_uid == os.geteuid()
+            if not is_own or not (stat.S_ISREG(seen.st_mode) or stat.S_ISDIR(seen.st_mode)):
                 continue
             descriptor = os.open(path, os.O_RDWR if stat.S_ISREG(seen.st_mode) else os.O_RDONLY)
             try:
