@@ -103,8 +103,10 @@ def mounted_disk(folder: Path, size: str) -> Iterator[Path]:
         mounted = subprocess.run(command, capture_output=True, check=False)
     if mounted is None or mounted.returncode:
         pytest.skip("mounting a small tmpfs needs root and a kernel that allows it")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @dataclass(frozen=True)
