@@ -49,7 +49,7 @@ def test_a_flipped_bit_sends_resume_to_the_older_step(tmp_path: Path) -> None:
 
 def test_a_folder_that_a_kill_left_is_named_and_ignored(tmp_path: Path) -> None:
     state.save(tmp_path, saved(10))
-    partial = tmp_path / ".writing-abcd-step-000000020"
+    partial = tmp_path / ".writing-0123abcd-step-000000020"
     partial.mkdir()
     (partial / "model.safetensors").write_bytes(b"half")
     found, faults = state.newest(tmp_path)
