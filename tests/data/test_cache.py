@@ -12,13 +12,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import draw_image, mounted_disk
@@ -251,6 +254,31 @@ def test_row_50_another_view_rows_or_limit_has_another_cache(tmp_path: Path, hom
     assert len(list(home.iterdir())) == len(views) + 3
     open_images(part, VIEW, config(workers=0, memory_mb=7))
     assert len(list(home.iterdir())) == len(views) + 3
+
+
+SPECS = st.tuples(
+    st.lists(st.integers(0, 5), min_size=1, max_size=4).map(tuple),
+    st.builds(
+        View,
+        st.tuples(st.integers(1, 12), st.integers(1, 12)),
+        st.sampled_from(["square", "short"]),
+        st.sampled_from([0.5, 0.9, 1.0]),
+        st.sampled_from(["bilinear", "bicubic"]),
+        st.booleans(),
+    ),
+    st.sampled_from([1.0, 89.0]),
+)
+"""What a cache is of: images, in order, and how they are decoded."""
+
+
+@given(SPECS, SPECS)
+def test_row_50_what_differs_never_has_the_same_entry(one: Any, other: Any) -> None:
+    def entry(spec: Any) -> str:
+        images, view, limit = spec
+        part = SimpleNamespace(digests=lambda progress: np.array(images, np.uint64))
+        return cache._key(cast(Split, part), view, config(max_megapixels=limit), lambda *step: None)
+
+    assert (entry(one) == entry(other)) == (one == other)
 
 
 @pytest.mark.parametrize("damage", ["short", "empty sizes", "short sizes", "no json", "other json", "gone"])

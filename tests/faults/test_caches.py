@@ -232,8 +232,6 @@ def test_row_57_a_cache_of_another_version_is_not_read(
     pixels = cache / "pixels.u8"
     pixels.write_bytes(bytes(255 - value for value in pixels.read_bytes()))  # what the other version means by them
     (cache / "images.json").write_text(json.dumps(described | {"format": FORMAT + 1}))
-    sums = np.array([255 * 3 * 144], np.uint64)  # as if it had no other
-    np.save(cache / "sums.npy", np.repeat(sums, len(part)))
     (cache / files.MANIFEST).unlink()
     images = open_images(part, View((12, 12)), DataConfig())
     np.testing.assert_array_equal(images.read(np.arange(len(part)))[0], expected)

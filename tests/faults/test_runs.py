@@ -63,6 +63,39 @@ def test_row_48_images_replaced_by_others_of_equal_size_and_time_are_noticed(tmp
     assert api.train("pretrain", data=str(data), out=out, **QUICK)[1] == first, "when a file was written says nothing"
 
 
+def test_row_48_images_replaced_between_start_and_resume_are_noticed(tmp_path: Path) -> None:
+    data = bitmaps(tmp_path / "data")
+    process = Started(pretrain(data), tmp_path, before=SLOW_STEPS)
+    process.until(has_logged, tmp_path / "run", 5)
+    process.send(signal.SIGTERM)
+    assert process.wait().code == 75
+    put_bitmap(data / "c0" / "3.bmp", (9, 9, 9))
+    refused = run(pretrain(data), tmp_path)
+    assert refused.code == 2 and "as many, but not the same" in refused.json["error"]["message"], refused.err
+    put_bitmap(data / "c0" / "3.bmp", (0, 60, 0))
+    assert run(pretrain(data), tmp_path).json["resumed_from"]
+
+
+# --- 51: a run that the system killed ---------------------------------------------------------------------------
+
+
+def test_row_51_the_next_command_says_that_a_run_was_killed(class_folders: Path, tmp_path: Path) -> None:
+    """As the system kills for want of memory: without a word. A signal before it changes nothing."""
+    process = Started(pretrain(class_folders), tmp_path, before=SLOW_STEPS.replace("0.05", "0.3"))
+    process.until(has_logged, tmp_path / "run", 3)
+    alive = run(["info", "run"], tmp_path)
+    assert "killed" not in alive.err
+    process.send(signal.SIGTERM)
+    process.send(signal.SIGKILL)
+    process.wait()
+    assert runfolder.status(tmp_path / "run")["status"] == "running"
+    ended = r"the run in run was killed after step \d without a word: .*for want of memory"
+    assert re.search(ended, run(["info", "run"], tmp_path).err)
+    done = run(pretrain(class_folders), tmp_path)
+    assert done.code == 0 and re.search(ended, done.err) and f"resumed at step {done.json['resumed_from']}" in done.err
+    assert "killed" not in run(["info", "run"], tmp_path).err
+
+
 def test_row_59_of_data_that_grew_no_trained_image_is_measured(tmp_path: Path) -> None:
     data = bitmaps(tmp_path / "data")
     folder, report = api.train("pretrain", data=str(data), out=str(tmp_path / "run"), **QUICK)
