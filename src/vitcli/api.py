@@ -32,14 +32,16 @@ from vitcli.config import (
     Size,
     apply,
     check,
+    check_eval,
     check_model,
     parse_value,
 )
 from vitcli.config import Config as Config
 from vitcli.data.cache import Progress, silent
 from vitcli.data.identity import Record
+from vitcli.data.origin import own_source
 from vitcli.data.samples import files_split, sample_split
-from vitcli.data.sources import by_name, open_source
+from vitcli.data.sources import open_source
 from vitcli.data.split import Source, Split, also_trained, fraction_of, stratified
 from vitcli.errors import CheckpointError, DataError, UsageError, did_you_mean
 from vitcli.evaluate.evaluator import Evaluation
@@ -697,6 +699,7 @@ def _checkpoint(
     described = describe(path, overrides)
     values = {k.partition(".")[2]: v for k, v in overrides.items() if k.startswith("eval.")}
     config: EvalConfig = replace(described.eval, **values)
+    check_eval(config)
     data = apply(Config(), {k: v for k, v in overrides.items() if k.startswith("data.")}).data
     return replace(described, eval=config), data, notes
 
@@ -706,11 +709,8 @@ def _data(described: Description, asked: str, config: DataConfig) -> tuple[Sourc
     if asked:
         source = open_source(replace(config, source=asked))
         return source, list(source.notes)
-    own = (described.provenance.get("data") or {}).get("id", "")
-    if not own:
-        raise UsageError(f"{described.path} does not say what data it was trained on", "name the data with --data")
-    source = open_source(replace(config, source=by_name(own)))
-    return source, [f"data: {own}, the checkpoint's own", *source.notes]
+    source = open_source(replace(config, source=own_source(described.provenance, str(described.path))))
+    return source, [f"data: {source.id}, the checkpoint's own", *source.notes]
 
 
 def _need_names(described: Description) -> None:

@@ -36,10 +36,21 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def cache_home() -> Path:
-    """$VIT_CACHE, else vit under $XDG_CACHE_HOME or ~/.cache."""
-    if os.environ.get("VIT_CACHE"):
-        return Path(os.environ["VIT_CACHE"])
+    """$VIT_CACHE, else vit under $XDG_CACHE_HOME or ~/.cache. Raises UsageError where VIT_CACHE can be no folder."""
+    given = os.environ.get("VIT_CACHE")
+    if given:
+        return _usable_cache(Path(given))
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit"
+
+
+def _usable_cache(path: Path) -> Path:
+    try:
+        there, _ = _standing_at(path), _standing_at(path / ("x" * 100))
+    except UsageError as error:
+        raise UsageError(f"VIT_CACHE: {error.message}", "let it name a folder, or leave it out") from None
+    if there is not None and not stat.S_ISDIR(there):
+        raise UsageError(f"VIT_CACHE: {path} is no folder", "let it name a folder, or leave it out")
+    return path
 
 
 def inside(folder: str, path: str) -> str:

@@ -91,6 +91,11 @@ class Started:
             time.sleep(0.002)
 
     def wait(self, timeout: float = PATIENCE) -> Result:
+        """The end, and what was written in UTF-8."""
+        code, out = self.ended(timeout)
+        return Result(code, out.decode(), self.said())
+
+    def ended(self, timeout: float = PATIENCE) -> tuple[int, bytes]:
         """The end. A process that does not come to one is killed, and the test fails."""
         deadline = time.monotonic() + timeout
         while not self.is_over():
@@ -99,8 +104,7 @@ class Started:
                 raise AssertionError(f"no end within {timeout:g} s: {self.said()}")
             time.sleep(0.005)
         assert self.code is not None
-        out = self.out.read_text() if self.out.exists() else ""
-        return Result(self.code, out, self.said())
+        return self.code, self.out.read_bytes() if self.out.exists() else b""
 
     def said(self) -> str:
         return self.err.read_text() if self.err.exists() else ""

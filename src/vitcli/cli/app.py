@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
     except OSError:
-        _silence()
+        console.silence(1, 2)
     sys.exit(code)
 
 
@@ -94,13 +94,13 @@ def run(arguments: list[str]) -> int:
         return 128 + stopped.number
     except Exception as raised:
         if isinstance(raised, console.Unread):
-            _silence()
+            console.silence(1, 2)
             return 0
         error = raised if isinstance(raised, VitError) else _understood(raised)
         try:
             _show(error, "--json" in arguments)
         except (OSError, ResourceError, console.Unread):
-            _silence()
+            console.silence(1, 2)
         return error.code
 
 
@@ -159,11 +159,3 @@ def _occupy_streams() -> None:
         sys.stdout = os.fdopen(1, "w")
     if sys.stderr is None:
         sys.stderr = os.fdopen(2, "w")
-
-
-def _silence() -> None:
-    """Nobody reads any more: what is still to be written goes nowhere."""
-    for descriptor in (1, 2):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, descriptor)
-        os.close(null)

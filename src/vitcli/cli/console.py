@@ -7,9 +7,10 @@ import errno
 import io
 import json
 import os
+import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import IO, TYPE_CHECKING, Any
 
 from vitcli.errors import ResourceError, VitError
@@ -55,33 +56,55 @@ def print_fields(fields: Mapping[str, Any]) -> None:
 
 def print_path(path: str | os.PathLike[str]) -> None:
     """A path, which another command may read: as it is, but on a terminal as what can be seen of it."""
-    if sys.stdout.isatty() or not isinstance(sys.stdout, io.TextIOWrapper):
+    if sys.stdout.isatty():
         print_lines([os.fspath(path)])
     else:
-        _deliver("")
-        with _delivery():
-            sys.stdout.buffer.write(os.fsencode(path) + b"\n")
-            sys.stdout.buffer.flush()
+        _deliver(os.fsencode(path) + b"\n")
+
+
+def _written() -> int | None:
+    """Bytes of the file that stdout is, up to here; None where it is none, or others may add to it too."""
+    try:
+        import fcntl
+
+        is_own = stat.S_ISREG(os.fstat(1).st_mode) and not fcntl.fcntl(1, fcntl.F_GETFL) & os.O_APPEND
+        return os.lseek(1, 0, os.SEEK_CUR) if is_own else None
+    except (ImportError, OSError):
+        return None
+
+
+def silence(*descriptors: int) -> None:
+    """Nobody reads these any more: what is still to be written goes nowhere."""
+    for descriptor in descriptors:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, descriptor)
+        os.close(null)
 
 
 def _is_unicode(stream: IO[str]) -> bool:
     return (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "").startswith("utf")
 
 
-def _deliver(text: str) -> None:
-    with _delivery():
-        sys.stdout.write(text)
-        sys.stdout.flush()
+def _deliver(content: str | bytes) -> None:
+    """Write the result. Raises ResourceError where it cannot be written, Unread where nobody reads.
 
-
-@contextlib.contextmanager
-def _delivery() -> Iterator[None]:
-    """Writing the result. Raises ResourceError where it cannot be written, Unread where nobody reads."""
+    What a full disk took of it is taken back, so that a file holds whole lines.
+    """
+    before, stream = _written(), sys.stdout
+    blob = content if isinstance(content, bytes) else content.encode(stream.encoding or "utf-8", "backslashreplace")
     try:
-        yield
+        stream.flush()
+        left = memoryview(blob)
+        while left:
+            left = left[stream.buffer.write(left) :]  # where Python does not buffer, a write may take a part
+        stream.buffer.flush()
     except OSError as error:
         if error.errno == errno.EPIPE:
             raise Unread from None
+        if before is not None:
+            with contextlib.suppress(OSError):
+                os.ftruncate(1, before)
+        silence(1)
         raise ResourceError(
             f"cannot write the result to stdout: {error.strerror}", "free some space, or send it somewhere else"
         ) from None

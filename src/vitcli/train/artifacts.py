@@ -8,6 +8,7 @@ from typing import Any
 from vitcli import files, flops, plots
 from vitcli.config import format_size
 from vitcli.data.identity import Record
+from vitcli.data.origin import seals
 from vitcli.text import markdown
 from vitcli.train.plan import Plan
 from vitcli.train.runlog import Event
@@ -38,6 +39,7 @@ def describe_run(
         if source is None or plan.train is None
         else {
             "id": source.id,
+            "seals": seals(source.id),
             "name": source.name,
             "revision": source.revision,
             "identity": source.identity(),

@@ -27,6 +27,7 @@ from vitcli.config import (
     model_name,
 )
 from vitcli.data.identity import Record
+from vitcli.data.origin import own_source
 from vitcli.data.sources import PRESET, by_name, open_source
 from vitcli.data.split import (
     NOTHING,
@@ -168,9 +169,7 @@ def make_plan(request: Request) -> Plan:
         parent = parent.labelled(overrides.get("run.labels", ""))
     data = apply(Config(), {k: v for k, v in overrides.items() if k.startswith("data.")}).data
     if "data.source" not in overrides and parent is not None:
-        if not parent.provenance.get("data", {}).get("id"):
-            raise UsageError(f"{parent.path} does not say what data it was trained on", "name the data with --data")
-        data = replace(data, source=by_name(parent.provenance["data"]["id"]))
+        data = replace(data, source=own_source(parent.provenance, str(parent.path)))
         notes.append(f"data: {data.source.removeprefix(PRESET)}, the checkpoint's own")
     elif "data.source" not in overrides:
         notes.append(f"data: {data.source}, as --data was not given")

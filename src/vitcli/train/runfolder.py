@@ -264,7 +264,7 @@ def lock(folder: Path, patience: float = 1.0) -> Iterator[None]:
     path = folder / "state" / "lock"
     with files.disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
+        file = path.open("ab+", buffering=0)
     with file:
         until = time.monotonic() + patience  # another process may be looking whether the folder is in use
         while True:
@@ -275,7 +275,7 @@ def lock(folder: Path, patience: float = 1.0) -> Iterator[None]:
                 if time.monotonic() >= until:
                     file.seek(0)
                     raise UsageError(
-                        f"{folder} is in use by {file.read().strip() or 'another process'}",
+                        f"{folder} is in use by {file.read().decode().strip() or 'another process'}",
                         "wait for it, or give --out another name",
                     ) from None
                 time.sleep(0.05)
@@ -285,6 +285,5 @@ def lock(folder: Path, patience: float = 1.0) -> Iterator[None]:
                 break  # a network disk without locks
         with contextlib.suppress(OSError):  # on a full disk the lock holds, though it does not say for whom
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
