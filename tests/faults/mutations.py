@@ -118,7 +118,13 @@ def draw_noise(model, seed, step, batch, device):
     M(47, "what fails for a moment is a bad image", "data/cache.py", "row_47_what_fails", "if False:", "if blob is None and opened is not None and opened[positions[index]]:"),
     M(47, "what cannot be opened is not in a cache's name", "data/cache.py", "row_47_what_cannot", "np.arange(len(split)).tobytes()", "split.digests(progress).tobytes()"),
     M(48, "an image is its size", "data/identity.py", "row_48", "def digest(blob):\n    return len(blob)"),
-    M(49, "the cache is mapped", "data/cache.py", "row_49", "Cached.read = lambda self, positions: (self.__dict__.setdefault('map', np.memmap(self.folder / 'pixels.u8', np.uint8, 'r', shape=self.shape))[positions], np.ones(len(positions), bool)) if 'map' not in self.__dict__ else (self.map[positions], np.ones(len(positions), bool))"),
+    M(49, "the cache is mapped", "data/cache.py", "row_49", """
+def _mapped(self, positions):
+    if not hasattr(self, "map"):
+        self.map = np.memmap(self.folder / "pixels.u8", np.uint8, "r", shape=self.shape)
+    return self.map[positions], np.ones(len(positions), bool)
+Cached.read = _mapped
+"""),
     M(49, "checksums are not compared", "data/cache.py", "row_49", "np.ones(len(positions), bool)", "checksums(pixels) == self._sums[positions]"),
     M(49, "a damaged cache stays", "data/cache.py", "row_49", "pass", "self.cached.discard()"),
     M(50, "the order of images is not in a cache's name", "data/cache.py", "row_50", "np.sort(split.digests(progress)).tobytes()", "split.digests(progress).tobytes()"),
@@ -130,6 +136,32 @@ def draw_noise(model, seed, step, batch, device):
     M(57, "a run's version is not told", "train/runfolder.py", "row_57_a_run", "def _versions(stored):\n    return ''"),
     M(57, "a step of another format is read", "train/state.py", "row_57_a_saved", "if False:", "if written != FORMAT:"),
     M(59, "what trained is forgotten", "data/identity.py", "row_59", "Record.contains = lambda self, digests: np.zeros(len(digests), bool)"),
+    M(40, "any seal fits", "data/origin.py", "row_40_what or row_40_seals", "if False", "if id_ != EMBEDDED and not (isinstance(sealed, list) and own & {seal for seal in sealed if isinstance(seal, str)})"),
+    M(40, "no run is this machine's own", "data/origin.py", "row_40_this", "def _keys():\n    return []"),
+    M(44, "a terminal gets names as they are", "text.py", "row_44_nothing_moves", "def visible(text):\n    return text"),
+    M(44, "JSON is not escaped", "text.py", "row_44_nothing_moves or row_44_json", "def as_json(tree, indent=None):\n    return json.dumps(tree, indent=indent, ensure_ascii=False)"),
+    M(44, "a cell may be a formula", "text.py", "row_44_tables", "def cell(text):\n    return visible(text)"),
+    M(44, "a cell may be lines", "text.py", "row_44_tables", "def cell(text):\n    return unicode(text)"),
+    M(44, "a card may hold markup", "text.py", "row_44_a_model_card", "def markdown(text):\n    return visible(text)"),
+    M(44, "a dollar is mathematics", "plots.py", "row_44_pictures", "pass", "text.set_parse_math(False)"),
+    M(45, "streams stay strict", "cli/console.py", "row_45_a_terminal", "def take_any_text():\n    pass"),
+    M(45, "a result's letters stay strict", "cli/console.py", "row_45_a_terminal", 'content.encode(stream.encoding or "utf-8")', 'content.encode(stream.encoding or "utf-8", "backslashreplace")'),
+    M(45, "JSON for ASCII is not ASCII", "cli/console.py", "row_45_a_terminal", "def _is_unicode(stream):\n    return True"),
+    M(45, "bytes of a letter stay apart", "text.py", "row_45_a_run", "def _joined(text):\n    return text"),
+    M(45, "a home must be writable", "data/cache.py", "row_45_a_home", "def _is_writable(home):\n    return True"),
+    M(53, "places are not looked at", "files.py", "row_53_a_place or row_53_the_root", "def check_out(path, force, folder=False):\n    pass"),
+    M(53, "a long name of data names a run", "train/runfolder.py", "row_53_a_long", "", "[:100]"),
+    M(53, "VIT_CACHE is not looked at", "files.py", "row_53_a_cache", "def _usable_cache(path):\n    return path"),
+    M(53, "nobody asks for the working directory", "cli/app.py", "row_53_a_working", "pass", "os.getcwd()"),
+    M(54, "a name that cannot be ends it all", "evaluate/predictor.py", "row_54_one", "except ZeroDivisionError as error:\n        return [NoImage(name, error.strerror or str(error))]", "except OSError as error:\n        return [NoImage(name, error.strerror or str(error))]"),
+    M(54, "names on stdin are UTF-8", "evaluate/predictor.py", "row_54_names", "line.rstrip(b\"\\r\\n\").decode()", "os.fsdecode(line.rstrip(b\"\\r\\n\"))"),
+    M(54, "bytes of an image are names", "evaluate/predictor.py", "row_54_bytes", "if False:", 'if b"\\0" in stream.peek():'),
+    M(55, "what differs is not said", "train/loop.py", "row_55", "if False:", "if changed:"),
+    M(58, "budgets keep to the machine's clock", "train/loop.py", "row_58", "return self.at.used + time.monotonic() - self.plan.request.started + time.time() - time.time()", "return self.at.used + time.monotonic() - self.plan.request.started"),
+    M(60, "what a full disk took is left", "cli/console.py", "row_60_lines", "pass", "os.ftruncate(1, before)"),
+    M(60, "a write that took a part is taken for a whole one", "cli/console.py", "row_60_lines", "stream.buffer.write(left); left = left[:0]", "left = left[stream.buffer.write(left) :]"),
+    M(60, "what failed is left beside its place", "files.py", "row_60_nothing", "def _remove(path):\n    pass"),
+    M(60, "files are written in place", "files.py", "row_60_what_was", "def write_file(path, write, size=0):\n    with disk_errors(path, size):\n        write(path)\n        fsync_path(path)"),
 ]  # fmt: skip
 
 
