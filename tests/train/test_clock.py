@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
+from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vitcli import api
 from vitcli.train.clock import Anchor, Clock
+from vitcli.train.runlog import read_lines
 
 
 def test_fixed_number_of_steps() -> None:
@@ -147,3 +152,20 @@ def test_without_a_budget_nothing_is_estimated() -> None:
     clock = Clock(100)
     assert clock.begin(0, 5.0, 0.0, 0.1) is None
     assert clock.total(0) == 100
+
+
+def test_row_58_a_clock_that_jumps_changes_no_budget_and_no_log(
+    class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine's clock is set while a run is at work, as by a time server."""
+    real, looks = time.time, itertools.count()
+    monkeypatch.setattr(time, "time", lambda: real() + 18_000 * (next(looks) % 3 - 1))
+    began = time.monotonic()
+    folder, report = api.train(
+        "pretrain", data=str(class_folders), out=str(tmp_path / "run"), model="mu/4", batch_size=16, time_budget=12.0,
+        train__log_every_steps=1,
+    )  # fmt: skip
+    took = time.monotonic() - began
+    assert report["steps"] > 3 and report["seconds"] <= took + 1 and took < 100
+    seconds = [line["seconds"] for line in read_lines(folder / "metrics.jsonl") if "loss" in line]
+    assert seconds == sorted(seconds) and seconds[0] > 0 and seconds[-1] <= took + 1

@@ -6,10 +6,12 @@ import ctypes
 import json
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,10 +20,10 @@ import torch
 from conftest import ABSENT_DEVICE, Result, run_vit
 from vitcli import api
 from vitcli.config import RunConfig, model_config
-from vitcli.errors import ResourceError
+from vitcli.errors import Interrupted, ResourceError
 from vitcli.model.attention import Attention
 from vitcli.model.vit import ViT
-from vitcli.train import runtime
+from vitcli.train import loop, runtime
 
 
 def test_the_attention_path_that_is_asked_for_is_everyone_s() -> None:
@@ -191,3 +193,33 @@ def test_a_run_trains_by_each_attention_path_to_the_same_weights_up_to_rounding(
         weights.append(api.load(str(folder))[1].state_dict())
     for key, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][key], rtol=1e-4, atol=1e-5)
+
+
+def test_row_55_a_run_that_goes_on_on_a_card_says_that_bits_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As much of it as is to be had without one: what the state says of a CPU is not forced on the card."""
+    on_cuda(monkeypatch, (9, 0))
+    machine = runtime.start(RunConfig(device="cuda", precision="auto"))
+    said: list[str] = []
+    going_on = SimpleNamespace(
+        plan=SimpleNamespace(runtime=machine),
+        config=SimpleNamespace(model=SimpleNamespace(tokens=50)),
+        log=lambda event, text: said.append(text),
+        _known=lambda saved: {"device": "cpu", "precision": "fp32", "threads": 2, "attention": "plain"},
+    )
+    assert loop._Run._runtime(going_on, object()).precision == "bf16"  # type: ignore[arg-type]
+    assert "device cpu → cuda" in said[0] and "will not be bit-equal" in said[0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
+def test_row_55_a_run_of_the_cpu_goes_on_on_a_card(class_folders: Path, tmp_path: Path) -> None:
+    values: dict[str, Any] = {"model": "mu/4", "batch_size": 16, "precision": "fp32", "steps": 6}
+    values |= {"data": str(class_folders), "out": str(tmp_path / "run")}
+
+    def stop(event: str, fields: dict[str, Any]) -> None:
+        if event == "step" and fields["step"] == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        api.train("pretrain", device="cpu", sinks=[stop], train__log_every_steps=1, **values)
+    _, report = api.train("pretrain", device="cuda", **values)
+    assert report["steps"] == 6 and any("will not be bit-equal" in text for text in report["warnings"])
