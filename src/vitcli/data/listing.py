@@ -221,7 +221,7 @@ def _holding_paths(rows: Sequence[dict[str, Any]], names: Sequence[str], table: 
     """The columns whose first values are names of image files, or files that are there."""
 
     def is_path(value: Any) -> bool:
-        return isinstance(value, str) and (is_image(value) or (bool(value) and (table.parent / value).is_file()))
+        return isinstance(value, str) and (is_image(value) or (bool(value) and os.path.isfile(table.parent / value)))  # noqa: PTH113 (of any length)
 
     return [n for n in names if all(is_path(row.get(n)) for row in rows[:_LOOKED_AT])]
 

@@ -83,6 +83,8 @@ PRESETS: dict[str, Preset] = {
 def open_source(config: DataConfig) -> Source:
     """The data that `config.source` names. Raises DataError with what was looked for and a way out."""
     text = config.source
+    if not text.strip():
+        raise DataError("the data has an empty name", "name digits, a preset, a folder, a file or a hub id")
     if text == "none":
         raise DataError(
             "data 'none' has no images", "it serves --dry-run only, with --set data.images=… and data.classes=…"

@@ -217,7 +217,7 @@ class Source:
         name = self._spelled(name)
         if name not in self.splits:
             known = [*self.splits, *([] if self.held_out_split else ["train", "test", "all"])]
-            raise DataError(f"{self.id} has no split {name!r}", did_you_mean(name, set(known)))
+            raise DataError(f"{self.id} has no split {name[:200]!r}", did_you_mean(name, set(known)))
         return self.splits[name]
 
 
@@ -311,7 +311,7 @@ def fraction_of(part: Split, fraction: float, seed: int) -> Split:
     """A seeded part of the rows; a smaller fraction lies within a larger one."""
     if fraction >= 1:
         return part
-    count = max(1, round(fraction * len(part)))
+    count = max(1, round(max(0.0, fraction) * len(part)))
     return part.subset(np.sort(permutation(seed, "fraction", 0, len(part))[:count]))
 
 
