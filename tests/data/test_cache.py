@@ -420,13 +420,15 @@ def test_threads_are_chosen_by_measurement_and_change_no_pixel(
 
 
 def test_a_cache_that_cannot_be_written_lies_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "vit").write_text("in the way")
     (tmp_path / "temporary").mkdir()
-    monkeypatch.setenv("VIT_CACHE", str(tmp_path / "file"))
+    monkeypatch.delenv("VIT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     part = split(write(tmp_path / "data", 6))
     images = open_images(part, VIEW, config())
     assert everything(images)[0].shape == (6, 3, 10, 8)
+    assert images.cached is not None and list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
