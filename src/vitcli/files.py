@@ -210,6 +210,13 @@ def append_line(path: Path, tree: Any) -> None:
         os.fsync(file.fileno())
 
 
+def is_writable(folder: Path) -> bool:
+    """Whether this user may write into `folder`, or make it."""
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
 def check_out(path: Path, force: bool, folder: bool = False) -> None:
     """Raises UsageError where no file, or `folder`, can come to `path`, or one is there and --force was not given, and
     ResourceError where nothing can be written. Long work asks before it begins.

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow
 import pyarrow.parquet
 import pytest
 from PIL import Image
@@ -125,6 +126,22 @@ def test_row_44_pictures_show_any_name(place: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "o").glob("*-rollout*.png"))) == 2 * len(NAMES)
 
 
+@pytest.mark.parametrize("name", [b"caf\xe9", "größe".encode(), b"a\nb"])
+def test_row_45_data_and_runs_may_lie_anywhere(place: Path, tmp_path: Path, name: bytes) -> None:
+    """And a checkpoint says where: it is found again without --data."""
+    odd = os.fsdecode(name)
+    shutil.copytree(place / "data", tmp_path / odd)
+    said(tmp_path, *pretrain(odd, steps=2, out=f"run-{odd}"))
+    assert run(["eval", f"run-{odd}", "--json"], tmp_path).json["n"] == 2 * len(NAMES)
+    tuned = ["finetune", f"run-{odd}", "--steps", "1", "--out", f"tuned-{odd}", "--set", "train.dev=0"]
+    path = Started(tuned, tmp_path).ended()
+    assert path == (0, os.fsencode(f"tuned-{odd}/model.safetensors\n")), "as it is, for the next command"
+    said(tmp_path, "resize-posemb", f"run-{odd}", f"{odd}.safetensors", "--img-size", "16", "--json")
+    code = 2 if name == b"caf\xe9" else 0  # the tool that it is for has no such names
+    said(tmp_path, "export", f"run-{odd}", f"exported-{odd}", "--format", "timm", "--json", code=code)
+    assert said(tmp_path, "info", f"{odd}.safetensors", "--json").json["provenance"]["data"]["id"].endswith(odd)
+
+
 STREAMS = "import sys\nfor s in (sys.stdout, sys.stderr): s.reconfigure(encoding={!r}, errors='strict')"
 
 
@@ -171,8 +188,12 @@ def test_row_45_a_home_that_is_read_only(place: Path, tmp_path: Path) -> None:
     env = {k: v for k, v in os.environ.items() if k not in ("VIT_CACHE", "HF_DATASETS_CACHE", "HF_HOME")}
     env |= {"HOME": str(home), "TMPDIR": str(tmp_path / "tmp")}
     (tmp_path / "tmp").mkdir()
+    images = [{"bytes": path.read_bytes()} for path in sorted((place / "data" / "test").glob("*/*"))]
+    table = pyarrow.table({"image": images, "label": [i % 2 for i in range(len(images))]})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
     for arguments in (
-        [*pretrain(place / "data", steps=2)],
+        pretrain(place / "data", steps=2),
+        pretrain("t.parquet", steps=2, out="rows"),
         ["eval", "run", "--json", "--confusion", "c.png"],
         ["predict", "run", place / "data" / "test", "--json"],
         ["export", "run", "exported", "--format", "timm", "--json"],

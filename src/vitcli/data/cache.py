@@ -271,10 +271,10 @@ def _cached(split: Split, view: View, config: DataConfig, progress: Progress, in
     if found is not None:
         return found
     with contextlib.ExitStack() as stack:
-        if not _is_writable(home):
+        if not files.is_writable(home):
             with contextlib.suppress(OSError):
                 home = stack.enter_context(files.temporary_folder(Path(tempfile.gettempdir()) / "vit-cache"))
-        if not insists and not (_is_writable(home) and _has_room(home, math.prod(shape))):
+        if not insists and not (files.is_writable(home) and _has_room(home, math.prod(shape))):
             return None
         try:
             return _build(home / name, split, view, config, shape, progress)
@@ -311,13 +311,6 @@ def _has_room(home: Path, size: int) -> bool:
     except OSError:
         return False
     return size <= 0.9 * free - 2**30
-
-
-def _is_writable(home: Path) -> bool:
-    """Whether this user may write into `home`, or make it."""
-    while not os.path.lexists(home) and home != home.parent:
-        home = home.parent
-    return home.is_dir() and os.access(home, os.W_OK | os.X_OK)
 
 
 def _open(folder: Path, shape: tuple[int, ...]) -> Cached | None:

@@ -6,12 +6,15 @@ fsspec address all become a `Source`. Columns are found by their type, not by th
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import re
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -106,11 +109,6 @@ def open_source(config: DataConfig) -> Source:
         ) from None
     if not is_folder and not is_file and path.exists():
         raise DataError(f"{readable(str(path))} is a pipe, a socket or a device", "name a file or a folder")
-    if (is_folder or is_file) and readable(str(path)) != str(path):
-        raise DataError(
-            f"the path {readable(str(path))} is not UTF-8, and a checkpoint could not say where its data lie",
-            "rename that folder; what lies below DATA may be called anything",
-        )
     if is_folder:
         return _folder(path, config)
     if is_file:
@@ -171,15 +169,25 @@ def _fifth_of_each(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """`datasets` without its progress bars and log lines."""
+    """`datasets` without its progress bars and log lines, and with a cache that can be written."""
     import datasets
 
+    if not files.is_writable(Path(datasets.config.HF_DATASETS_CACHE)):
+        datasets.config.HF_DATASETS_CACHE = _passing_cache()
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_error()
     import huggingface_hub.utils as hub
 
     hub.disable_progress_bars()
     yield
+
+
+@functools.cache
+def _passing_cache() -> Path:
+    """A folder that goes when this process ends: what datasets reads it writes as Arrow files first."""
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(files.temporary_folder(Path(tempfile.gettempdir()) / "vit-datasets"))
 
 
 def _load(builder: str, what: str, **arguments: Any) -> datasets.Dataset:

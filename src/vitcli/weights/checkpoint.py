@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from vitcli.config import ModelConfig, Overrides, Size, check_model, model_name
 from vitcli.errors import CheckpointError
 from vitcli.model.posemb import resize_patch_embedding, resize_position_embedding
 from vitcli.model.vit import ViT, init_head, init_weights
+from vitcli.text import as_json
 from vitcli.weights.describe import Description, Opened, locate, open_checkpoint
 from vitcli.weights.layouts import Part, Stored, check_shapes, expected_shapes, scanned_key, strip_prefixes
 from vitcli.weights.stored import Safetensors
@@ -179,8 +179,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], document: dict[
         offset += len(view)
     metadata = {"format": "pt"}
     if document is not None:
-        metadata["vit"] = json.dumps(document | {"sha256": digest.hexdigest()}, ensure_ascii=False, allow_nan=False)
-    head = json.dumps({"__metadata__": metadata} | entries, ensure_ascii=False).encode()
+        metadata["vit"] = as_json(document | {"sha256": digest.hexdigest()})
+    head = as_json({"__metadata__": metadata} | entries).encode()
     head += b" " * (-len(head) % 8)
     with path.open("wb") as file:
         file.write(len(head).to_bytes(8, "little") + head)

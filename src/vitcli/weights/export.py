@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-import json
 import logging
 import re
 import sys
@@ -29,6 +28,7 @@ from vitcli.data.samples import sample_photographs
 from vitcli.errors import CheckpointError, ResourceError, UsageError, did_you_mean
 from vitcli.model.attention import Attention
 from vitcli.model.vit import ViT
+from vitcli.text import as_json, unicode
 from vitcli.weights import formats
 from vitcli.weights.checkpoint import Tensors, build, write_safetensors
 from vitcli.weights.describe import WEIGHTS, Description, preprocessing
@@ -67,6 +67,9 @@ def check_place(out: Path, form: str, force: bool, source: Path) -> None:
     """Raises UsageError where `out` cannot be written without taking something of the user's: with --force only the files
     that vit writes are replaced, and never those of a run, or the checkpoint that is exported.
     """
+    full = str(out.absolute())
+    if unicode(full) != full:
+        raise UsageError(f"the path {full} is not UTF-8, and {form} reads no such files", "give another OUT")
     files.check_out(out, force, folder=form != "onnx")
     if form != "onnx" and ((out / "state").is_dir() or (out / "run.toml").exists()):
         raise UsageError(
@@ -195,9 +198,9 @@ def onnx_metadata(description: Description) -> dict[str, str]:
     names = [c.as_json() for c in description.classes]
     return {
         "model": description.model.name,
-        "labels": json.dumps([c["name"] for c in names], ensure_ascii=False),
-        "classes": json.dumps(names, ensure_ascii=False),
-        "preprocessing": json.dumps(preprocessing(description.model.img_size, description.eval)),
+        "labels": as_json([c["name"] for c in names]),
+        "classes": as_json(names),
+        "preprocessing": as_json(preprocessing(description.model.img_size, description.eval)),
     }
 
 
