@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from vitcli.weights.held import HeldFile
 
-MAX_ENTRIES = 50_000
+MAX_ENTRIES = 20_000
 """Arrays and other files in one archive; a checkpoint with its optimizer has a few thousand."""
 _END = struct.Struct("<4s4H2LH")
 _END_64 = struct.Struct("<4sQ2H2L4Q")

@@ -111,14 +111,18 @@ def _content(path: Path) -> bytes:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The object in a file; an empty one where there is no file, or no object in it. Raises CheckpointError as `_content`."""
+    """The object in a file; an empty one where there is no file, or no object in it. Raises CheckpointError as `_content`, and
+    for what is no JSON.
+    """
+    text = _content(path)
     try:
-        text = _content(path)
         check_nodes(text)
-        tree = json.loads(text)
-        return tree if isinstance(tree, dict) else {}
-    except (ValueError, RecursionError):
-        return {}
+        tree = json.loads(text or b"{}")
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is not JSON that can be read: {error!s:.80}", "copy or download it again, or remove it"
+        ) from None
+    return tree if isinstance(tree, dict) else {}
 
 
 def read_flat_yaml(path: Path) -> dict[str, Any]:

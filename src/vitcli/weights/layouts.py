@@ -458,8 +458,14 @@ def is_average(name: str) -> bool:
     return not _AVERAGED.isdisjoint(re.split(r"[^a-z]+", name.lower()))
 
 
+_MOST_PLACES = 32
+"""Students, teachers and averages in one table: a training script has a handful."""
+
+
 def places(shapes: Shapes) -> list[Place]:
-    """Everywhere that a table of weights holds the key by which a layout begins, in the table's order."""
+    """Everywhere that a table of weights holds the key by which a layout begins, in the table's order. Raises CheckpointError
+    where they are very many.
+    """
     names = _unwrapped(shapes)
     own: dict[str, list[str]] = {}  # for each key that a layout begins by, the prefixes of all that begin by it
     for layout in LAYOUTS:
@@ -471,6 +477,10 @@ def places(shapes: Shapes) -> list[Place]:
             if before != name and (not before or before[-1] in "./"):
                 encoder = next((e for e in encoders if f".{before}".endswith(f".{e}")), "")
                 prefixes[before.removesuffix(encoder)] = None
+    if len(prefixes) > _MOST_PLACES:
+        raise CheckpointError(
+            f"weights under {len(prefixes):,} prefixes, such as {next(iter(prefixes))[:80]!r}", "is it a checkpoint?"
+        )
     found = []
     for prefix in prefixes:
         inside = {key: shapes[key] for key, name in names.items() if name.startswith(prefix)}

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, SupportsIndex
 
-MAX_OPCODES = 2_000_000
+MAX_OPCODES = 1_000_000
 """A training checkpoint of ViT-L with its optimizer has 60,000."""
 MAX_TEXT = 1 << 20
 """Longer texts, bytes and lines are passed over; a text can take four times its bytes in memory."""

@@ -25,7 +25,7 @@ from vitcli import files
 from vitcli.errors import CheckpointError
 from vitcli.weights import tables
 from vitcli.weights.archives import open_archive
-from vitcli.weights.header import MAX_HEADER, check_nodes, not_weights, read_header
+from vitcli.weights.header import check_nodes, not_weights, read_header
 from vitcli.weights.held import AGAIN, HeldFile
 from vitcli.weights.layouts import Place, is_wanted
 from vitcli.weights.pickles import Inert
@@ -37,11 +37,12 @@ if TYPE_CHECKING:
 INDEX = ".safetensors.index.json"
 INDICES = (INDEX, ".bin.index.json")
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
-MAX_KEYS = 50_000
+MAX_KEYS = 20_000
 """Arrays of one file; the largest ViT has a thousand, text towers and decoders a few thousand."""
 MAX_SHARDS = 64
 """Files that stay open at once; the largest ViT comes in a dozen."""
 _MAX_INDEX = 4 << 20  # bytes
+_MAX_EFFORT = 4 << 20  # bytes of the headers or pickles of all shards together
 _MAX_NPY = 1 << 14  # bytes of an array's header, which numpy reads up to 10,000
 _PLAIN = "save the weights as float32, float16 or bfloat16"
 _SMALL, _RATIO = 1 << 27, 16
@@ -145,7 +146,7 @@ class Sharded(Weights):
             self.where |= dict.fromkeys(file.shapes, file)
             self.effort += file.effort
             _check_keys(path, len(self.where))
-            if self.effort > MAX_HEADER:
+            if self.effort > _MAX_EFFORT:
                 raise CheckpointError(f"{path} and its shards describe more than any ViT", "is it a checkpoint?")
         missing = sorted(names - self.where.keys())
         if missing:
