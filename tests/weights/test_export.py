@@ -406,7 +406,7 @@ def everything(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_force_replaces_the_files_that_are_written_and_nothing_else(tmp_path):
+def test_row_36_force_replaces_the_files_that_are_written_and_nothing_else(tmp_path):
     path = checkpoint(tmp_path / "model.safetensors")
     (tmp_path / "mine" / "deep").mkdir(parents=True)
     for name in ("thesis.txt", "deep/config.json", "config.json", ".hidden"):
@@ -423,7 +423,7 @@ def test_force_replaces_the_files_that_are_written_and_nothing_else(tmp_path):
 @pytest.mark.parametrize(
     "place", ["run", "by its run.toml", "file", "file for ONNX", "itself", "folder in a file's place", "dangling"]
 )
-def test_what_is_not_replaced_even_with_force(tmp_path, place):
+def test_row_36_what_is_not_replaced_even_with_force(tmp_path, place):
     path = checkpoint(tmp_path / "source" / "model.safetensors")
     out, form = tmp_path / "out", "timm"
     if place in ("run", "by its run.toml"):
@@ -447,7 +447,7 @@ def test_what_is_not_replaced_even_with_force(tmp_path, place):
     assert everything(tmp_path) == before
 
 
-def test_other_numbers_leave_an_existing_folder_as_it_was(tmp_path, monkeypatch):
+def test_row_36_other_numbers_leave_an_existing_folder_as_it_was(tmp_path, monkeypatch):
     path = checkpoint(tmp_path / "model.safetensors")
     description, tensors = load(str(path))
     (tmp_path / "out").mkdir()

@@ -93,7 +93,7 @@ def test_every_object_is_inert_and_says_what_it_would_have_been(protocol):
     assert isinstance(found[2], Inert)
 
 
-def test_keys_whose_hash_is_not_plain_are_never_hashed():
+def test_row_43_keys_whose_hash_is_not_plain_are_never_hashed():
     """A tuple of a tuple of … of itself twice, 10,000 deep: its hash takes 2^10,000 steps."""
     data = b"\x80\x02}K\x01q\x00" + b"h\x00\x86q\x00" * 34 + b"K\x02s."
     try:
@@ -111,7 +111,7 @@ def test_keys_whose_hash_is_not_plain_are_never_hashed():
     assert time.monotonic() - started < 5
 
 
-def test_integers_that_share_a_hash_are_no_keys():
+def test_row_43_integers_that_share_a_hash_are_no_keys():
     same = {n * (2**61 - 1): n for n in range(1, 300)}
     assert all(isinstance(key, InertKey) for key in Reader(pickle.dumps(same)).load())
 
@@ -136,14 +136,14 @@ def test_integers_that_share_a_hash_are_no_keys():
     ],
     ids=range(14),
 )
-def test_bombs_and_nonsense_end_soon(data):
+def test_row_43_bombs_and_nonsense_end_soon(data):
     started = time.monotonic()
     with pytest.raises(Damaged):
         Reader(data).load()
     assert time.monotonic() - started < 10
 
 
-def test_deep_nesting_needs_no_recursion():
+def test_row_43_deep_nesting_needs_no_recursion():
     found = Reader(b"\x80\x02" + b"]" * 300_000 + b"a" * 299_999 + b".").load()
     depth = 0
     while found:
@@ -151,7 +151,7 @@ def test_deep_nesting_needs_no_recursion():
     assert depth == 299_999
 
 
-def test_long_texts_are_passed_over():
+def test_row_43_long_texts_are_passed_over():
     tree = {"a": "x" * (pickles.MAX_TEXT + 1), "b": b"y" * (pickles.MAX_TEXT + 1), "c": 2**9000, "d": 3}
     found = Reader(pickle.dumps(tree)).load()
     assert [type(found[key]) for key in "abc"] == [Inert] * 3 and found["d"] == 3

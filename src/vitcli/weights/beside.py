@@ -188,19 +188,24 @@ def _checked(path: Path, usual: EvalConfig, said: dict[str, tuple[str, Any]]) ->
     return None if other else replace(usual, **values)
 
 
+_MOST_PIXELS = 100_000
+
+
 def _size(path: Path, name: str, value: Any) -> Size | None:
     """A side, or height and width. Raises CheckpointError for anything else but None."""
     if isinstance(value, dict) and {"height", "width"} <= value.keys():
         value = [value["height"], value["width"]]
     size: Size | None = None if value is None else _as_key(path, name, "model.img_size", value)
+    if size and max(size) > _MOST_PIXELS:
+        raise CheckpointError(f"{path}: {name} = {_shown(max(size))} is the side of no image", "is the file damaged?")
     return size
 
 
 def _count(path: Path, name: str, value: Any) -> int | None:
-    """A number of at least 1. Raises CheckpointError for anything else but None."""
-    if value is None or (type(value) is int and value > 0):
+    """A number of heads or pixels. Raises CheckpointError for anything else but None."""
+    if value is None or (type(value) is int and 0 < value <= _MOST_PIXELS):
         return value
-    raise CheckpointError(f"{path}: {name} = {_shown(value)} is no number of at least 1", "is the file damaged?")
+    raise CheckpointError(f"{path}: {name} = {_shown(value)} is no such number", "is the file damaged?")
 
 
 def _shown(value: Any) -> str:
@@ -429,7 +434,7 @@ def _processor(tree: dict[str, Any], usual: EvalConfig, path: Path) -> EvalConfi
         )
     plain = tree.get("do_normalize", True) is False
     resample, factor = tree.get("resample", 2), tree.get("rescale_factor", 1 / 255)
-    if type(resample) is not int or type(factor) not in (int, float):
+    if type(resample) is not int or type(factor) not in (int, float) or not 0 <= factor < 1e6:
         name = "rescale_factor" if type(resample) is int else "resample"
         raise CheckpointError(f"{path}: {name} = {_shown(tree[name])} is no number", "is the file damaged?")
     said = _checked(
