@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import time
 import types
 import typing
 from pathlib import Path
@@ -42,7 +43,8 @@ from vitcli.config import (
     read_toml,
     to_toml,
 )
-from vitcli.errors import UsageError
+from vitcli.errors import UsageError, VitError
+from vitcli.train.plan import Request, make_plan
 
 VALID = apply(Config(), {"train.epochs": 1.0})
 
@@ -510,7 +512,7 @@ def test_any_text_as_a_value_is_read_or_refused(key, value):
 @given(
     key=st.sampled_from(known_keys()),
     value=st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats() | st.text(max_size=5),
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
         max_leaves=6,
     ),
@@ -751,3 +753,49 @@ def test_grids_and_tokens():
     assert (model.tokens, model.prefix_tokens) == (25, 1)
     model = dataclasses.replace(model, class_token=False, pool="mean")
     assert (model.tokens, model.prefix_tokens) == (24, 0)
+
+
+EXTREMES = [
+    "-1", "0", "1", "1e308", "-1e308", "1e-320", "1e400", "nan", "-inf", "18446744073709551616", "9223372036854775807",
+    "1099511627776", "1" + "0" * 400, "1e9h", "0.0000001s", "99999", "0x0", "1x99999", "1,1", "1e308,1e308", "nan,nan", "0,0,0",
+    "1e-320,1e-320,1e-320", ",".join(["0.5"] * 10**5), "", "x" * 10**6, "\0", "\ud800",
+]  # fmt: skip
+"""Of numbers, sizes, times, lists and texts: what is the wrong type for a key is refused by it."""
+
+
+@pytest.mark.parametrize(
+    "key", [key for key in known_keys() if key.partition(".")[0] in SECTIONS and key not in ("run.init", "data.source")]
+)
+def test_row_52_any_key_with_an_extreme_value_is_planned_or_refused(key):
+    """Within seconds, by one line."""
+    base = {"data.source": "none", "data.images": 10**5, "data.classes": 10, "run.device": "cpu"}
+    for value in EXTREMES:
+        started = time.monotonic()
+        try:
+            overrides = base | {key: parse_value(key, value)}
+            planned = make_plan(Request("pretrain", overrides, dry_run=True))
+            json.dumps(planned.as_json(), allow_nan=False)
+        except VitError as error:
+            assert error.code in (2, 3, 6) and len(error.message) < 1000 and "\n" not in error.message, error.message[
+                :300
+            ]
+        assert time.monotonic() - started < 20, value[:100]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.depth", "100000"), ("model.width", "1000000000"), ("model.heads", "1000000"), ("model.img_size", "1000000"),
+        ("model.patch", "0"), ("model.patch", "-1"), ("run.threads", "100000"), ("data.workers", "1000000"),
+        ("run.seed", "18446744073709551616"), ("train.epochs", "1e18"), ("train.steps", "9223372036854775808"),
+        ("train.batch_size", "1099511627776"), ("train.accumulate", "1000000000"), ("optim.lr", "nan"), ("optim.lr", "inf"),
+        ("optim.lr", "-1"), ("train.time_budget", "1e9h"), ("data.fraction", "1.5"), ("data.fraction", "-1e308"),
+        ("data.classes", "1000000000000000000"),
+    ],
+)  # fmt: skip
+def test_row_52_absurd_numbers_are_refused(key, value):
+    base = {"data.source": "none", "data.images": 10**5, "data.classes": 10, "run.device": "cpu", "model.name": "ti/16"}
+    with pytest.raises(UsageError) as caught:
+        make_plan(Request("pretrain", base | {key: parse_value(key, value)}, dry_run=True))
+    words = (key.partition(".")[2], "parameters", "tokens", "patch")
+    assert any(word in caught.value.message for word in words)

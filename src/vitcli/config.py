@@ -271,12 +271,12 @@ def model_config(name: str, img_size: Size = (224, 224), classes: int = 0) -> Mo
     )
     if match is None:
         raise UsageError(
-            f"unknown model {name!r}", "a model is a size and a patch size, such as ViT-B/16, s/32 or ti/4"
+            f"unknown model {_shown.repr(name)}", "a model is a size and a patch size, such as ViT-B/16, s/32 or ti/4"
         )
     size, rows, columns = match.groups()
     patch = (int(rows), int(columns or rows))
     if min(patch) < 1:
-        raise UsageError(f"patch size 0 in {name!r}", "a patch is at least one pixel")
+        raise UsageError(f"patch size 0 in {_shown.repr(name)}", "a patch is at least one pixel")
     width, depth, mlp, heads = _dimensions(size, name)
     model = ModelConfig("", width, depth, heads, mlp, patch, img_size, classes)
     return dataclasses.replace(model, name=model_name(model))
@@ -290,7 +290,9 @@ def _dimensions(size: str, name: str) -> tuple[int, int, int, int]:
         return width, depth, int(own[4] or 4 * width), heads
     variants = {v.lower(): dimensions for v, dimensions in VARIANTS.items()}
     if size.lower() not in variants:
-        raise UsageError(f"unknown model size {size!r} in {name!r}", did_you_mean(size.lower(), variants))
+        raise UsageError(
+            f"unknown model size {_shown.repr(size)} in {_shown.repr(name)}", did_you_mean(size.lower(), variants)
+        )
     return variants[size.lower()]
 
 
@@ -315,7 +317,7 @@ def parse_size(text: str) -> Size:
     """`384` or `96x128` (height x width, pixels)."""
     match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", text.strip())
     if match is None or int(match[1]) == 0 or int(match[2] or 1) == 0:
-        raise UsageError(f"{text!r} is not a size", "write 384 or 96x128 (height x width, pixels)")
+        raise UsageError(f"{_shown.repr(text)} is not a size", "write 384 or 96x128 (height x width, pixels)")
     return int(match[1]), int(match[2] or match[1])
 
 
@@ -324,10 +326,10 @@ def parse_seconds(text: str) -> float:
     units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     parts = re.findall(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip().lower())
     if not parts or "".join(n + u for n, u in parts) != text.strip().lower():
-        raise UsageError(f"{text!r} is not a time", "write 90s, 10m or 1h30m")
+        raise UsageError(f"{_shown.repr(text)} is not a time", "write 90s, 10m or 1h30m")
     seconds = sum(float(number) * units[unit or "s"] for number, unit in parts)
     if not 0 < seconds < math.inf:
-        raise UsageError(f"{text!r} is no time at all", "write 90s, 10m or 1h30m")
+        raise UsageError(f"{_shown.repr(text)} is no time at all", "write 90s, 10m or 1h30m")
     return seconds
 
 
@@ -351,14 +353,16 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
                 did_you_mean(text, [a for a in args if a]),
             )
         return text
+    if isinstance(value, str) and hint in (Seconds, Size):
+        try:
+            value = parse_seconds(value) if hint == Seconds else parse_size(value)
+        except UsageError as error:
+            raise UsageError(f"{key}: {error.message}", error.hint) from None
     if hint == Seconds:
-        value = parse_seconds(value) if isinstance(value, str) else value
         hint = float
     if hint == Size:
         if isinstance(value, int) and not isinstance(value, bool):
             value = (value, value)
-        if isinstance(value, str):
-            value = parse_size(value)
         if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(type(v) is int and v > 0 for v in value):
             raise UsageError(
                 f"{key} = {_shown.repr(value)}: not a size", "write 384 or 96x128 (height x width, pixels)"
@@ -410,6 +414,8 @@ def _scalar(value: Any, kind: type, key: str) -> Any:
         raise wrong from None
     if not math.isfinite(number) or (kind is int and number != int(number)):
         raise wrong
+    if kind is int and abs(number) > 2**64:
+        raise UsageError(f"{key} = {_shown.repr(value)}: beyond 64 bits", f"write {key}=3, or another integer")
     return kind(
         int(value)
         if kind is int and isinstance(value, (int, str)) and re.fullmatch(r"[+-]?\d+", str(value).strip())
@@ -432,7 +438,7 @@ def check_key(key: str) -> tuple[str, str]:
     """`section.key` split in two. Raises UsageError that names the nearest known one."""
     section, _, name = key.partition(".")
     if section not in _HINTS or name not in _HINTS[section]:
-        raise UsageError(f"unknown configuration key {key!r}", did_you_mean(key, known_keys()))
+        raise UsageError(f"unknown configuration key {_shown.repr(key)}", did_you_mean(key, known_keys()))
     return section, name
 
 
@@ -454,7 +460,7 @@ def parse_set(items: list[str]) -> Overrides:
     for item in items:
         key, equals, value = item.partition("=")
         if not equals:
-            raise UsageError(f"--set {item!r} has no '='", "write --set section.key=value")
+            raise UsageError(f"--set {_shown.repr(item)} has no '='", "write --set section.key=value")
         key = key.strip()
         check_settable(key)
         overrides[key] = parse_value(key, value.strip())
@@ -683,6 +689,16 @@ def check_alone(overrides: Overrides) -> None:
         _check_dimensions(model_config(overrides["model.name"]))
 
 
+def check_imagined(data: DataConfig) -> None:
+    """Raises UsageError for the numbers of data `none`, from which classes are made before anything else is looked at."""
+    for key, value, least, most in (("images", data.images, 1, 10**12), ("classes", data.classes, 2, 10**6)):
+        if not least <= value <= most:
+            raise UsageError(
+                f"data 'none' needs its numbers: data.{key} = {value} must lie between {least} and {most:,}",
+                "add --set data.images=… --set data.classes=…",
+            )
+
+
 def check_run(run: RunConfig) -> None:
     """Raises UsageError for a seed or a number of threads that no machine takes."""
     if not 0 <= run.seed < 2**63:
@@ -704,9 +720,11 @@ def _check_upper_bounds(config: Config) -> None:
     ):
         if value > most:
             raise UsageError(f"{key} = {value:g}: must be at most {most:,}", _usual(key))
-    if not all(0 <= milestone <= 1 for milestone in config.optim.milestones):
+    milestones = config.optim.milestones
+    if len(milestones) > 100 or not all(0 <= milestone <= 1 for milestone in milestones):
         raise UsageError(
-            f"optim.milestones = {config.optim.milestones}: each must lie between 0 and 1", "they are parts of the run"
+            f"optim.milestones = {_shown.repr(milestones)}: at most 100, each between 0 and 1",
+            "they are parts of the run",
         )
 
 

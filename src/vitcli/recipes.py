@@ -598,7 +598,7 @@ def _cut_off(config: Config, facts: Facts, asked: Collection[str]) -> str:
 def configure(recipe: str, facts: Facts) -> Config:
     """The complete configuration of `recipe`. Raises UsageError for an unknown name or a model that does not fit."""
     if recipe not in RECIPES:
-        raise UsageError(f"unknown recipe {recipe!r}", did_you_mean(recipe, RECIPES))
+        raise UsageError(f"unknown recipe {recipe[:100]!r}", did_you_mean(recipe, RECIPES))
     if facts.command == "pretrain" and recipe in ("finetune", "paper-finetune"):
         raise UsageError(f"recipe {recipe!r} starts from trained weights", "use vit finetune CKPT, or another recipe")
     if facts.command == "finetune" and recipe not in ("finetune", "paper-finetune"):

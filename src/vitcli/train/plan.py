@@ -23,6 +23,7 @@ from vitcli.config import (
     apply,
     as_dict,
     check,
+    check_imagined,
     format_size,
     model_name,
 )
@@ -182,6 +183,7 @@ def make_plan(request: Request) -> Plan:
     if data.source == "none":
         if not request.dry_run:
             raise UsageError("data 'none' has no images to train on", "add --dry-run, or name data with --data")
+        check_imagined(data)
         images, known, native, uniform, mirror = (
             data.images,
             tuple(Class(str(i)) for i in range(data.classes)),
@@ -189,8 +191,6 @@ def make_plan(request: Request) -> Plan:
             False,
             True,
         )
-        if images < 1 or data.classes < 2:
-            raise UsageError("data 'none' needs its numbers", "add --set data.images=… --set data.classes=…")
     else:
         source = open_source(data)
         notes += source.notes
