@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import re
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -263,6 +267,11 @@ SMUGGLED = {
     "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(ran) (ran) (w) file pop showpage\n",
     "PDF": b"%PDF-1.4\n1 0 obj\n<<>>\nendobj\n",
     "ICO": struct.pack("<HHHBBBBHHII", 0, 1, 1, 0, 0, 0, 0, 1, 32, 2000, 22) + head_of_png(60_000) + bytes(2000),
+    "SVG": b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
+    "gzip": b"\x1f\x8b\x08\0" + bytes(30),
+    "HDF5": b"\x89HDF\r\n\x1a\n" + bytes(30),
+    "FITS": b"SIMPLE  =                    T" + bytes(2880),
+    "WMF": b"\xd7\xcd\xc6\x9a" + bytes(100),
     "ICNS": b"icns" + struct.pack(">I", 2016) + b"ic10" + struct.pack(">I", 2008) + head_of_png(60_000) + bytes(2000),
 }
 
@@ -281,6 +290,150 @@ def test_row_41_what_is_no_picture_is_refused_from_its_first_bytes(
     assert done.code == 3 and "not a picture that is read" in done.out, done
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
     assert not (tmp_path / "ran").exists()
+
+
+def chunks(*pairs: tuple[bytes, bytes], side: int = 32) -> bytes:
+    """A black PNG with these chunks before its pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    pixels = zlib.compress(bytes(side * (1 + 3 * side)))
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    inner = b"".join(chunk(*pair) for pair in pairs)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + inner + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+@functools.cache
+def packed(size: int) -> bytes:
+    """So many zeros, deflated."""
+    packer = zlib.compressobj(9)
+    return b"".join(packer.compress(bytes(2**20)) for _ in range(size // 2**20)) + packer.flush()
+
+
+def tiff(entries: list[tuple[int, int, int, int]], rest: bytes = bytes(2000), following: int = 0) -> bytes:
+    """A TIFF of one page with these tags: number, type, count, value."""
+    tags = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + tags + struct.pack("<I", following) + rest
+
+
+def gray_tiff(width: int, height: int, *more: tuple[int, int, int, int]) -> list[tuple[int, int, int, int]]:
+    usual = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 273: 200, 277: 1, 278: height, 279: 1024}
+    return [(tag, 4, 1, value) for tag, value in usual.items() if tag not in {entry[0] for entry in more}] + list(more)
+
+
+def within(content: bytes, start: bytes, inner: bytes) -> bytes:
+    """`inner` put behind the first bytes `start` of `content`."""
+    assert content.startswith(start)
+    return start + inner + content[len(start) :]
+
+
+def many_scans(side: int, count: int) -> bytes:
+    """A progressive JPEG whose last scan comes again and again: half a megabyte that takes minutes."""
+    blob = encoded(Image.new("L", (side, side)), "JPEG", progressive=True)
+    return blob[:-2] + blob[blob.rindex(b"\xff\xda") : -2] * count + b"\xff\xd9"
+
+
+def patched(blob: bytes, before: bytes, behind: int, content: bytes) -> bytes:
+    at = blob.index(before) + behind
+    return blob[:at] + content + blob[at + len(content) :]
+
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8))
+JPEG, GIF = encoded(NOISE, "JPEG"), encoded(NOISE.convert("P"), "GIF")
+
+BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
+    "a text of a gigabyte": (lambda: chunks((b"zTXt", b"c\0\0" + packed(2**30))), "too large"),
+    "an international text of a gigabyte": (lambda: chunks((b"iTXt", b"c\0\1\0\0\0" + packed(2**30))), "too large"),
+    "a colour profile of a gigabyte": (lambda: chunks((b"iCCP", b"c\0\0" + packed(2**30))), "too large"),
+    "a hundred texts of a megabyte": (lambda: chunks(*[(b"zTXt", b"c\0\0" + packed(2**20))] * 100), "too much memory"),
+    "three million chunks": (lambda: chunks(*[(b"tEXt", b"a\0b")] * 3 * 10**6), "pieces"),
+    "a header that is not the one that was written": (lambda: patched(chunks(), b"IHDR", 4, struct.pack(">IIBBBBB", 10**6, 10**6, 8, 2, 0, 0, 1)), "not an image"),
+    "a million fill bytes, often": (lambda: within(JPEG, JPEG[:2], b"\xff" * 10**7), "pieces"),
+    "millions of segments": (lambda: within(JPEG, JPEG[:2], b"\xff\xe5\0\2" * 3 * 10**6), "pieces"),
+    "two thousand scans": (lambda: many_scans(9000, 2000), "scans"),
+    "fifty scans of 81 megapixels": (lambda: many_scans(9000, 50), "scans"),
+    "a million frames of GIF": (lambda: GIF[:-1] + b"\x2c\0\0\0\0\1\0\1\0\0\2\2\x44\1\0" * 10**6 + b";", ""),
+    "a giant screen": (lambda: patched(GIF, b"GIF8", 6, b"\xff\xff\xff\xff"), "megapixels"),
+    "a million strips": (
+        lambda: tiff(gray_tiff(32, 10**6, (273, 4, 10**6, 200), (279, 4, 10**6, 200)), bytes(5 * 10**6)), "strips",
+    ),
+    "pages that follow each other in a ring": (lambda: tiff(gray_tiff(32, 32), following=8), ""),
+    "65,000 tags": (lambda: tiff(gray_tiff(32, 32) + [(51000 + i % 9000, 3, 1, 1) for i in range(65000)]), ""),
+    "a tag of two gigabytes": (lambda: tiff(gray_tiff(32, 32, (40000, 1, 2**31 - 1, 8))), ""),
+    "a tile of 3,600 megapixels": (lambda: tiff(gray_tiff(32, 32, (322, 4, 1, 60000), (323, 4, 1, 60000), (324, 4, 1, 200), (325, 4, 1, 1024))), "|"),
+    "a TIFF of 3,600 megapixels": (lambda: tiff(gray_tiff(60000, 60000)), "megapixels"),
+    "a JPEG 2000 of 3,600 megapixels": (
+        lambda: patched(encoded(NOISE, "JPEG2000", no_jp2=True), b"\xff\x4f", 8, struct.pack(">II", 60000, 60000)), "megapixels",
+    ),
+    "a JPEG 2000 of 81 million tiles": (
+        lambda: patched(
+            patched(encoded(NOISE, "JPEG2000", no_jp2=True), b"\xff\x4f", 8, struct.pack(">II", 9000, 9000)),
+            b"\xff\x4f", 24, struct.pack(">II", 1, 1),
+        ), ".",
+    ),
+    "a WebP of 268 megapixels": (
+        lambda: patched(encoded(NOISE, "WEBP", save_all=True, append_images=[NOISE.rotate(90)]), b"VP8X", 12, b"\xff\x3f\0" * 2),
+        "megapixels",
+    ),
+    "text for pixels": (lambda: b"P3 9000 9000 255\n" + b"1 " * (2**25 + 1), "text"),
+    "a comment without end": (lambda: b"P6 #" + b"x" * 10**7 + b"\n9 9 255\n", "pieces"),
+    "runs of one pixel": (
+        lambda: b"BM" + struct.pack("<IHHI", 0, 0, 0, 1078) + struct.pack("<IiiHHIIiiII", 40, 9000, 9000, 1, 8, 1, 0, 0, 0, 256, 0)
+        + bytes(1024) + b"\1\1" * 4 * 10**6, "pieces",
+    ),
+    "pixels one by one": (lambda: b"qoif" + struct.pack(">II", 3000, 3000) + b"\4\0" + bytes(9 * 10**6 + 8), "pieces"),
+}  # fmt: skip
+"""Small files that would take minutes or gigabytes, and a pattern of what is said of them; an empty one where they are read."""
+
+MEASURED = """
+import sys, time
+from pathlib import Path
+from vitcli.data.decode import BadImage, View, decode
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) // 1024
+
+decode(Path(sys.argv[1]).read_bytes(), View((8, 8)), 89.0)  # what is imported late is no growth
+for path in sys.argv[2:]:
+    blob, said = Path(path).read_bytes(), ""
+    before, started = peak(), time.monotonic()
+    try:
+        decode(blob, View((8, 8)), 89.0)
+    except BadImage as error:
+        said = str(error)
+    print(peak() - before, time.monotonic() - started, said, flush=True)
+"""
+
+
+def test_row_41_bombs_take_seconds_and_little_memory(tmp_path: Path) -> None:
+    (tmp_path / "first.png").write_bytes(chunks())
+    paths = [tmp_path / f"{number}.png" for number in range(len(BOMBS))]
+    for path, (make, _) in zip(paths, BOMBS.values(), strict=True):
+        path.write_bytes(make())
+    command = [sys.executable, "-c", MEASURED, str(tmp_path / "first.png"), *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for (kind, (_, words)), line in zip(BOMBS.items(), done.stdout.splitlines(), strict=True):
+        grown, seconds, said = line.split(" ", 2)
+        assert int(grown) < 400 and float(seconds) < 30, (kind, line)
+        assert re.search(words, said, re.IGNORECASE) if words else not said, (kind, line)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"BUFR" + bytes(100), b"GRIB" + bytes(100), bytes(257) + b"ustar\0" + bytes(300), b"\1\0\0\0" + bytes(36) + b" EMF", b"SDPX", b"\0\0\2\0",
+     b"MThd", b"/* XPM */\n", b"#define x_width 60000\n#define x_height 60000\n", b"\x0a\5\1\1" + b"\xff" * 200, b"BLP2" + bytes(200)],
+)  # fmt: skip
+def test_row_41_what_no_plugin_should_see(start: bytes) -> None:
+    with pytest.raises(BadImage):
+        decode(start, View((8, 8)), 89.0)
+
+
+def test_row_41_of_several_pictures_in_a_jpeg_the_first_is_read() -> None:
+    several = encoded(NOISE, "MPO", save_all=True, append_images=[NOISE.rotate(90)])
+    assert decode(several, View((32, 32)), 89.0)[1] == (32, 32)
 
 
 # --- 24, 25: classes and labels ----------------------------------------------------------------------------------

@@ -453,8 +453,8 @@ def _zip(path: Path, config: DataConfig) -> Source:
     try:
         with zipfile.ZipFile(path) as archive:
             names = sorted(archive.namelist())
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"cannot read {path}: {error}", "is it whole?") from None
+    except Exception as error:  # zipfile raises many types; each is a fault of the archive
+        raise DataError(f"cannot read {path}: {first_line(error)}", "is it whole?") from None
     split = [(name, tuple(p for p in name.split("/") if p)) for name in names]
     seen = [(name, p) for name, p in split if not any(q.startswith((".", "__MACOSX")) for q in p)]
     kept = [(name, p) for name, p in seen if is_image(name)]
