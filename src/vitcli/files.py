@@ -238,7 +238,7 @@ def check_out(path: Path, force: bool, folder: bool = False) -> None:
         raise ResourceError(f"cannot write {path}: {parent} {reason}", "make the folder first, or give another name")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise ResourceError(
-            f"cannot write {path}: {parent} is read-only", "give a name in a folder that can be written"
+            f"cannot write {path}: {parent} is read-only", "give --out, or OUT, a place that can be written"
         )
 
 

@@ -91,7 +91,10 @@ def _deliver(content: str | bytes) -> None:
     What a full disk took of it is taken back, so that a file holds whole lines.
     """
     before, stream = _written(), sys.stdout
-    blob = content if isinstance(content, bytes) else content.encode(stream.encoding or "utf-8", "backslashreplace")
+    if not isinstance(stream, io.TextIOWrapper):  # something that collects text, as in a notebook
+        stream.write(content if isinstance(content, str) else visible(os.fsdecode(content.rstrip())) + "\n")
+        return
+    blob = content if isinstance(content, bytes) else content.encode(stream.encoding, "backslashreplace")
     try:
         stream.flush()
         left = memoryview(blob)
