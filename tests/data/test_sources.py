@@ -275,6 +275,17 @@ def test_a_zip_of_class_folders(tmp_path: Path) -> None:
     assert blobs(source.split("all")) == [png(0), png(1), png(2)]
 
 
+def test_row_35_a_zip_of_another_version_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "t.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("cat/1.png", png())
+    blob = bytearray(path.read_bytes())
+    blob[blob.index(b"PK\1\2") + 6] = 226  # the version that is needed to extract
+    path.write_bytes(blob)
+    with pytest.raises(DataError, match=r"t\.zip"):
+        opened(path)
+
+
 def test_a_tar_in_the_layout_of_webdataset(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "pets.tar", "w") as archive:
         for index, label in enumerate((3, 5, 5)):
