@@ -97,10 +97,10 @@ def is_of_training(weights: Path) -> bool:
 _LARGEST = 8 << 20  # bytes of a file of configuration; one with the names of ImageNet-21k has two megabytes
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path, most: int = _LARGEST) -> bytes:
     """What stands in a file; nothing where there is none. Raises CheckpointError where it cannot be read."""
     try:
-        return files.read_plain(path, _LARGEST)
+        return files.read_plain(path, most)
     except FileNotFoundError:
         return b""
     except (OSError, ValueError) as error:
@@ -130,7 +130,7 @@ def read_flat_yaml(path: Path) -> dict[str, Any]:
 
     Whatever else is in the file is left out; nothing is built from tags. Raises CheckpointError as `_content`.
     """
-    lines = _content(path).decode("utf-8", "replace").splitlines()
+    lines = _content(path, 1 << 20).decode("utf-8", "replace").splitlines()
     tree: dict[str, Any] = {}
     key = ""
     for line in lines:

@@ -17,6 +17,7 @@ Loading is total: every key is used, renamed, or dropped by the name of a patter
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -429,7 +430,9 @@ def strip_prefixes(names: Iterable[str], prefixes: tuple[str, ...] = _PREFIXES) 
     if len(set(stripped.values())) < len(stripped):
         seen: set[str] = set()
         twice = next(bare for bare in stripped.values() if bare in seen or seen.add(bare))  # type: ignore[func-returns-value]
-        raise CheckpointError(f"two keys are {twice} without their prefix")
+        raise CheckpointError(
+            f"two keys are {twice[:80]} without their prefix", "save one model alone, without its wrapper"
+        )
     return stripped
 
 
@@ -458,14 +461,13 @@ def is_average(name: str) -> bool:
     return not _AVERAGED.isdisjoint(re.split(r"[^a-z]+", name.lower()))
 
 
+_WHOLE = "the file must hold a whole ViT"
 _MOST_PLACES = 32
 """Students, teachers and averages in one table: a training script has a handful."""
 
 
 def places(shapes: Shapes) -> list[Place]:
-    """Everywhere that a table of weights holds the key by which a layout begins, in the table's order. Raises CheckpointError
-    where they are very many.
-    """
+    """Where a table of weights holds the key by which a layout begins, in the table's order, up to _MOST_PLACES."""
     names = _unwrapped(shapes)
     own: dict[str, list[str]] = {}  # for each key that a layout begins by, the prefixes of all that begin by it
     for layout in LAYOUTS:
@@ -477,12 +479,8 @@ def places(shapes: Shapes) -> list[Place]:
             if before != name and (not before or before[-1] in "./"):
                 encoder = next((e for e in encoders if f".{before}".endswith(f".{e}")), "")
                 prefixes[before.removesuffix(encoder)] = None
-    if len(prefixes) > _MOST_PLACES:
-        raise CheckpointError(
-            f"weights under {len(prefixes):,} prefixes, such as {next(iter(prefixes))[:80]!r}", "is it a checkpoint?"
-        )
     found = []
-    for prefix in prefixes:
+    for prefix in itertools.islice(prefixes, _MOST_PLACES):
         inside = {key: shapes[key] for key, name in names.items() if name.startswith(prefix)}
         try:
             place = Place(prefix, recognise(inside, "", prefix))
@@ -587,10 +585,10 @@ def find(shapes: Shapes, where: str, place: Place | None = None) -> Found:
             if which == "q" and op == "heads_in":
                 heads = shapes[key][1]
         except ValueError as error:
-            raise CheckpointError(f"{where}: {key} is {error}") from None
+            raise CheckpointError(f"{where}: {key} is {error}", _WHOLE) from None
         shape = (1,) * (_AXES.get(target, 0) - len(shape)) + shape
         if which in parts.get(target, {}):
-            raise CheckpointError(f"{where}: {key} and {parts[target][which].key} are both {target}")
+            raise CheckpointError(f"{where}: {key} and {parts[target][which].key} are both {target}", _WHOLE)
         parts.setdefault(target, {})[which] = Part(key, op, shape)
         report.append(Row(key, "used" if key == target else "renamed", target))
     joined = {name: _joined(found, name, where) for name, found in parts.items()}
@@ -618,9 +616,11 @@ def _joined(parts: Mapping[str, Part], name: str, where: str) -> tuple[Part, ...
         return (parts[""],)
     missing = [which for which in "qkv" if which not in parts]
     if missing:
-        raise CheckpointError(f"{where}: {name} lacks its {' and '.join(missing)}")
+        raise CheckpointError(f"{where}: {name} lacks its {' and '.join(missing)}", _WHOLE)
     if len({p.shape for p in parts.values()}) > 1:
-        raise CheckpointError(f"{where}: the q, k and v of {name} have shapes {[p.shape for p in parts.values()]}")
+        raise CheckpointError(
+            f"{where}: the q, k and v of {name} have shapes {[p.shape for p in parts.values()]}", _WHOLE
+        )
     return tuple(parts[which] for which in "qkv")
 
 
@@ -695,7 +695,7 @@ def check_shapes(found: Shapes, model: ModelConfig, where: str) -> None:
     """Raises CheckpointError naming the keys that are missing, unexpected or of another shape."""
     blocks = sum(re.fullmatch(r"blocks\.\d+\.norm1\.weight", key) is not None for key in found)
     if model.depth > blocks + 1:
-        raise CheckpointError(f"{where} has {blocks} blocks, not the {model.depth} of {model.name}")
+        raise CheckpointError(f"{where} has {blocks} blocks, not the {model.depth} of {model.name}", _WHOLE)
     wanted = expected_shapes(model)
     missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     misfit = [
@@ -733,9 +733,7 @@ def architecture(found: Found, said: Beside, where: str) -> Stored:
     missing = [key for key in _NEEDED if key not in shapes]
     if missing:
         strays = f" and has {', '.join(sorted(found.strays)[:4])} beside" if found.strays else ""
-        raise CheckpointError(
-            f"{where} has the layout of {layout.name}, but lacks {missing[0]}{strays}", "the file must hold a whole ViT"
-        )
+        raise CheckpointError(f"{where} has the layout of {layout.name}, but lacks {missing[0]}{strays}", _WHOLE)
     try:
         width, _, *sides = shapes["patch_embed.proj.weight"]
         patch = (sides[0], sides[1])
@@ -784,7 +782,7 @@ def architecture(found: Found, said: Beside, where: str) -> Stored:
         check_model(model)
     except (ValueError, IndexError, TypeError, UsageError, ZeroDivisionError) as error:
         text = error.message if isinstance(error, UsageError) else str(error)
-        raise CheckpointError(f"{where} is not a ViT that vit can build: {text}") from None
+        raise CheckpointError(f"{where} is not a ViT that vit can build: {text}", _WHOLE) from None
     guessed = _guessed(model, found, said)
     stored = Stored(model, rows, "dist_token" if unread else "", guessed)
     check_shapes(_folded(shapes, stored) | dict(found.strays), model, where)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 INDEX = ".safetensors.index.json"
 INDICES = (INDEX, ".bin.index.json")
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
-MAX_KEYS = 20_000
+MAX_KEYS = 10_000
 """Arrays of one file; the largest ViT has a thousand, text towers and decoders a few thousand."""
 MAX_SHARDS = 64
 """Files that stay open at once; the largest ViT comes in a dozen."""

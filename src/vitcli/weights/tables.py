@@ -7,6 +7,7 @@ the keys of a layout that vit knows. Where several hold a whole ViT the moving a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ Path = tuple[str, ...]
 """Keys from the root of the tree."""
 
 _MAX_DEPTH = 12
+_MOST_TABLES = 1_000  # an optimizer has one for each weight, further from the root than the weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +44,7 @@ def choose(tree: Any) -> tuple[Table | None, list[Table]]:
 
     Of several the first is taken whose name says that it is an average over training, else the first.
     """
-    tables = list(_tables(tree))
+    tables = list(itertools.islice(_tables(tree), _MOST_TABLES))
     found = [
         Table(table.path, table.tensors, table.others, place)
         for table in tables

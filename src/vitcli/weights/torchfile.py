@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -208,6 +209,7 @@ BROKEN = (
     KeyError,
     IndexError,
     SyntaxError,
+    tokenize.TokenError,
     OverflowError,
     MemoryError,
     AttributeError,
