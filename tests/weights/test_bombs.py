@@ -99,6 +99,7 @@ HEADERS: dict[str, Callable[[], bytes]] = {
     "many keys by which layouts begin": lambda: tensors(9_900, "a%d.patch_embed.proj.weight"),
     "many long prefixes": lambda: tensors(9_900, "module." * 20 + "blocks.%d.norm1.weight"),
     "nested": lambda: b"[" * 10_000_000,
+    "lists in lists": lambda: b'{"a":[' + (b"[" * 50 + b"]" * 50 + b",") * 166_000 + b"0]}",
     "a document of lists": lambda: document('{"a":[' + "[]," * 5_500_000 + "0]}"),
     "a document of numbers": lambda: document(
         '{"model":{},"classes":[],"preprocessing":{},"a":[' + "0," * 7_000_000 + "0]}"
