@@ -146,7 +146,6 @@ def write_into_folder(path, fill, size=0):
     M(41, "pixels as text are read however many", "data/decode.py", "row_41_bombs", "_LARGEST_TEXT = 2**40"),
     M(42, "anything is opened", "data/decode.py", "row_42", "if False:", "if not stat.S_ISREG(found.st_mode):"),
     M(42, "files of any size are read", "data/decode.py", "row_42_what_is_no_file", "if False:", "if found.st_size > most:"),
-    M(42, "an empty file is read to its end", "data/decode.py", "row_42_what_is_no_file", "file.read() or", "file.read(2**20 if is_empty else -1) or"),
     M(42, "links are followed without end", "data/layout.py", "row_42_links", "_MOST_WAYS = 10**12"),
     M(52, "a table has any columns", "data/listing.py", "row_52_tables", "_MOST_COLUMNS = 10**12"),
     M(52, "lines have no end", "data/listing.py", "row_52_tables", "_LONGEST_LINE = 2**40"),

@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from listening import listening
 from processes import run
 
 from conftest import Vit, draw_image
@@ -31,27 +31,8 @@ SECONDS, MEGABYTES = 60, 700
 @pytest.fixture
 def listener() -> Iterator[tuple[str, list[bytes]]]:
     """An address on this machine, and what was said to it."""
-    heard: list[bytes] = []
-    server = socket.create_server(("127.0.0.1", 0))
-    server.settimeout(0.1)
-    stop = threading.Event()
-
-    def listen() -> None:
-        while not stop.is_set():
-            with contextlib.suppress(OSError):
-                connection, _ = server.accept()
-                connection.settimeout(1)
-                heard.append(b"")
-                with contextlib.suppress(OSError):
-                    heard[-1] = connection.recv(300)
-                connection.close()
-
-    thread = threading.Thread(target=listen)
-    thread.start()
-    yield f"127.0.0.1:{server.getsockname()[1]}", heard
-    stop.set()
-    thread.join()
-    server.close()
+    with listening() as found:
+        yield found.address, found.calls
 
 
 def dialling(here: str) -> dict[str, str]:
@@ -133,6 +114,7 @@ def bind(path: Path) -> None:
 PLAN = """
 import json
 import resource
+import signal
 import sys
 import time
 from pathlib import Path
@@ -149,6 +131,7 @@ def peak():
 used = 1024 * int(Path("/proc/self/statm").read_text().split()[0]) * 4
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**32, resource.RLIM_INFINITY))  # not the machine's, if it comes to that
 for path in sys.argv[1:]:
+    signal.alarm(SECONDS)  # ends the process, whatever it waits for
     before, started, code, said = peak(), time.monotonic(), 0, "done"
     try:
         asked = {"data.source": path, "model.name": "mu/4", "train.steps": 1, "run.device": "cpu"}
@@ -163,7 +146,7 @@ for path in sys.argv[1:]:
 
 def planned(*paths: Path) -> list[tuple[int, str]]:
     """The exit code and message of plans with all their images decoded, each in time and memory that are bounded."""
-    command = [sys.executable, "-c", PLAN, *map(str, paths)]
+    command = [sys.executable, "-c", f"SECONDS = {SECONDS}\n{PLAN}", *map(str, paths)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS * (1 + len(paths)))
     assert done.returncode == 0, done.stderr[-2000:]
     answers = [json.loads(line) for line in done.stdout.splitlines()]
@@ -200,6 +183,21 @@ def test_row_42_what_is_no_table_is_named(tmp_path: Path) -> None:
             ODD[name](paths[-1])
     for path, (code, said) in zip(paths, planned(*paths), strict=True):
         assert code == 3 and (str(path) in said or "/dev/zero" in said), said
+
+
+def test_row_42_a_pipe_within_data_is_named(tmp_path: Path) -> None:
+    """In place of a Parquet file of a folder, and of the table of a saved data set."""
+    import datasets
+
+    shards, saved = tmp_path / "shards", tmp_path / "saved"
+    shards.mkdir()
+    os.mkfifo(shards / "data.parquet")
+    datasets.Dataset.from_dict({"image": [b"", b""], "label": [0, 1]}).save_to_disk(str(saved))
+    table = next(saved.glob("*.arrow"))
+    table.unlink()
+    os.mkfifo(table)
+    for code, said in planned(shards, saved):
+        assert code == 3 and "pipe" in said, said
 
 
 def test_row_42_links_do_not_multiply(tmp_path: Path) -> None:
@@ -310,6 +308,8 @@ def test_row_52_tables_of_absurd_size_are_refused(tmp_path: Path) -> None:
         paths[-1].write_text('{"path": "1.pgm", "label": "a"}\n{"path": "2.pgm", "label": "a"}\n' + row + "\n")
     for path, (code, said) in zip(paths, planned(*paths), strict=True):
         assert code == 3 and path.name in said, said
+        if max(map(len, path.read_bytes().splitlines())) > 2**24:
+            assert "longer than" in said, said
 
 
 def test_row_52_absurd_options_are_refused_on_the_command_line(tmp_path: Path) -> None:
