@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -265,3 +267,20 @@ def test_a_full_disk_fails_an_appended_line(tiny_disk: Path) -> None:
 def test_free_bytes_of_a_folder_that_is_not_there_yet(tiny_disk: Path) -> None:
     assert files.free_bytes(tiny_disk / "runs" / "new") == files.free_bytes(tiny_disk)
     assert 0 < files.free_bytes(tiny_disk) <= 64 * 1024
+
+
+@pytest.mark.parametrize("system", ["with", "without"])
+def test_reading_and_writing_at_places_by_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str) -> None:
+    """On systems that can, and on those that read and write only at a file's own position."""
+    if system == "without":
+        monkeypatch.delattr("os.preadv", raising=False)
+        monkeypatch.delattr("os.pwrite", raising=False)
+    parts = [bytes([i]) * 1000 for i in range(50)]
+    descriptor = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda i: files.write_at(descriptor, memoryview(parts[i]), 1000 * i), range(50)))
+        buffers = [bytearray(1000) for _ in parts]
+        counts = list(pool.map(lambda i: files.read_at(descriptor, memoryview(buffers[i]), 1000 * i), range(50)))
+    assert counts == [1000] * 50 and list(map(bytes, buffers)) == parts
+    assert files.read_at(descriptor, memoryview(bytearray(10)), 49_995) == 5
+    os.close(descriptor)

@@ -17,6 +17,7 @@ import secrets
 import shutil
 import socket
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -79,6 +80,32 @@ def read_plain(path: Path, most: int) -> bytes:
     if len(content) > most:
         raise OSError(errno.EFBIG, f"more than {most:,} bytes", str(path))
     return content
+
+
+_PLACE = threading.Lock()  # of a file's own position, where a system reads and writes only there
+
+
+def read_at(descriptor: int, buffer: memoryview, offset: int) -> int:
+    """Bytes from `offset` on into a buffer, by any number of threads; how many there were. Raises OSError."""
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [buffer], offset)
+    with _PLACE:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        found = os.read(descriptor, buffer.nbytes)
+    buffer.cast("B")[: len(found)] = found
+    return len(found)
+
+
+def write_at(descriptor: int, content: memoryview, offset: int) -> None:
+    """All bytes of `content` from `offset` on, by any number of threads. Raises OSError."""
+    while content:
+        if hasattr(os, "pwrite"):
+            written = os.pwrite(descriptor, content, offset)
+        else:
+            with _PLACE:
+                os.lseek(descriptor, offset, os.SEEK_SET)
+                written = os.write(descriptor, content)
+        content, offset = content[written:], offset + written
 
 
 def fsync_path(path: Path) -> None:

@@ -23,6 +23,8 @@ from vitcli.config import DataConfig
 from vitcli.data.identity import Contents
 from vitcli.data.sources import open_source
 from vitcli.data.split import Split, carve
+from vitcli.errors import DataError
+from vitcli.evaluate.predictor import NoImage, expand
 
 SECONDS, MEGABYTES = 60, 700
 """In which a process answers, and that it may grow to beyond its libraries."""
@@ -221,6 +223,27 @@ def test_row_42_folders_of_any_depth(tmp_path: Path) -> None:
         assert planned(data)[0][0] in (0, 3)
     finally:
         subprocess.run(["rm", "-rf", data], check=True)  # deeper than pytest goes
+
+
+def test_row_42_a_folder_that_may_not_be_looked_into_is_no_missing_class(tmp_path: Path) -> None:
+    data = folder(tmp_path / "data")
+    (data / "dog").chmod(0)
+    for place in (tmp_path, *tmp_path.parents[:3]):
+        place.chmod(0o755)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)  # an ordinary user
+    try:
+        with pytest.raises(DataError, match=r"cannot look into .*dog: Permission denied"):
+            open_source(DataConfig(source=str(data)))
+        named = list(expand([str(data)]))
+    finally:
+        os.seteuid(user)
+        (data / "dog").chmod(0o755)
+    faults = [name for name in named if isinstance(name, NoImage)]
+    assert len(named) > 1 and [(fault.path, fault.reason) for fault in faults] == [
+        (str(data / "dog"), "Permission denied")
+    ]
 
 
 def test_row_42_files_without_permission_are_named(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ class Cached:
         size = math.prod(self.shape[1:])
         with contextlib.suppress(OSError):  # then what comes next is not what was written
             for position, image in zip(positions.tolist(), pixels, strict=True):
-                os.preadv(self._file, [image.data], position * size)
+                files.read_at(self._file, image.data, position * size)
         return pixels, checksums(pixels) == self._sums[positions]
 
     def discard(self) -> None:
@@ -336,7 +336,7 @@ def _build(
             pixels = np.empty((len(positions), *shape[1:]), np.uint8)
             faults = _decode_into(split, positions, view, config, pixels, sizes[part], opened)
             sums[part] = checksums(pixels)
-            _write_at(file.fileno(), pixels, part.start * size)
+            files.write_at(file.fileno(), pixels.data.cast("B"), part.start * size)
             return faults
 
         with (temporary / "pixels.u8").open("wb") as file:
@@ -364,13 +364,6 @@ def _build(
     if cached is None:
         raise DataError(f"the decode cache {folder} was removed while it was made", "run the command again")
     return cached
-
-
-def _write_at(descriptor: int, pixels: Pixels, offset: int) -> None:
-    left = pixels.data.cast("B")
-    while left:
-        written = os.pwrite(descriptor, left, offset)
-        left, offset = left[written:], offset + written
 
 
 def _reserve(descriptor: int, size: int) -> None:

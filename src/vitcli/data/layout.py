@@ -266,6 +266,15 @@ class Listing:
     root: Path
     files: tuple[str, ...]
     folders: tuple[str, ...]
+    unlisted: tuple[tuple[str, str], ...] = ()  # folders that cannot be looked into, and why
+
+    def check(self) -> None:
+        """Raises DataError where a folder cannot be looked into: its images, and its class, would be missing unsaid."""
+        for folder, reason in self.unlisted:
+            raise DataError(
+                f"cannot look into {readable(self.at(folder))}: {reason}",
+                "may you read it? else move it out of the data",
+            )
 
     @property
     def images(self) -> list[str]:
@@ -310,6 +319,7 @@ def list_folder(root: Path) -> Listing:
     """Everything below `root`, by the rules that training, evaluation and prediction share. Raises DataError for links without end."""
     found: list[str] = []
     folders: list[str] = []
+    unlisted: list[tuple[str, str]] = []
     waiting = [("", False)]
     ways: Counter[tuple[int, int]] = Counter()
     while waiting:
@@ -325,7 +335,8 @@ def list_folder(root: Path) -> Listing:
                     )
             with os.scandir(folder) as entries:
                 inside = [entry for entry in entries if not entry.name.startswith(".")]
-        except OSError:
+        except OSError as error:
+            unlisted.append((below, error.strerror or str(error)))
             continue
         for entry in inside:
             name = entry.name
@@ -334,7 +345,9 @@ def list_folder(root: Path) -> Listing:
             elif not name.startswith("__MACOSX") and not (entry.is_symlink() and _leads_up(root, folder, name)):
                 folders.append(prefix + name)
                 waiting.append((prefix + name, by_link or entry.is_symlink()))
-    return Listing(root, tuple(sorted(found, key=parts_of)), tuple(sorted(folders, key=parts_of)))
+    found.sort(key=parts_of)
+    folders.sort(key=parts_of)
+    return Listing(root, tuple(found), tuple(folders), tuple(sorted(unlisted)))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -210,6 +210,7 @@ def _folder(root: Path, config: DataConfig) -> Source:
     if (root / "dataset_dict.json").exists() or (root / "state.json").exists():
         return _saved(root, config)
     listing = list_folder(root)
+    listing.check()
     shards = [f for f in listing.files if f.endswith(".parquet") and _base(f) not in METADATA]
     images = listing.images
     if shards:

@@ -71,7 +71,9 @@ def _expanded(name: str) -> Iterable[str | NoImage]:
     try:
         if path.is_dir():
             listing = list_folder(path)
-            return map(listing.at, listing.images) if listing.images else [NoImage(name, "a folder without images")]
+            faults = [NoImage(listing.at(folder), reason) for folder, reason in listing.unlisted]
+            none = [] if listing.images or faults else [NoImage(name, "a folder without images")]
+            return itertools.chain(map(listing.at, listing.images), faults, none)
         if not path.exists() and glob.has_magic(name):
             return sorted(glob.glob(name, recursive=True)) or [name]  # noqa: PTH207 (absolute patterns too)
     except OSError as error:

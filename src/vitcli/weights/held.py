@@ -50,7 +50,7 @@ class HeldFile:
         done = 0
         while done < len(buffer):
             try:
-                count = os.preadv(self.stream.fileno(), [buffer[done : done + (1 << 30)]], start + done)
+                count = files.read_at(self.stream.fileno(), buffer[done : done + (1 << 30)], start + done)
             except OSError as error:
                 raise CheckpointError(f"cannot read {self.path}: {error.strerror}", AGAIN) from None
             if not count:
