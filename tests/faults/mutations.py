@@ -195,6 +195,7 @@ HeldFile.numbers = _mapped
     M(59, "what trained is forgotten", "data/identity.py", "row_59", "Record.contains = lambda self, digests: np.zeros(len(digests), bool)"),
     M(40, "any seal fits", "data/origin.py", "row_40_what or row_40_seals", "if False", "if id_ != EMBEDDED and not (isinstance(sealed, list) and own & {seal for seal in sealed if isinstance(seal, str)})"),
     M(40, "no run is this machine's own", "data/origin.py", "row_40_this", "def _keys():\n    return []"),
+    M(39, "libraries count and report", "hub.py", "row_39_nothing", "pass", "os.environ.setdefault(_name, _value)"),
     M(42, "folders that cannot be looked into are passed over", "data/layout.py", "row_42_a_folder", "continue", "unlisted.append((below, error.strerror or str(error)))"),
     M(44, "a terminal gets names as they are", "text.py", "row_44_nothing_moves", "def visible(text):\n    return text"),
     M(44, "JSON is not escaped", "text.py", "row_44_nothing_moves or row_44_json", "def as_json(tree, indent=None):\n    return json.dumps(tree, indent=indent, ensure_ascii=False)"),

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from listening import listening
 from processes import run
@@ -59,21 +61,26 @@ def test_row_39_nothing_is_sent_anywhere(
     env = dialling(here)
     image = class_folders / "test" / "red" / "000.png"
     small = ["--model", "mu/4", "--steps", 2, "--set", "run.device=cpu"]
+    rows = [{"bytes": path.read_bytes()} for path in sorted(class_folders.glob("test/*/*"))]
+    table = pyarrow.table({"image": rows, "label": [i % 3 for i in range(len(rows))]})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
     commands: list[tuple[list[object], int]] = [
+        (["pretrain", "--data", "t.parquet", *small], 0),
         (["pretrain", "--data", class_folders, *small, "--out", "run"], 0),
         (["eval", "run", "--json"], 0),
         (["predict", "run", image, "--json"], 0),
         (["info", "run", "--json"], 0),
         (["export", "run", "exported", "--format", "timm"], 0),
+        (["export", "run", "model.onnx", "--format", "onnx"], 0),
     ]
     for arguments, code in commands:
         done = vit(*arguments, env=env)
         assert done.code == code, (arguments, done.err)
         assert not heard, (arguments, heard)
-    table = class_folders / "addresses.csv"
-    table.write_text(f"image,label\ntrain/red/000.png,a\nhttp://{here}/x.png,b\n")
-    assert vit("pretrain", "--data", table, *small, env=env).code == 3
-    table.unlink()
+    addresses = class_folders / "addresses.csv"
+    addresses.write_text(f"image,label\ntrain/red/000.png,a\nhttp://{here}/x.png,b\n")
+    assert vit("pretrain", "--data", addresses, *small, env=env).code == 3
+    addresses.unlink()
     assert vit("predict", "run", f"http://{here}/x.png", "--json", env=env).code in (2, 3)
     assert not heard
 
