@@ -101,7 +101,7 @@ Reader._call = _called
     M(25, "labels are not checked", "data/columns.py", "row_25", "if False:", "if len(wrong):"),
     M(26, "any configuration is the same", "train/runfolder.py", "row_26", "def _is_same(folder, plan):\n    return True"),
     M(27, "nothing is locked", "train/runfolder.py", "row_27", "pass", "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)"),
-    M(27, "the folder is described before it is locked", "train/loop.py", "row_27_of_two", "is_new, existed = place.how == 'new', False\n    if is_new:\n        (place.folder / 'state').mkdir(parents=True, exist_ok=True)\n        runfolder.create(place.folder, plan)\n        import time as t; t.sleep(0.5)\n    is_new = False\n    if False:", 'is_new, existed = place.how == "new", place.folder.exists()\n    if not is_new:'),
+    M(27, "the folder is described before it is locked", "train/loop.py", "row_27_of_two", "is_new, made = place.how == 'new', ()\n    if is_new:\n        (place.folder / 'state').mkdir(parents=True, exist_ok=True)\n        runfolder.create(place.folder, plan)\n        import time as t; t.sleep(0.5)\n    is_new = False\n    if False:", 'is_new, made = place.how == "new", [p for p in (place.folder, *place.folder.parents) if not p.exists()]\n    if not is_new:'),
     M(30, "nobody asks whether the reader lives", "data/loader.py", "row_30 and dies", "if False:", "if not alive:"),
     M(30, "a thread that cannot be started is a bug", "data/loader.py", "row_30 and started", "except ZeroDivisionError as error:", "except RuntimeError as error:"),
     M(30, "a thread that cannot be started to decode is a bug", "data/cache.py", "row_30 and started", "except ZeroDivisionError as error:", "except RuntimeError as error:"),

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from listening import Listener, listening
 from processes import Started, pretrain, run
@@ -252,6 +254,23 @@ def test_row_60_nothing_half_written_is_left(place: Path, disk: Path, command: l
     assert str(disk) in json.loads(done.out.splitlines()[-1])["error"]["message"]
     left = [p for p in disk.rglob("*") if p.name != "filler" and not (p.is_dir() and not any(p.iterdir()))]
     assert left == [], left
+
+
+def test_row_60_a_home_that_is_full(class_folders: Path, tmp_path: Path, disk: Path) -> None:
+    """A run on a folder needs no room there; Parquet, which a library copies, says what is full. Nothing is left."""
+    fill(disk, 0)
+    home = {"HOME": str(disk), "VIT_CACHE": str(disk / "vit")}
+    before = f"import datasets\ndatasets.config.HF_DATASETS_CACHE = {str(disk / 'datasets')!r}"
+    done = run(pretrain(class_folders, steps=2), tmp_path, env=home)
+    assert done.code == 0, done.err
+    rows = [{"bytes": path.read_bytes()} for path in sorted(class_folders.glob("test/*/*"))]
+    pyarrow.parquet.write_table(
+        pyarrow.table({"image": rows, "label": [0, 1] * (len(rows) // 2)}), tmp_path / "t.parquet"
+    )
+    full = run(pretrain("t.parquet", steps=2, out="rows"), tmp_path, env=home, before=before)
+    assert full.code == 6 and "HF_DATASETS_CACHE" in full.json["error"]["hint"], full.err
+    inside = run(["pretrain", "--data", class_folders, "--model", "mu/4", "--steps", "1", "--json"], disk, env=home)
+    assert inside.code == 6 and not (disk / "runs").exists(), inside.err
 
 
 def test_row_60_what_was_there_stays(place: Path, disk: Path) -> None:

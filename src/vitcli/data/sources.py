@@ -44,7 +44,7 @@ from vitcli.data.layout import (
 )
 from vitcli.data.listing import METADATA, TABLES, Listed, NoPaths, read_listing
 from vitcli.data.split import Source, Split, as_text, not_beside
-from vitcli.errors import DataError, did_you_mean
+from vitcli.errors import DataError, ResourceError, did_you_mean
 from vitcli.randomness import permutation
 
 if TYPE_CHECKING:
@@ -196,10 +196,24 @@ def _load(builder: str, what: str, **arguments: Any) -> datasets.Dataset:
     try:
         with _quiet():
             return datasets.load_dataset(builder, **arguments)
-    except Exception as error:  # datasets raises many types; each is a fault of the data named
+    except Exception as error:  # datasets raises many types; each is a fault of the data named, or of the disk
+        if _found_no_room(error):
+            raise ResourceError(
+                f"no space left for {what}, which datasets copies to {datasets.config.HF_DATASETS_CACHE}",
+                "free some space, or let HF_DATASETS_CACHE name a folder on another disk",
+            ) from None
         raise DataError(
             f"cannot read {what}: {first_line(error)}", "is it whole, and in the format its name says?"
         ) from None
+
+
+def _found_no_room(error: BaseException | None) -> bool:
+    """Whether an error, or what led to it, is a disk that is full."""
+    while error is not None:
+        if isinstance(error, OSError) and (error.errno in files.FULL or "Not enough disk space" in str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 _ARCHIVES = (".zip", ".tar", ".arrow")

@@ -9,7 +9,7 @@ import signal
 import statistics
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def train(plan: Plan, place: Place, log: Log) -> tuple[Path, Report]:
     if place.how == "finished":
         log("note", text=f"{place.folder} is finished already")
         return place.folder, json.loads((place.folder / "report.json").read_text(encoding="utf-8"))
-    is_new, existed = place.how == "new", place.folder.exists()
+    is_new, made = place.how == "new", [p for p in (place.folder, *place.folder.parents) if not p.exists()]
     if not is_new:
         plan = replan(plan, runfolder.continued(plan, place.folder))
         log("note", text=f"going on with the unfinished run {place.folder}")
@@ -80,7 +80,7 @@ def train(plan: Plan, place: Place, log: Log) -> tuple[Path, Report]:
         contextlib.closing(log),
         runfolder.lock(place.folder),
         Signals() as signals,
-        _status_of(place.folder, is_new, existed),
+        _status_of(place.folder, is_new, made),
     ):
         if runfolder.status(place.folder).get("status") == "running":
             log("note", text=runs.ended(place.folder))
@@ -93,7 +93,7 @@ def train(plan: Plan, place: Place, log: Log) -> tuple[Path, Report]:
 
 
 @contextlib.contextmanager
-def _status_of(folder: Path, is_new: bool, existed: bool) -> Iterator[None]:
+def _status_of(folder: Path, is_new: bool, made: Sequence[Path]) -> Iterator[None]:
     """Write how the run ended; what a new run that never came to a first step made is removed.
 
     A signal before the first step of a run that goes on is an interruption like any other: its state is there.
@@ -109,7 +109,7 @@ def _status_of(folder: Path, is_new: bool, existed: bool) -> Iterator[None]:
                 "run the same command again to go on",
             ) from None
         if is_new and not saved and not (folder / "metrics.jsonl").exists():
-            _undo(folder, existed)
+            _undo(folder, made)
         elif isinstance(error, Exception) and not isinstance(error, Interrupted):
             code = error.code if isinstance(error, VitError) else VitError.code
             with contextlib.suppress(ResourceError):
@@ -121,16 +121,18 @@ _BEFORE_THE_FIRST_STEP = ("run.toml", "state/identity.json", "state/status.json"
 """What a run writes before its first step."""
 
 
-def _undo(folder: Path, existed: bool) -> None:
-    """Remove by name what a run without a step made, and folders that are empty then: whatever else is there is not its own."""
+def _undo(folder: Path, made: Sequence[Path]) -> None:
+    """Remove by name what a run without a step made, and the folders that it `made`, innermost first, where they are empty then:
+    whatever else is there is not its own.
+    """
     for place in (folder, folder / "state"):
         files.remove_leftovers(place)
     with contextlib.suppress(OSError):
         for name in _BEFORE_THE_FIRST_STEP:
             (folder / name).unlink(missing_ok=True)
         (folder / "state").rmdir()
-        if not existed:
-            folder.rmdir()
+        for empty in made:
+            empty.rmdir()
 
 
 def _preflight(plan: Plan, folder: Path) -> None:
