@@ -16,6 +16,7 @@ from PIL import Image
 from conftest import Vit, draw_image, run_vit
 from vitcli.classes import Class
 from vitcli.config import EvalConfig, ModelConfig
+from vitcli.data.origin import seals
 from vitcli.model.vit import ViT, init_weights
 from vitcli.weights.checkpoint import save
 from vitcli.weights.describe import Description
@@ -30,7 +31,7 @@ def write_checkpoint(path: Path, config: ModelConfig = TINY, data: str = "") -> 
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     classes = tuple(Class(name) for name in ("blue", "green", "red"))
-    trained = {"data": {"id": data}} if data else {}
+    trained = {"data": {"id": data, "seals": seals(data)}} if data else {}
     save(Description(path, config, classes, EvalConfig(), trained), model.state_dict())
     return path
 
@@ -240,7 +241,7 @@ def test_rollout_of_each_layer_and_with_weights_left_out(place: Path, tmp_path: 
         (3, "nothing.png", ("ckpt.safetensors", "nothing.png", "--out", "o")),
         (3, "broken.jpg", ("ckpt.safetensors", "flat/0.png", "broken.jpg", "--out", "o")),
         (2, "analysis.discard", ("ckpt.safetensors", "flat/0.png", "--out", "o", "--discard", "1")),
-        (2, "not a folder", ("ckpt.safetensors", "flat/0.png", "--out", "broken.jpg")),
+        (2, "a folder is to be written", ("ckpt.safetensors", "flat/0.png", "--out", "broken.jpg")),
     ],
 )
 def test_errors_of_rollout(place: Path, code: int, said: str, arguments: tuple[str, ...]) -> None:
