@@ -151,8 +151,10 @@ def test_row_11_a_cache_home_that_cannot_be_written(
         if os.geteuid() != 0:
             pytest.skip("becoming another user needs root")
         cache.mkdir(mode=0o555)
-        for path in (tmp_path, *tmp_path.parents[:2], class_folders.parent, class_folders.parent.parent):
-            path.chmod(path.stat().st_mode | 0o777 if path == tmp_path else path.stat().st_mode | 0o055)
+        top = Path(tempfile.gettempdir()).resolve()
+        for path in {p for p in (*tmp_path.resolve().parents, *class_folders.resolve().parents) if top in p.parents}:
+            path.chmod(path.stat().st_mode | 0o055)
+        tmp_path.chmod(0o777)
         (tmp_path / "temporary").chmod(0o777)
         before += "import os\nos.setgid(65534)\nos.setuid(65534)\n"
     if home != "read-only disk":
