@@ -69,7 +69,13 @@ def draw_noise(model, seed, step, batch, device):
     M(10, "a failed save leaves its half", "files.py", "row_10_the_disk", "def _keep(*a, **k): pass\nimport types\nshutil = types.SimpleNamespace(rmtree=_keep, disk_usage=shutil.disk_usage)"),
     M(10, "an error of a write in the background is lost", "train/state.py", "row_10_the_disk", "pass\n", "raise error\n"),
     M(10, "a full disk of the cache stops the run", "data/cache.py", "row_10_the_disk_of_the_cache", "if False:", "if reason.errno in files.FULL and not insists:"),
-    M(11, "errors of the disk are not understood", "files.py", "row_11", "raise", 'raise ResourceError(\n            f"cannot write {path}: {error.strerror}", "choose a folder that can be written, with --out"\n        ) from None'),
+    M(11, "errors of the disk are neither foreseen nor understood", "files.py", "row_11_an", """
+def check_out(path, force, folder=False):
+    pass
+@contextlib.contextmanager
+def disk_errors(path, needed=0):
+    yield
+"""),
     M(11, "a cache has one place", "data/cache.py", "row_11_a_cache", "        if False:\n", "        if not files.is_writable(home):\n"),
     M(12, "space is not asked for", "train/loop.py", "row_12", "if False:", "if needed > free:"),
     M(13, "the state's sha256 is not compared", "files.py", "row_13_a_flipped_bit_in_the_state", 'return "" if True else', 'return "" if sha256_file(file) == entry["sha256"] else'),
