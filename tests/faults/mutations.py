@@ -116,7 +116,7 @@ Reader._call = _called
     M(32, "the library's retries are waited for", "hub.py", "row_32", "def obstacle(*a):\n    return None"),
     M(33, "a sink is called directly", "train/runlog.py", "row_33_a_sink_that_hangs", "_Apart.__call__ = lambda self, event, fields: self.sink(event, fields)"),
     M(33, "a sink that raises stops the run", "train/runlog.py", "row_33 and raises", "except ZeroDivisionError as error:\n                self._sinks", "except Exception as error:\n                self._sinks"),
-    M(34, "closed streams stay closed", "cli/app.py", "row_34_a_closed", "    arguments", "    _occupy_streams()\n    arguments"),
+    M(34, "closed streams stay closed", "cli/app.py", "row_34_a_closed", "    console.take_any_text()", "    _occupy_streams()\n    console.take_any_text()"),
     M(34, "nobody to read is an error", "cli/console.py", "row_34_the_exit", "raise", "raise Unread from None"),
     M(34, "notes that cannot be written stop the run", "cli/console.py", "row_34_notes", "if True:\n        sys.stderr", "with contextlib.suppress(OSError):\n        sys.stderr"),
     M(34, "lines of metrics are dropped", "train/runlog.py", "row_34_lines", "except OSError as error:\n            self._waiting.clear()\n            return f\"{self.path}", "except OSError as error:\n            return f\"{self.path}"),
