@@ -152,3 +152,18 @@ def vit(tmp_path: Path) -> Vit:
         return run_vit(*arguments, **({"cwd": tmp_path} | keywords))
 
     return run
+
+
+@pytest.fixture
+def in_process(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Vit:
+    """The command in this process, in an empty folder."""
+    from vitcli.cli import app
+
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments: object) -> Result:
+        capsys.readouterr()
+        code = app.run([str(a) for a in arguments])
+        return Result(code, *capsys.readouterr())
+
+    return command

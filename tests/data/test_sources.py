@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import hashlib
 import io
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 import warnings
 import zipfile
@@ -32,6 +29,7 @@ import pytest
 from PIL import Image
 
 from conftest import draw_image
+from listening import listening
 from vitcli.classes import Class, imagenet_1k
 from vitcli.config import DataConfig
 from vitcli.data import sources
@@ -577,24 +575,8 @@ def test_the_note_names_the_split_that_is_carved(tmp_path: Path) -> None:
 @pytest.fixture
 def listener() -> Iterator[tuple[str, list[Any]]]:
     """An address on this machine, and who has called there."""
-    calls: list[Any] = []
-    server = socket.create_server(("127.0.0.1", 0))
-    server.settimeout(0.1)
-    stop = threading.Event()
-
-    def listen() -> None:
-        while not stop.is_set():
-            with contextlib.suppress(OSError):
-                connection, _ = server.accept()
-                calls.append(connection)
-                connection.close()
-
-    thread = threading.Thread(target=listen)
-    thread.start()
-    yield f"127.0.0.1:{server.getsockname()[1]}", calls
-    stop.set()
-    thread.join()
-    server.close()
+    with listening() as found:
+        yield found.address, found.calls
 
 
 ELSEWHERE = [

@@ -18,7 +18,6 @@ from PIL import Image
 from processes import pretrain, run
 
 from conftest import Result, draw_image
-from vitcli.cli import app
 from vitcli.data.decode import BadImage, View, decode, open_rgb
 from vitcli.train import runfolder
 
@@ -27,16 +26,8 @@ SKIP = ("--set", "data.on_bad_image=skip")
 
 
 @pytest.fixture
-def vit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
-    """The command in this process."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(*arguments: object) -> Result:
-        capsys.readouterr()
-        code = app.run([str(a) for a in arguments])
-        return Result(code, *capsys.readouterr())
-
-    return command
+def vit(in_process: Command) -> Command:
+    return in_process
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from pathlib import Path
 from vitcli.classes import fold, spelled_as
 from vitcli.data.decode import IMAGE_ENDINGS
 from vitcli.errors import DataError
+from vitcli.text import unicode
 
 Parts = tuple[str, ...]
 """A path below the root, part by part; the last is the file."""
@@ -47,14 +48,6 @@ _PARTS = frozenset({"fold", "part", "batch", "shard", "chunk", "subset", "cv"})
 def words_of(name: str) -> list[str]:
     """The words of a name: of `seg_train2017` seg and train, of `TestSet` test and set."""
     return re.findall(r"[^\W\d_]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
-
-
-def readable(name: str) -> str:
-    """A name as text that can be written anywhere: bytes that are not UTF-8 as \\xe9, letter by letter."""
-    try:
-        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # half a pair of UTF-16, as JSON can hold it
-        return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @dataclass(frozen=True)
@@ -233,7 +226,7 @@ def _repeated(split: str, paths: Sequence[Parts], known: Container[str]) -> int:
 
 def _classed(what: str, members: Sequence[tuple[int, Parts]]) -> list[tuple[int, str, str]]:
     """Each image with its class and what identifies it within. Raises DataError for an image beside class folders."""
-    named = [(i, readable(p[0]) if len(p) > 1 else "", "/".join(p[1:] if len(p) > 1 else p)) for i, p in members]
+    named = [(i, unicode(p[0]) if len(p) > 1 else "", "/".join(p[1:] if len(p) > 1 else p)) for i, p in members]
     loose = [rest for _, label, rest in named if not label]
     if loose and len(loose) < len(named):
         raise DataError(
@@ -272,7 +265,7 @@ class Listing:
         """Raises DataError where a folder cannot be looked into: its images, and its class, would be missing unsaid."""
         for folder, reason in self.unlisted:
             raise DataError(
-                f"cannot look into {readable(self.at(folder))}: {reason}",
+                f"cannot look into {unicode(self.at(folder))}: {reason}",
                 "may you read it? else move it out of the data",
             )
 
@@ -331,7 +324,7 @@ def list_folder(root: Path) -> Listing:
                 ways[at.st_dev, at.st_ino] += 1
                 if ways[at.st_dev, at.st_ino] > _MOST_WAYS:
                     raise DataError(
-                        f"{root}: links lead into {readable(below)} in more than {_MOST_WAYS} ways", "remove such links"
+                        f"{root}: links lead into {unicode(below)} in more than {_MOST_WAYS} ways", "remove such links"
                     )
             with os.scandir(folder) as entries:
                 inside = [entry for entry in entries if not entry.name.startswith(".")]

@@ -21,8 +21,9 @@ from typing import Any, TextIO
 from vitcli import files
 from vitcli.config import DataConfig
 from vitcli.data.decode import open_file, read_file
-from vitcli.data.layout import is_image, meaning_of, readable
+from vitcli.data.layout import is_image, meaning_of
 from vitcli.errors import DataError, did_you_mean
+from vitcli.text import unicode
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
@@ -98,7 +99,7 @@ def _placed(
             raise DataError(f"{table}: row {number} names no image ({below!r})", "correct or remove this row")
         path, below = _within(table, below.strip(), number)
         value = row.get(label) if label else None
-        value = (readable(value) if value.strip() else None) if isinstance(value, str) else value
+        value = (unicode(value) if value.strip() else None) if isinstance(value, str) else value
         below = f"{own}/{below}" if own else below
         where = str(row.get(split, "")) if split else below.rpartition("/")[0]
         splits.setdefault(_split(where, bool(split)), []).append((path, value, _below_class(below, value)))

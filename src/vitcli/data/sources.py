@@ -39,13 +39,13 @@ from vitcli.data.layout import (
     is_image,
     list_folder,
     parts_of,
-    readable,
     shards_by_split,
 )
 from vitcli.data.listing import METADATA, TABLES, Listed, NoPaths, read_listing
 from vitcli.data.split import Source, Split, as_text, not_beside
 from vitcli.errors import DataError, ResourceError, did_you_mean
 from vitcli.randomness import permutation
+from vitcli.text import unicode
 
 if TYPE_CHECKING:
     import datasets
@@ -108,7 +108,7 @@ def open_source(config: DataConfig) -> Source:
             f"no data set {text[:80]!r}: {str(error)[:80]}", "name digits, a preset, a folder, a file or a hub id"
         ) from None
     if not is_folder and not is_file and path.exists():
-        raise DataError(f"{readable(str(path))} is a pipe, a socket or a device", "name a file or a folder")
+        raise DataError(f"{unicode(str(path))} is a pipe, a socket or a device", "name a file or a folder")
     if is_folder:
         return _folder(path, config)
     if is_file:
