@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from listening import listening
 from processes import run
 
 from conftest import Vit, draw_image
+from listening import listening
 from vitcli.config import DataConfig
 from vitcli.data.identity import Contents
 from vitcli.data.sources import open_source
