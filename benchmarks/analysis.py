@@ -31,14 +31,14 @@ from vitcli.analysis.capture import MICRO_BYTES, reduce_attention
 from vitcli.classes import Class
 from vitcli.config import EvalConfig, ModelConfig, RunConfig, model_config, parse_size
 from vitcli.evaluate.evaluator import logits_of
+from vitcli.machine import Machine, set_up
 from vitcli.model.linear import packed
 from vitcli.model.vit import ViT, init_weights
-from vitcli.train import runtime
 from vitcli.weights.checkpoint import save
 from vitcli.weights.describe import Description
 
 
-def passes(config: ModelConfig, batch: int, machine: runtime.Runtime) -> tuple[ViT, dict[str, Callable[[], Any]]]:
+def passes(config: ModelConfig, batch: int, machine: Machine) -> tuple[ViT, dict[str, Callable[[], Any]]]:
     """The model, and the two passes over one batch that lies ready."""
     model = ViT(config)
     init_weights(model, 0)
@@ -57,7 +57,7 @@ def passes(config: ModelConfig, batch: int, machine: runtime.Runtime) -> tuple[V
     return model, {"forward": forward, "attention distance": distances}
 
 
-def peak(config: ModelConfig, batch: int, machine: runtime.Runtime, which: str) -> None:
+def peak(config: ModelConfig, batch: int, machine: Machine, which: str) -> None:
     """Three passes, then the peak above what was resident before the first one."""
     model, works = passes(config, batch, machine)
     with packed(model, machine.bf16):
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--inner", default="", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     config = model_config(asked.model, parse_size(asked.img_size), 1000)
-    machine = runtime.start(RunConfig(precision=asked.precision))
+    machine = set_up(RunConfig(precision=asked.precision))
     if asked.inner:
         peak(config, asked.batch, machine, asked.inner)
         return

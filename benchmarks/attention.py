@@ -15,8 +15,8 @@ from functools import partial
 import torch
 
 from vitcli.config import RunConfig
+from vitcli.machine import set_up
 from vitcli.model.attention import PATHS, attend
-from vitcli.train import runtime
 
 ROUNDS = 9
 
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=6)
     parser.add_argument("--tokens", type=int, nargs="*", default=[65, 197, 577])
     asked = parser.parse_args()
-    runtime.start(RunConfig())
+    set_up(RunConfig())
     paths: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {name: partial(attend, path=name) for name in PATHS}
     for dtype in (torch.float32, torch.bfloat16):
         for tokens in asked.tokens:

@@ -23,7 +23,7 @@ from vitcli.config import Config, RunConfig, apply, model_config
 from vitcli.data.augment import Batch
 from vitcli.data.cache import FORMAT, Cached, checksums
 from vitcli.data.loader import ahead
-from vitcli.train import runtime
+from vitcli.machine import set_up
 from vitcli.train.bench import trainer
 
 
@@ -48,7 +48,7 @@ def make(folder: Path, images: int, side: int) -> Cached:
 def measure(images: int, side: int, batch: int, model: str, rounds: int) -> dict[str, Any]:
     import torch
 
-    machine = runtime.start(RunConfig())
+    machine = set_up(RunConfig())
     with tempfile.TemporaryDirectory() as place:
         cached = make(Path(place) / "cache", images, side)
         mapped = np.memmap(cached.folder / "pixels.u8", np.uint8, "r", shape=cached.shape)

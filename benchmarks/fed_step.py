@@ -16,7 +16,7 @@ from vitcli.data.cache import open_images, working_view
 from vitcli.data.loader import TrainLoader
 from vitcli.data.sources import open_source
 from vitcli.data.split import typical_size
-from vitcli.train import runtime
+from vitcli.machine import set_up
 from vitcli.train.bench import trainer
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rand", action="store_true", help="RandAugment and random erasing")
     asked = parser.parse_args()
-    machine = runtime.start(RunConfig())
+    machine = set_up(RunConfig())
     split = open_source(DataConfig(source=asked.data)).train()
     assert split.labels is not None
     size, classes = parse_size(asked.img_size), int(split.labels.max()) + 1

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from opponents import alternate, show
 
 from vitcli.config import RunConfig
+from vitcli.machine import set_up
 from vitcli.model.linear import linear
-from vitcli.train import runtime
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--rounds", type=int, default=9)
     asked = parser.parse_args()
-    runtime.start(RunConfig())
+    set_up(RunConfig())
     width = asked.width
     for name, (inputs, outputs) in {
         "qkv": (width, 3 * width),

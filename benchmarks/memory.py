@@ -33,7 +33,7 @@ def training(side: str, model: str, img_size: str, batch: int) -> None:
     from step import timm_step, vit_step
 
     from vitcli.config import RunConfig, model_config, parse_size
-    from vitcli.train import runtime
+    from vitcli.machine import set_up
 
     timm = import_timm()
     torch.randn(64, 64) @ torch.randn(64, 64)
@@ -42,9 +42,7 @@ def training(side: str, model: str, img_size: str, batch: int) -> None:
     if side == "timm":
         step = timm_step(timm, config, batch, bf16=True)
     else:
-        step = vit_step(
-            config, batch, runtime.start(RunConfig(attention="recompute" if side == "recompute" else "auto"))
-        )
+        step = vit_step(config, batch, set_up(RunConfig(attention="recompute" if side == "recompute" else "auto")))
     for _ in range(3):
         step()
     print(json.dumps({"peak": resident("VmHWM") - idle}))
@@ -61,9 +59,9 @@ def reading(images: int, side: int, memory_mb: int) -> None:
     from vitcli.data.cache import open_images, working_view
     from vitcli.data.loader import TrainLoader
     from vitcli.data.split import Split
-    from vitcli.train import runtime
+    from vitcli.machine import set_up
 
-    runtime.start(RunConfig())
+    set_up(RunConfig())
     with tempfile.TemporaryDirectory() as home:
         os.environ["VIT_CACHE"] = home
         path = Path(home) / "one.png"

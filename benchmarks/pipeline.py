@@ -27,7 +27,7 @@ from vitcli.data.decode import open_rgb
 from vitcli.data.loader import TrainLoader
 from vitcli.data.sources import open_source
 from vitcli.data.split import typical_size
-from vitcli.train import runtime
+from vitcli.machine import set_up
 
 
 def write_folder(data: str, images: int, large: int, folder: Path) -> None:
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args()
-    runtime.start(RunConfig())
+    set_up(RunConfig())
     timm = import_timm()
     augment = (
         AugmentConfig(randaugment_layers=2, randaugment_magnitude=9.0, erase=0.25) if asked.rand else AugmentConfig()

@@ -24,7 +24,7 @@ from vitcli.config import AugmentConfig, Config, DataConfig, ModelConfig, RunCon
 from vitcli.data.cache import open_images, working_view
 from vitcli.data.loader import TrainLoader
 from vitcli.data.split import Split
-from vitcli.train import runtime
+from vitcli.machine import Machine, set_up
 
 GRIDS: tuple[Size, ...] = ((4, 8), (8, 8), (14, 14), (16, 16), (24, 24))  # 33, 65, 197, 257 and 577 tokens
 
@@ -34,7 +34,7 @@ def model(width: int, depth: int, grid: Size) -> ModelConfig:
     return ModelConfig(width=width, depth=depth, heads=max(1, width // 64), mlp=4 * width, img_size=size, classes=100)
 
 
-def series(name: str, rows: list[tuple[str, ModelConfig, int]], rounds: int, machine: runtime.Runtime) -> None:
+def series(name: str, rows: list[tuple[str, ModelConfig, int]], rounds: int, machine: Machine) -> None:
     """Rows of (label, model, batch), timed in turn."""
     works = {label: vit_step(config, batch, machine) for label, config, batch in rows}
     taken = alternate(works, rounds, warm_up=2)
@@ -54,7 +54,7 @@ def series(name: str, rows: list[tuple[str, ModelConfig, int]], rounds: int, mac
         )
 
 
-def data_size(counts: list[int], machine: runtime.Runtime) -> None:
+def data_size(counts: list[int], machine: Machine) -> None:
     """A pass over cached images of 32 px; the cache itself is made first and not timed."""
     import datasets
 
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
     torch.manual_seed(0)
-    machine = runtime.start(RunConfig())
+    machine = set_up(RunConfig())
     width = asked.width
     series(
         "tokens",

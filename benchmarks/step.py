@@ -25,21 +25,20 @@ from vitcli import flops
 from vitcli.config import Config, ModelConfig, RunConfig, apply, model_config, parse_size
 from vitcli.data.augment import Batch
 from vitcli.evaluate.evaluator import logits_of
+from vitcli.machine import Machine, peak_flops, set_up
 from vitcli.model.linear import packed
 from vitcli.model.vit import ViT, init_weights
-from vitcli.train import runtime
 from vitcli.train.bench import trainer
-from vitcli.train.runtime import peak_flops
 
 
-def vit_model(model: ModelConfig, machine: runtime.Runtime) -> ViT:
+def vit_model(model: ModelConfig, machine: Machine) -> ViT:
     made = ViT(model)
     init_weights(made, 0)
     torch.nn.init.normal_(made.head.weight, std=0.05)  # logits with a spread, for the comparison of precisions
     return machine.place(made)
 
 
-def vit_step(model: ModelConfig, batch: int, machine: runtime.Runtime) -> Callable[[], Any]:
+def vit_step(model: ModelConfig, batch: int, machine: Machine) -> Callable[[], Any]:
     config = apply(Config(model=model), {"train.batch_size": batch, "optim.lr": 1e-4})
     step = trainer(config, machine)
     images, labels = torch.randn(batch, 3, *model.img_size), torch.randint(model.classes, (batch,))
@@ -75,7 +74,7 @@ def timm_step(timm: Any, model: ModelConfig, batch: int, bf16: bool) -> Callable
 
 
 def inference(
-    timm: Any, model: ModelConfig, batch: int, machine: runtime.Runtime, stack: contextlib.ExitStack
+    timm: Any, model: ModelConfig, batch: int, machine: Machine, stack: contextlib.ExitStack
 ) -> dict[str, Callable[[], Any]]:
     import transformers
 
@@ -131,7 +130,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", nargs="*", default=["train", "defaults", "infer", "drop"])
     asked = parser.parse_args()
-    machine = runtime.start(RunConfig())
+    machine = set_up(RunConfig())
     timm = import_timm()
     model = model_config(asked.model, parse_size(asked.img_size), 1000)
     named = {"model": model.name, "img_size": asked.img_size, "batch": asked.batch}

@@ -78,9 +78,9 @@ def main() -> None:
             print("timm skipped: TIMM_TRAIN does not name timm's train.py, which its wheel lacks")
             return
         from vitcli.config import RunConfig
-        from vitcli.train import runtime
+        from vitcli.machine import set_up
 
-        bf16 = runtime.start(RunConfig()).bf16
+        bf16 = set_up(RunConfig()).bf16
         precision, epochs = "bf16" if bf16 else "fp32", asked.epochs
         if not epochs:
             name = asked.lines[0]

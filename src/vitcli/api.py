@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitcli import files
+from vitcli import files, runs
 from vitcli.analysis import report as looking
 from vitcli.analysis.posemb import Filters, principal_filters
 from vitcli.analysis.posemb import position_similarity as similarity_of
@@ -37,7 +37,6 @@ from vitcli.config import (
     parse_value,
 )
 from vitcli.config import Config as Config
-from vitcli.data.cache import Progress, silent
 from vitcli.data.identity import Record
 from vitcli.data.origin import own_source
 from vitcli.data.samples import files_split, sample_split
@@ -50,9 +49,11 @@ from vitcli.evaluate.predictor import NoImage, expand
 from vitcli.evaluate.predictor import predict as predict_files
 from vitcli.evaluate.probe import Features, features_of, linear_probe
 from vitcli.evaluate.report import summary
+from vitcli.machine import Machine, set_up
 from vitcli.model.posemb import METHODS
 from vitcli.model.vit import ViT
-from vitcli.train import loop, runfolder, runtime
+from vitcli.progress import Progress, silent
+from vitcli.train import loop, runfolder
 from vitcli.train.bench import bench as measure_speed
 from vitcli.train.plan import Plan, Request, make_plan
 from vitcli.train.runlog import Log, Sink
@@ -155,7 +156,7 @@ class EvaluationPlan:
     split: Split
     outputs: NDArray[np.int64]
     data: DataConfig
-    machine: runtime.Runtime
+    machine: Machine
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -212,7 +213,7 @@ def plan_evaluation(
         raise DataError(f"split {part.name!r} of {source.id} has no labels", "evaluation compares with labels")
     counts = np.bincount(part.labels, minlength=len(source.classes)).tolist()
     outputs = np.array(map_labels(source.classes, counts, described.classes, source.id), np.int64)
-    machine = runtime.start(apply(Config(), _machine(device, precision)).run)
+    machine = set_up(apply(Config(), _machine(device, precision)).run)
     return EvaluationPlan(
         described, size, source, part, outputs, data_config, machine, (*notes, *described.notes, *why), warnings
     )
@@ -232,7 +233,7 @@ class PredictionPlan:
     classes: tuple[Class, ...]
     img_size: Size
     data: DataConfig
-    machine: runtime.Runtime
+    machine: Machine
     notes: tuple[str, ...]
 
     def predict(self, paths: Iterable[str | NoImage]) -> Iterator[dict[str, Any]]:
@@ -268,7 +269,7 @@ def plan_prediction(
     size = img_size or described.model.img_size
     check_model(replace(described.model, img_size=size))
     chosen = "fp32" if precision == "auto" else precision
-    machine = runtime.start(apply(Config(), _machine(device, chosen)).run)
+    machine = set_up(apply(Config(), _machine(device, chosen)).run)
     return PredictionPlan(described, classes, size, data, machine, (*notes, *described.notes))
 
 
@@ -367,7 +368,7 @@ class ProbePlan:
     held_out: Split
     data: DataConfig
     settings: ProbeConfig
-    machine: runtime.Runtime
+    machine: Machine
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -440,7 +441,7 @@ def plan_probe(
             raise DataError(f"split {part.name!r} of {source.id} has no labels", "a probe learns from labels")
         if not len(part):
             raise DataError(f"split {part.name!r} of {source.id} has no images", "name one that has with --split")
-    machine = runtime.start(apply(Config(), _machine(device, precision)).run)
+    machine = set_up(apply(Config(), _machine(device, precision)).run)
     warnings = tuple(also_trained(held_out, train, record))
     return ProbePlan(
         described,
@@ -475,7 +476,7 @@ class AttentionPlan:
     split: Split
     data: DataConfig
     settings: AnalysisConfig
-    machine: runtime.Runtime
+    machine: Machine
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -576,7 +577,7 @@ def plan_attention(
             found.append(f"images: {settings.images:,} of the {len(part):,} of split {part.name}")
             keys = part.labels if part.labels is not None else np.zeros(len(part), np.int64)
             part = part.subset(stratified(keys, settings.images, "analysis"))
-    machine = runtime.start(apply(Config(), _machine(device, precision)).run)
+    machine = set_up(apply(Config(), _machine(device, precision)).run)
     return AttentionPlan(
         described, size, name, part, data_config, settings, machine, (*notes, *found, *described.notes), tuple(warnings)
     )
@@ -659,9 +660,7 @@ def bench(models: Sequence[ModelConfig], overrides: Overrides, progress: Progres
     ]
     for model in named:
         check(replace(config, model=model))
-    return measure_speed(
-        named, config, settings, runtime.start(config.run), overrides.get("train.batch_size", 0), progress
-    )
+    return measure_speed(named, config, settings, set_up(config.run), overrides.get("train.batch_size", 0), progress)
 
 
 def _machine(device: str, precision: str) -> Overrides:
@@ -674,7 +673,7 @@ def _located(reference: str) -> tuple[Path, list[str]]:
     """The checkpoint that is named, else that of the newest finished run, and what to say. Raises CheckpointError."""
     if reference:
         return locate(reference), []
-    path = runfolder.newest_finished()
+    path = runs.newest_finished()
     return path, [f"checkpoint: {path}, the newest finished run"]
 
 

@@ -1,4 +1,4 @@
-"""How a run stands, from its folder alone and without torch."""
+"""Run folders as they are found: how a run stands, and which is the newest; without torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import contextlib
 import json
 from pathlib import Path
 from typing import Any
+
+from vitcli.errors import CheckpointError
+
+RUNS = Path("runs")
+WEIGHTS = "model.safetensors"
 
 
 def status(folder: Path) -> dict[str, Any]:
@@ -41,6 +46,16 @@ def is_held(folder: Path) -> bool:
         return False
     except (ImportError, OSError):
         return True
+
+
+def newest_finished() -> Path:
+    """The checkpoint of the newest finished run under ./runs. Raises CheckpointError."""
+    done = [p for p in RUNS.glob("*") if status(p).get("status") == "done" and (p / WEIGHTS).is_file()]
+    if not done:
+        raise CheckpointError(
+            "no checkpoint given, and no finished run under ./runs", "name a checkpoint, or train one with vit pretrain"
+        )
+    return max(done, key=lambda p: (p / WEIGHTS).stat().st_mtime_ns) / WEIGHTS
 
 
 def _last_step(folder: Path) -> int:

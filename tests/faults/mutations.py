@@ -60,11 +60,11 @@ def draw_noise(model, seed, step, batch, device):
     return _draw(model, seed, _calls[0], batch, device)
 """),
     M(5, "what was read ahead is lost on resume", "data/loader.py", "row_05", "itertools.count(start + bool(depth and start), count)", "itertools.count(start, count)"),
-    M(7, "signals are not handled", "train/runtime.py", "row_07_a_signal_finishes", "names: tuple[str, ...] = ()", 'names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")'),
+    M(7, "signals are not handled", "train/signals.py", "row_07_a_signal_finishes", "names: tuple[str, ...] = ()", 'names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")'),
     M(7, "an interruption does not save", "train/loop.py", "row_07_a_signal_finishes", "pass", 'self._save("saved", Interrupted.code)'),
     M(7, "an evaluation is not interrupted", "train/loop.py", "row_07_a_signal_while", "self.log.progress(what, done, total)", "self.log.progress(what, done, total)\n        self._stop_if_signalled()"),
     M(7, "a signal before the first step is let through", "train/loop.py", "row_07_a_signal_before", "if False:", "if isinstance(error, Stopped) and saved:"),
-    M(8, "a second signal waits", "train/runtime.py", "row_08", "pass", "os._exit(128 + number)"),
+    M(8, "a second signal waits", "train/signals.py", "row_08", "pass", "os._exit(128 + number)"),
     M(10, "a full disk is not told from others", "files.py", "row_10", "if False:", "if error.errno in FULL:"),
     M(10, "a failed save leaves its half", "files.py", "row_10_the_disk", "def _keep(*a, **k): pass\nimport types\nshutil = types.SimpleNamespace(rmtree=_keep, disk_usage=shutil.disk_usage)"),
     M(10, "an error of a write in the background is lost", "train/state.py", "row_10_the_disk", "pass\n", "raise error\n"),

@@ -23,7 +23,6 @@ from processes import (
 
 from conftest import mounted_disk
 from vitcli import files
-from vitcli.train import runfolder
 
 WIDE = ("--set", "model.width=128", "--set", "model.heads=4", "--set", "model.mlp=512", "--set", "model.depth=4")
 """12.7 MB a saved step: three of them and the checkpoint fit on 64 MB."""
@@ -58,7 +57,7 @@ def test_row_10_the_disk_fills_up_during_a_save(class_folders: Path, tmp_path: P
     message = full.json["error"]["message"]
     assert "no space left" in message and "bytes are needed" in message and "are free" in message
     assert saved_steps(disk / "run") == [4] and files.leftovers(disk / "run" / "state") == []
-    assert runfolder.status(disk / "run")["code"] == 6
+    assert runs.status(disk / "run")["code"] == 6
     again = run(command, tmp_path)
     assert again.code == 6 and "bytes free" in again.json["error"]["message"], "before the first step, this time"
     filler.unlink()
@@ -147,7 +146,7 @@ def test_row_34_a_full_disk_under_the_log(class_folders: Path, tmp_path: Path, d
     done = process.wait()
     assert (disk / "log").stat().st_size == 0
     assert "Traceback" not in done.err
-    assert runfolder.status(tmp_path / "run")["status"] == "done"
+    assert runs.status(tmp_path / "run")["status"] == "done"
     if stream == "stderr":
         assert done.code == 0 and done.json["steps"] == 12
     else:

@@ -35,7 +35,7 @@ from vitcli.config import DataConfig, read_toml
 from vitcli.data.decode import BadImage, View, decode
 from vitcli.data.sources import open_source
 from vitcli.errors import VitError
-from vitcli.train import runfolder, state
+from vitcli.train import state
 from vitcli.train.plan import Request
 from vitcli.train.runlog import read_lines, rewind
 from vitcli.weights import checkpoint
@@ -358,7 +358,7 @@ def beside_state(folder: Path) -> Read:
             (folder / name).write_bytes(blob)
         read_lines(folder / "metrics.jsonl")
         rewind(folder / "metrics.jsonl", 10)
-        runfolder.status(folder)
+        runs.status(folder)
 
     return read
 

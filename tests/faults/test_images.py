@@ -19,7 +19,6 @@ from processes import pretrain, run
 
 from conftest import Result, draw_image
 from vitcli.data.decode import BadImage, View, decode, open_rgb
-from vitcli.train import runfolder
 
 Command = Callable[..., Result]
 SKIP = ("--set", "data.on_bad_image=skip")
@@ -103,7 +102,7 @@ def test_row_19_an_image_that_goes_bad_while_training_is_named(tmp_path: Path) -
     command = pretrain(data, "--set", "data.workers=0", steps=200)  # of which 128 are read at once
     done = run(command, tmp_path, before=before)
     data_error(done, str(bad), "row 19 of split 'train'")
-    assert runfolder.status(tmp_path / "run")["code"] == 3
+    assert runs.status(tmp_path / "run")["code"] == 3
     draw_image(0, 3).save(bad)
     assert run(command, tmp_path).json["resumed_from"] == 128
 

@@ -12,7 +12,7 @@ import pytest
 from processes import SLOW_STEPS, Started, assert_same_run, has_logged, last_step, pretrain, run, saved_steps
 
 from vitcli import files
-from vitcli.train import runfolder, state
+from vitcli.train import state
 
 OPTIMIZERS = ("adamw", "sgd", "muon")
 
@@ -274,7 +274,7 @@ def test_row_07_a_signal_finishes_the_step_and_saves(
     stopped = process.wait()
     assert stopped.code == 75, stopped.err
     assert stopped.json["error"]["kind"] == "interrupted" and name in stopped.json["error"]["message"]
-    status = runfolder.status(tmp_path / "run")
+    status = runs.status(tmp_path / "run")
     assert (status["status"], status["code"]) == ("saved", 75)
     assert 4 <= status["step"] < 12 and saved_steps(tmp_path / "run") == [status["step"]]
     assert last_step(tmp_path / "run") == status["step"], "the step is finished, and no other is begun"
@@ -295,7 +295,7 @@ def test_row_07_a_signal_while_it_evaluates_does_not_wait_for_the_end(class_fold
     process.send(signal.SIGTERM)
     stopped = process.wait(15)  # of 24 that the evaluation takes
     assert stopped.code == 75, stopped.err
-    assert runfolder.status(tmp_path / "run")["step"] == 7
+    assert runs.status(tmp_path / "run")["step"] == 7
     assert finish(pretrain(class_folders, *settings), tmp_path)["resumed_from"] == 7
     assert_same_run(same, tmp_path / "run")
 
@@ -317,7 +317,7 @@ def test_row_07_a_signal_before_the_first_step(class_folders: Path, reference: P
         if code == 143:
             assert not (tmp_path / "run").exists()
             kill_at(pretrain(class_folders), tmp_path, 5)
-    assert runfolder.status(tmp_path / "run")["code"] == 75
+    assert runs.status(tmp_path / "run")["code"] == 75
     assert finish(pretrain(class_folders), tmp_path)["resumed_from"]
     assert_same_run(reference, tmp_path / "run")
 

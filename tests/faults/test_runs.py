@@ -24,7 +24,7 @@ from conftest import run_vit
 from vitcli import api, files
 from vitcli.config import read_toml
 from vitcli.errors import DataError, UsageError
-from vitcli.train import runfolder, runlog
+from vitcli.train import runlog
 from vitcli.weights.checkpoint import load
 
 # --- 48, 59: data that change between two commands --------------------------------------------------------------
@@ -88,7 +88,7 @@ def test_row_51_the_next_command_says_that_a_run_was_killed(class_folders: Path,
     process.send(signal.SIGTERM)
     process.send(signal.SIGKILL)
     process.wait()
-    assert runfolder.status(tmp_path / "run")["status"] == "running"
+    assert runs.status(tmp_path / "run")["status"] == "running"
     ended = r"the run in run was killed after step \d without a word: .*for want of memory"
     assert re.search(ended, run(["info", "run"], tmp_path).err)
     done = run(pretrain(class_folders), tmp_path)
@@ -422,7 +422,7 @@ def test_row_34_the_exit_status_is_true_where_nobody_reads(class_folders: Path, 
     ):
         done = shell(closed, tmp_path, *arguments)
         assert (done.returncode, done.stderr) == (code, "")
-    assert runfolder.status(tmp_path / "run")["status"] == "done"
+    assert runs.status(tmp_path / "run")["status"] == "done"
 
 
 @pytest.mark.parametrize(("arguments", "code"), [(["info", "b/16"], 6), (["eval", "missing.safetensors"], 4)])

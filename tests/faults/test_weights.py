@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 import vitcli
 from conftest import Result
 from vitcli import files
-from vitcli.train import runfolder
 
 Command = Callable[..., Result]
 
@@ -263,7 +262,7 @@ def test_row_17_a_loss_that_is_no_number_stops_with_step_and_samples(class_folde
     assert done.code == 5, done.err
     message = done.json["error"]["message"]
     assert "step" in message and ("samples" in message or "holds NaN or infinite" in message)
-    assert runfolder.status(tmp_path / "run")["code"] == 5
+    assert runs.status(tmp_path / "run")["code"] == 5
     for step in (tmp_path / "run" / "state").glob("step-*"):
         for file in step.glob("*.safetensors"):
             assert all(torch.isfinite(t).all() for t in load_file(file).values()), file

@@ -125,9 +125,9 @@ def test_a_signal_finishes_the_step_and_saves(class_folders: Path, tmp_path: Pat
     out = tmp_path / "run"
     with pytest.raises(Interrupted, match="SIGTERM"):
         api.train("pretrain", data=str(class_folders), out=str(out), sinks=[stop], **SMALL)
-    assert runfolder.status(out)["status"] == "saved" and runfolder.status(out)["code"] == 75
+    assert runs.status(out)["status"] == "saved" and runs.status(out)["code"] == 75
     report = train(class_folders, out)[1]
-    assert report["resumed_from"] == runfolder.status(out)["step"] - 10 == 10
+    assert report["resumed_from"] == runs.status(out)["step"] - 10 == 10
     assert_equal(reference, out)
 
 
@@ -180,7 +180,7 @@ def test_a_loss_that_is_not_a_number_stops_without_an_update(class_folders: Path
             train__save_every_steps=1,
         )
     assert raised.value.code == 5
-    assert runfolder.status(tmp_path / "run")["status"] == "failed"
+    assert runs.status(tmp_path / "run")["status"] == "failed"
     step = sorted((tmp_path / "run" / "state").glob("step-*"))[-1]
     assert (
         all(torch.isfinite(t).all() for t in load_file(step / "model.safetensors").values())

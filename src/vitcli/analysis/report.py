@@ -17,12 +17,13 @@ from vitcli import files, plots
 from vitcli.analysis.attention import AttentionDistance, Rollout
 from vitcli.analysis.capture import reduce_attention
 from vitcli.config import AnalysisConfig, DataConfig, EvalConfig, Size
-from vitcli.data.cache import Progress, open_images, silent
+from vitcli.data.cache import open_images
 from vitcli.data.decode import eval_view, open_rgb, seen_part
 from vitcli.data.split import Split
 from vitcli.evaluate.evaluator import batches
 from vitcli.model.linear import packed
 from vitcli.model.vit import ViT
+from vitcli.progress import Progress, silent
 
 SHEET_IMAGES = 40
 """Images on one contact sheet."""

@@ -144,7 +144,7 @@ def _train(
 
     from vitcli import api
     from vitcli.train.plan import Request
-    from vitcli.train.runtime import process_seconds
+    from vitcli.train.signals import process_seconds
 
     reporter = console.Reporter(quiet)
     try:

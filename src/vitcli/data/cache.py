@@ -31,10 +31,10 @@ from vitcli import files
 from vitcli.config import AugmentConfig, DataConfig, Size
 from vitcli.data import decode
 from vitcli.data.decode import BadImage, View
-from vitcli.data.split import Progress, Rows, Split
-from vitcli.data.split import silent as silent
+from vitcli.data.split import Rows, Split
 from vitcli.errors import DataError, ResourceError
 from vitcli.files import cache_home
+from vitcli.progress import Progress, silent
 
 Pixels = NDArray[np.uint8]
 

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from vitcli.data.decode import open_image, read_file, upright_size
 from vitcli.data.identity import Contents, Digests, Record
 from vitcli.data.layout import meaning_of
 from vitcli.errors import DataError, UsageError, did_you_mean
+from vitcli.progress import Progress, silent
 from vitcli.randomness import permutation
 
 if TYPE_CHECKING:
@@ -30,14 +30,6 @@ NOTHING = Record()
 
 Labels = NDArray[np.int64]
 Rows = NDArray[np.int64]
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is done, how many are done, and of how many."""
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """No progress."""
-
 
 MOST_DEV = 2000
 """Images that are kept back from training at most: of so many a top-1 of 0.7 is known to within one point."""

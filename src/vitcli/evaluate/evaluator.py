@@ -17,13 +17,14 @@ from torch import Tensor
 
 from vitcli.config import DataConfig, EvalConfig
 from vitcli.data.augment import normalise_, to_float
-from vitcli.data.cache import Images, Progress, open_images, silent
+from vitcli.data.cache import Images, open_images
 from vitcli.data.decode import eval_view
 from vitcli.data.loader import ahead
 from vitcli.data.split import Split
 from vitcli.evaluate.metrics import Tally
 from vitcli.model.linear import packed
 from vitcli.model.vit import ViT
+from vitcli.progress import Progress, silent
 
 _TOKENS_AT_ONCE = {"cpu": 16_384, "mps": 32_768, "cuda": 131_072}
 """On two AVX512-BF16 cores ViT-S/16 is as fast with 16 images as with 256, ViT-Ti/4 at 32 px from 64 on."""

@@ -15,13 +15,14 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from vitcli.config import DataConfig, EvalConfig
-from vitcli.data.cache import Progress, open_images, silent
+from vitcli.data.cache import open_images
 from vitcli.data.decode import eval_view
 from vitcli.data.split import Split, by_class, stratified
 from vitcli.errors import DataError
 from vitcli.evaluate.evaluator import batches
 from vitcli.model.linear import packed
 from vitcli.model.vit import ViT
+from vitcli.progress import Progress, silent
 from vitcli.randomness import permutation
 
 L2 = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 3e-4, 1e-4)

@@ -9,12 +9,13 @@ from vitcli import files, flops, plots
 from vitcli.config import format_size
 from vitcli.data.identity import Record
 from vitcli.data.origin import seals
+from vitcli.runs import WEIGHTS
 from vitcli.text import markdown
 from vitcli.train.plan import Plan
 from vitcli.train.runlog import Event
 from vitcli.weights import checkpoint
 from vitcli.weights.checkpoint import Tensors
-from vitcli.weights.describe import WEIGHTS, Description
+from vitcli.weights.describe import Description
 from vitcli.weights.formats import timm_config
 
 

@@ -14,13 +14,13 @@ import torch
 from vitcli import flops
 from vitcli.config import BenchConfig, Config, ModelConfig
 from vitcli.data.augment import Batch
-from vitcli.data.cache import Progress, silent
 from vitcli.evaluate.evaluator import batch_size, logits_of
+from vitcli.machine import Machine, peak_flops, seconds_of
 from vitcli.model.linear import packed
 from vitcli.model.vit import ViT, init_weights
+from vitcli.progress import Progress, silent
 from vitcli.train.objectives import Classify
 from vitcli.train.optim import Optimizer
-from vitcli.train.runtime import Runtime, peak_flops, seconds_of
 from vitcli.train.step import Update, train_step
 
 TRAIN_BATCH = {"cpu": 32, "mps": 64, "cuda": 256}
@@ -46,7 +46,7 @@ def bench(
     models: list[ModelConfig],
     config: Config,
     bench: BenchConfig,
-    runtime: Runtime,
+    machine: Machine,
     size: int = 0,
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -54,24 +54,24 @@ def bench(
 
     The peak is the median of what is measured before, between and after, since the speed of a shared machine drifts.
     """
-    precision = runtime.precision
+    precision = machine.precision
     total = len(models) * len(bench.modes)
-    peaks = [peak_flops(runtime)]
+    peaks = [peak_flops(machine)]
     measured: list[tuple[ModelConfig, str, int, float, float]] = []
     for model in models:
         for mode in bench.modes:
             progress("measuring", len(measured), total)
             batch = size or (
-                TRAIN_BATCH[runtime.device.type] if mode == "train" else batch_size(runtime.device.type, model.tokens)
+                TRAIN_BATCH[machine.device.type] if mode == "train" else batch_size(machine.device.type, model.tokens)
             )
             work = _training if mode == "train" else _inference
-            first, seconds = _median_seconds(work(replace(config, model=model), runtime, batch), bench.seconds, runtime)
+            first, seconds = _median_seconds(work(replace(config, model=model), machine, batch), bench.seconds, machine)
             measured.append((model, mode, batch, first, seconds))
-            peaks.append(peak_flops(runtime))
+            peaks.append(peak_flops(machine))
     results, peak = [], statistics.median(peaks)
     for model, done, batch, first, seconds in measured:
         rate = batch / seconds * (flops.training_flops(model, 1) if done == "train" else 2 * flops.macs(model))
-        compiled = runtime.compile and done == "train"
+        compiled = machine.compile and done == "train"
         results.append(
             Speed(
                 model.name, done, precision, compiled, batch, batch / seconds, rate / 1e12, rate / peak,
@@ -81,54 +81,54 @@ def bench(
     return {"results": [vars(r) for r in results], "peak_tflops": {precision: peak / 1e12}}
 
 
-def trainer(config: Config, runtime: Runtime) -> Callable[[Batch], Update]:
+def trainer(config: Config, machine: Machine) -> Callable[[Batch], Update]:
     """A model with random weights, its objective and optimizer, as a function that trains it by one step."""
     model = ViT(config.model)
     init_weights(model, config.run.seed)
-    model = runtime.place(model)
+    model = machine.place(model)
     objective = Classify(config.train)
     optimizer = Optimizer(
-        model.named_parameters(), config.optim, config.model.depth, runtime.device.type != "mps", runtime.bf16
+        model.named_parameters(), config.optim, config.model.depth, machine.device.type != "mps", machine.bf16
     )
     optimizer.set_factor(0.1)
     steps = itertools.count()
-    return lambda batch: train_step(model, objective, optimizer, batch, config, next(steps), runtime)
+    return lambda batch: train_step(model, objective, optimizer, batch, config, next(steps), machine)
 
 
-def _training(config: Config, runtime: Runtime, batch: int) -> Iterator[None]:
+def _training(config: Config, machine: Machine, batch: int) -> Iterator[None]:
     """Training steps on one batch, one a turn."""
-    step = trainer(replace(config, train=replace(config.train, batch_size=batch)), runtime)
-    images, labels = _images(config.model, batch, runtime)
+    step = trainer(replace(config, train=replace(config.train, batch_size=batch)), machine)
+    images, labels = _images(config.model, batch, machine)
     data = Batch((images,), labels, torch.arange(batch))
     while True:
         step(data)
         yield
 
 
-def _inference(config: Config, runtime: Runtime, batch: int) -> Iterator[None]:
+def _inference(config: Config, machine: Machine, batch: int) -> Iterator[None]:
     model = ViT(config.model)
     init_weights(model, config.run.seed)
-    model = replace(runtime, compile=False).place(model).eval()
-    images, _ = _images(config.model, batch, runtime)
-    with torch.inference_mode(), packed(model, runtime.bf16):
+    model = replace(machine, compile=False).place(model).eval()
+    images, _ = _images(config.model, batch, machine)
+    with torch.inference_mode(), packed(model, machine.bf16):
         while True:
-            logits_of(model, images, runtime.bf16, 1)
+            logits_of(model, images, machine.bf16, 1)
             yield
 
 
-def _images(model: ModelConfig, batch: int, runtime: Runtime) -> tuple[torch.Tensor, torch.Tensor]:
+def _images(model: ModelConfig, batch: int, machine: Machine) -> tuple[torch.Tensor, torch.Tensor]:
     draw = np.random.default_rng(0)
     images = torch.from_numpy(draw.standard_normal((batch, 3, *model.img_size), dtype=np.float32))
     labels = torch.from_numpy(draw.integers(max(1, model.classes), size=batch))
-    return images.to(runtime.device), labels.to(runtime.device)
+    return images.to(machine.device), labels.to(machine.device)
 
 
-def _median_seconds(turns: Iterator[None], seconds: float, runtime: Runtime) -> tuple[float, float]:
+def _median_seconds(turns: Iterator[None], seconds: float, machine: Machine) -> tuple[float, float]:
     """(the first turn, the median of those after the warm-up), each in seconds."""
-    first = seconds_of(lambda: next(turns), runtime.device)
+    first = seconds_of(lambda: next(turns), machine.device)
     for _ in range(_WARM_UP):
-        seconds_of(lambda: next(turns), runtime.device)
+        seconds_of(lambda: next(turns), machine.device)
     times: list[float] = []
     while len(times) < _FEWEST or sum(times) < seconds:
-        times.append(seconds_of(lambda: next(turns), runtime.device))
+        times.append(seconds_of(lambda: next(turns), machine.device))
     return first, statistics.median(times)

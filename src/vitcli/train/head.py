@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vitcli.data.cache import Progress
 from vitcli.data.split import Split
 from vitcli.evaluate.probe import MOST_IMAGES, Enough, Features, Probe, features_of, linear_probe, refitted
+from vitcli.machine import Machine
 from vitcli.model.vit import ViT
+from vitcli.progress import Progress
 from vitcli.train.plan import Plan
-from vitcli.train.runtime import Runtime
 from vitcli.weights.checkpoint import Tensors
 
 
@@ -77,7 +77,7 @@ class Pace:
 def fit_head(
     model: ViT,
     plan: Plan,
-    runtime: Runtime,
+    machine: Machine,
     progress: Progress,
     enough: Enough | None = None,
 ) -> Start:
@@ -91,7 +91,7 @@ def fit_head(
     def of(split: Split, limit: int, enough: Enough | None = None) -> Features:
         return features_of(
             model, split, plan.outputs, plan.config.eval, plan.config.data,
-            device=runtime.device, bf16=runtime.bf16, most=limit, enough=enough, progress=progress,
+            device=machine.device, bf16=machine.bf16, most=limit, enough=enough, progress=progress,
         )  # fmt: skip
 
     features = of(plan.train, MOST_IMAGES, enough)

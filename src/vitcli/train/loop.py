@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vitcli import files, flops, runs
 from vitcli.data.augment import Batch
-from vitcli.data.cache import Images, Progress, open_images, silent, working_view
+from vitcli.data.cache import Images, open_images, working_view
 from vitcli.data.loader import TrainLoader
 from vitcli.data.split import Split
 from vitcli.errors import (
@@ -33,7 +33,10 @@ from vitcli.errors import (
     is_out_of_memory,
 )
 from vitcli.evaluate.evaluator import Evaluation, evaluate
+from vitcli.machine import Machine, peak_flops
 from vitcli.model.vit import ViT, init_mimetic, init_weights
+from vitcli.progress import Progress, silent
+from vitcli.runs import WEIGHTS
 from vitcli.train import artifacts, runfolder, state
 from vitcli.train.clock import Anchor, Clock
 from vitcli.train.growth import size_at, slower
@@ -43,10 +46,9 @@ from vitcli.train.optim import Average, Optimizer, lr_factor
 from vitcli.train.plan import Plan, replan
 from vitcli.train.runfolder import Place
 from vitcli.train.runlog import Log, Metrics, read_lines
-from vitcli.train.runtime import Runtime, Signals, peak_flops
+from vitcli.train.signals import Signals
 from vitcli.train.step import DIVERGED_HINT, Update, train_step
 from vitcli.weights.checkpoint import HEADS, Tensors, adapt, load, resized
-from vitcli.weights.describe import WEIGHTS
 
 Report = dict[str, Any]
 
@@ -82,7 +84,7 @@ def train(plan: Plan, place: Place, log: Log) -> tuple[Path, Report]:
         Signals() as signals,
         _status_of(place.folder, is_new, made),
     ):
-        if runfolder.status(place.folder).get("status") == "running":
+        if runs.status(place.folder).get("status") == "running":
             log("note", text=runs.ended(place.folder))
         if is_new:
             for name in files.remove_leftovers(place.folder / "state"):
@@ -113,7 +115,7 @@ def _status_of(folder: Path, is_new: bool, made: Sequence[Path]) -> Iterator[Non
         elif isinstance(error, Exception) and not isinstance(error, Interrupted):
             code = error.code if isinstance(error, VitError) else VitError.code
             with contextlib.suppress(ResourceError):
-                runfolder.write_status(folder, "failed", runfolder.status(folder).get("step", 0), code)
+                runfolder.write_status(folder, "failed", runs.status(folder).get("step", 0), code)
         raise
 
 
@@ -170,16 +172,16 @@ class _Run:
         files.remove_leftovers(folder)
         for fault in faults:
             log("warning", text=fault)
-        self.runtime = self._runtime(saved)
+        self.machine = self._machine(saved)
         self.images = self._open_images()
         assert plan.train is not None and plan.train.labels is not None
         outputs = plan.outputs[plan.train.labels]
-        self.loader = TrainLoader(self.images, outputs, self.config, self.runtime.device)
-        self.model = self.runtime.place(self._model(saved is not None))
-        self.objective = Classify(self.config.train).to(self.runtime.device)
+        self.loader = TrainLoader(self.images, outputs, self.config, self.machine.device)
+        self.model = self.machine.place(self._model(saved is not None))
+        self.objective = Classify(self.config.train).to(self.machine.device)
         named = (item for part in (self.model, self.objective) for item in part.named_parameters())
         self.optimizer = Optimizer(
-            named, self.config.optim, self.config.model.depth, self.runtime.device.type != "mps", self.runtime.bf16
+            named, self.config.optim, self.config.model.depth, self.machine.device.type != "mps", self.machine.bf16
         )
         self.average = Average(self.model, self.config.train.ema) if self.config.train.ema else None
         self.clock = Clock(plan.steps, self.config.train.time_budget, self._anchors())
@@ -194,9 +196,9 @@ class _Run:
 
     # --- parts ---
 
-    def _runtime(self, saved: state.Saved | None) -> Runtime:
+    def _machine(self, saved: state.Saved | None) -> Machine:
         """The plan's machine, with the precision and threads of the state, since they change bits."""
-        machine = self.plan.runtime
+        machine = self.plan.machine
         if saved is None:
             return machine
         then = self._known(saved)
@@ -285,7 +287,7 @@ class _Run:
             self.objective.load_state_dict(saved.groups.get("objective", {}))
             self.optimizer.restore(saved.groups.get("optimizer", {}))
             if self.average is not None:
-                self.average.weights = {k: v.to(self.runtime.device) for k, v in saved.groups["average"].items()}
+                self.average.weights = {k: v.to(self.machine.device) for k, v in saved.groups["average"].items()}
             if "probe" in saved.values:
                 self.start = Start.of(saved.groups, saved.values)
         except (KeyError, RuntimeError, TypeError) as error:
@@ -310,7 +312,7 @@ class _Run:
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise ResourceError(
-                    f"out of memory on {self.runtime.device} at step {self.at.step}",
+                    f"out of memory on {self.machine.device} at step {self.at.step}",
                     "evaluate fewer images at a time with --set eval.batch_size=…, or train a smaller --model",
                 ) from None
             raise
@@ -411,7 +413,7 @@ class _Run:
         )
         operations = flops.training_flops(model, config.train.batch_size, self.plan.frozen)
         anchor = self.clock.begin(
-            self.at.step, self._seconds(), self.reserve, operations / peak_flops(self.runtime, side=1024)
+            self.at.step, self._seconds(), self.reserve, operations / peak_flops(self.machine, side=1024)
         )
         if anchor is not None:
             files.append_line(self.folder / "state" / "clock.jsonl", anchor.as_json())
@@ -427,7 +429,7 @@ class _Run:
         self.optimizer.set_factor(self.factor)
         batch = self._at_its_size(batch)
         try:
-            update = train_step(self.model, self.objective, self.optimizer, batch, self.config, step, self.runtime)
+            update = train_step(self.model, self.objective, self.optimizer, batch, self.config, step, self.machine)
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise self._out_of_memory() from None
@@ -481,7 +483,7 @@ class _Run:
         ]
         images = train.batch_size // train.accumulate
         return ResourceError(
-            f"out of memory on {self.runtime.device} with {images} image{'s' * (images > 1)} at a time",
+            f"out of memory on {self.machine.device} with {images} image{'s' * (images > 1)} at a time",
             f"run again with --set train.accumulate={fitting[0]}: the result is the same"
             if fitting
             else "take a smaller --model or --img-size, or --set run.attention=recompute",
@@ -553,7 +555,7 @@ class _Run:
         values: dict[str, Any] = {
             "loader": self.loader.state(self.at.step),
             "seconds": self._seconds(),
-            "runtime": self.runtime.as_json(self.config.model.tokens),
+            "runtime": self.machine.as_json(self.config.model.tokens),
         }
         if self.start is not None:
             groups |= self.start.groups()
@@ -587,8 +589,8 @@ class _Run:
                 self.plan.outputs,
                 self.config.eval,
                 self.config.data,
-                device=self.runtime.device,
-                bf16=self.runtime.bf16,
+                device=self.machine.device,
+                bf16=self.machine.bf16,
                 progress=progress or self._watch,
             )
 
@@ -665,7 +667,7 @@ class _Run:
             self._check_time(at_the_end)
             return True
 
-        start = fit_head(self.model, self.plan, self.runtime, self._watch, enough)
+        start = fit_head(self.model, self.plan, self.machine, self._watch, enough)
         steps = math.inf
         if budget is not None:
             self.reserve = self._needed_at_the_end(pace.rate)

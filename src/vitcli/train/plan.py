@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitcli import classes as class_names
-from vitcli import flops
+from vitcli import flops, runs
 from vitcli.classes import Class
 from vitcli.config import (
     LENGTHS,
@@ -30,20 +30,12 @@ from vitcli.config import (
 from vitcli.data.identity import Record
 from vitcli.data.origin import own_source
 from vitcli.data.sources import PRESET, by_name, open_source
-from vitcli.data.split import (
-    NOTHING,
-    Progress,
-    Source,
-    Split,
-    also_trained,
-    dev_split,
-    fraction_of,
-    silent,
-    typical_size,
-)
+from vitcli.data.split import NOTHING, Source, Split, also_trained, dev_split, fraction_of, typical_size
 from vitcli.errors import DataError, ResourceError, UsageError
+from vitcli.machine import Machine, peak_flops, set_up
+from vitcli.progress import Progress, silent
 from vitcli.recipes import Facts, configure, default_recipe, evaluated_as_trained, fitted_to_data
-from vitcli.train import memory, runtime
+from vitcli.train import memory
 from vitcli.train.growth import stages
 from vitcli.weights.describe import DESCRIBED, Description, describe, locate
 
@@ -90,7 +82,7 @@ class Request:
 class Plan:
     config: Config
     request: Request
-    runtime: runtime.Runtime
+    machine: Machine
     source: Source | None  # None: data `none`
     train: Split | None
     held_out: Split | None  # what the run reports on
@@ -139,7 +131,7 @@ class Plan:
         return total
 
     def memory(self) -> flops.Memory:
-        return memory.needed(self.config, self.runtime.device.type, self.runtime.bf16)
+        return memory.needed(self.config, self.machine.device.type, self.machine.bf16)
 
     def as_json(self) -> dict[str, Any]:
         """The fields of --dry-run."""
@@ -175,7 +167,7 @@ def make_plan(request: Request) -> Plan:
     elif "data.source" not in overrides:
         notes.append(f"data: {data.source}, as --data was not given")
         data = replace(data, source=by_name(data.source))
-    machine = runtime.start(apply(Config(), {k: v for k, v in overrides.items() if k.startswith("run.")}).run)
+    machine = set_up(apply(Config(), {k: v for k, v in overrides.items() if k.startswith("run.")}).run)
 
     source, train, held_out = None, None, None
     record = parent.record() if parent is not None else NOTHING
@@ -295,9 +287,7 @@ def _untrained(source: Source, train: Split) -> list[str]:
     return [f"{'a class has' if len(bare) == 1 else f'{len(bare)} classes have'} no training image: {shown}"]
 
 
-def _in_memory(
-    config: Config, machine: runtime.Runtime, asked: Overrides, only_planned: bool
-) -> tuple[Config, list[str]]:
+def _in_memory(config: Config, machine: Machine, asked: Overrides, only_planned: bool) -> tuple[Config, list[str]]:
     """`config` in micro-batches that fit into the machine's memory where the batch is the recipe's own, and a warning where a
     run that is `only_planned` does not fit. Raises ResourceError where one that is not does not.
     """
@@ -328,12 +318,12 @@ def seen_since_random(provenance: dict[str, Any]) -> int | None:
     return sum(seen) if all(isinstance(n, int) and n >= 0 for n in seen) else None
 
 
-def _compute(machine: runtime.Runtime, overrides: Overrides) -> float | None:
+def _compute(machine: Machine, overrides: Overrides) -> float | None:
     """FLOPs of matrix products that fit into the time budget, at the rate measured now."""
     budget = overrides.get("train.time_budget")
     if budget is None:
         return None
-    return float(budget * runtime.peak_flops(machine, side=1024))
+    return float(budget * peak_flops(machine, side=1024))
 
 
 def _kept_back(train: Split, fraction: float, asked: bool) -> tuple[Split, Split | None]:
@@ -355,12 +345,10 @@ def _parent(request: Request) -> Description:
     """The checkpoint that finetune starts from: CKPT, the configuration's, or the newest finished run. What somebody else's
     weights do not say, such as heads, is as it was asked for.
     """
-    from vitcli.train.runfolder import newest_finished
-
     reference = _reference(request)
     fixed = {f"model.{name}" for name in DESCRIBED - {"pre_logits"}}
     asked = {key: value for key, value in request.overrides.items() if key in fixed}
-    return describe(locate(reference) if reference else newest_finished(), asked)
+    return describe(locate(reference) if reference else runs.newest_finished(), asked)
 
 
 def _reference(request: Request) -> str:
@@ -438,7 +426,7 @@ def _said(plan: Plan) -> list[str]:
         said.append(
             f"model: {config.model.name} at {format_size(config.model.img_size)} px, "
             f"{flops.parameters(config.model) / 1e6:.1f} M parameters, chosen for {plan.images:,} images of about "
-            f"{format_size(plan.native)} px on {plan.runtime.device.type}"
+            f"{format_size(plan.native)} px on {plan.machine.device.type}"
         )
     if plan.parent is not None:
         said += plan.parent.notes
@@ -470,4 +458,4 @@ def _said(plan: Plan) -> list[str]:
 
 def replan(plan: Plan, config: Config) -> Plan:
     """The same plan with another configuration, as a resumed run's file has it."""
-    return replace(plan, config=config, runtime=runtime.start(config.run))
+    return replace(plan, config=config, machine=set_up(config.run))

@@ -16,13 +16,11 @@ from typing import Any, Literal
 
 from vitcli import __version__, files
 from vitcli.config import Config, apply, as_dict, layer, read_toml, to_toml
-from vitcli.errors import CheckpointError, UsageError, VitError
-from vitcli.runs import status as status
+from vitcli.errors import UsageError, VitError
+from vitcli.runs import RUNS, WEIGHTS, status
 from vitcli.train.plan import Plan
 from vitcli.weights.checkpoint import check_digest
-from vitcli.weights.describe import WEIGHTS, open_checkpoint
-
-RUNS = Path("runs")
+from vitcli.weights.describe import open_checkpoint
 
 UNCOMPARED = frozenset(
     {
@@ -54,16 +52,6 @@ def write_status(folder: Path, what: str, step: int, code: int | None = None) ->
         folder / "state" / "status.json",
         {"status": what, "step": step, "code": code, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")},
     )
-
-
-def newest_finished() -> Path:
-    """The checkpoint of the newest finished run under ./runs. Raises CheckpointError."""
-    done = [p for p in RUNS.glob("*") if status(p).get("status") == "done" and (p / WEIGHTS).is_file()]
-    if not done:
-        raise CheckpointError(
-            "no checkpoint given, and no finished run under ./runs", "name a checkpoint, or train one with vit pretrain"
-        )
-    return max(done, key=lambda p: (p / WEIGHTS).stat().st_mtime_ns) / WEIGHTS
 
 
 def identity(plan: Plan) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from torch import nn
 from vitcli.config import Config
 from vitcli.data.augment import Batch
 from vitcli.errors import DivergedError
+from vitcli.machine import Machine
 from vitcli.model.vit import ViT
 from vitcli.randomness import generator
 from vitcli.train.objectives import draw_noise
 from vitcli.train.optim import Optimizer
-from vitcli.train.runtime import Runtime
 
 DIVERGED_HINT = "lower --set optim.lr=…, lengthen optim.warmup_steps, or clip gradients with optim.clip=1"
 
@@ -29,14 +29,14 @@ class Update:
 
 
 def train_step(
-    model: ViT, objective: nn.Module, optimizer: Optimizer, batch: Batch, config: Config, step: int, runtime: Runtime
+    model: ViT, objective: nn.Module, optimizer: Optimizer, batch: Batch, config: Config, step: int, machine: Machine
 ) -> Update:
     """Forward and backward in micro-batches, clip, update. Raises DivergedError, without updating, where the loss
     or the gradient is not a finite number.
 
     Micro-batches change nothing but memory, except that element dropout draws from (seed, step, micro-batch).
     """
-    noise = draw_noise(model, config.run.seed, step, len(batch), runtime.device)
+    noise = draw_noise(model, config.run.seed, step, len(batch), machine.device)
     size = len(batch) // config.train.accumulate
     total, metrics = 0.0, {}
     optimizer.zero_grad()
@@ -45,7 +45,7 @@ def train_step(
         part = slice(index * size, (index + 1) * size)
         if config.model.dropout:
             torch.manual_seed(int(generator(config.run.seed, "dropout", step, index).integers(2**62)))
-        with torch.autocast(runtime.device.type, torch.bfloat16, enabled=runtime.bf16):
+        with torch.autocast(machine.device.type, torch.bfloat16, enabled=machine.bf16):
             result = objective(model, batch.rows(part), noise.rows(part))
         (result.loss / config.train.accumulate).backward()
         total += float(result.loss.detach()) / config.train.accumulate

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from vitcli import files, plots
 from vitcli.config import check_settable, parse_value
 from vitcli.errors import DivergedError, UsageError
+from vitcli.runs import RUNS
 from vitcli.train import loop, runfolder
 from vitcli.train.plan import Plan, Request, make_plan
 from vitcli.train.runlog import Log
@@ -137,13 +138,13 @@ def choose(sweep: Sweep, out: str) -> Path:
         return folder
     name = re.sub(r"[^\w.]+", "-", f"sweep-{sweep.first.config.model.name}-{sweep.first.config.data.source}")
     name = name.rstrip("-")[:80]
-    same = [p for p in runfolder.RUNS.glob("sweep-*") if not (p / "report.json").exists() and _asked(p) == asked]
+    same = [p for p in RUNS.glob("sweep-*") if not (p / "report.json").exists() and _asked(p) == asked]
     if same:
         return max(same, key=lambda p: (p / _ASKED).stat().st_mtime_ns)
     numbers = [
-        int(m[1]) for p in runfolder.RUNS.glob("sweep-*") if (m := re.fullmatch(re.escape(name) + r"-(\d+)", p.name))
+        int(m[1]) for p in RUNS.glob("sweep-*") if (m := re.fullmatch(re.escape(name) + r"-(\d+)", p.name))
     ]
-    return runfolder.RUNS / f"{name}-{max(numbers, default=0) + 1}"
+    return RUNS / f"{name}-{max(numbers, default=0) + 1}"
 
 
 def identity(sweep: Sweep) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from vitcli.config import (
     model_name,
 )
 from vitcli.errors import CheckpointError, UsageError, VitError
+from vitcli.runs import WEIGHTS
 from vitcli.weights import names as by_name
 from vitcli.weights.beside import Beside, from_training, is_of_training, is_usual, read_beside
 from vitcli.weights.document import check_document
@@ -48,7 +49,6 @@ from vitcli.weights.stored import INDICES, PICKLES, Pickled, Safetensors, Weight
 if TYPE_CHECKING:
     from vitcli.data.identity import Record
 
-WEIGHTS = "model.safetensors"
 _USUAL = (WEIGHTS, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _BY_TIMM = ("model_best.pth.tar", "last.pth.tar")
 

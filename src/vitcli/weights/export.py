@@ -28,10 +28,11 @@ from vitcli.data.samples import sample_photographs
 from vitcli.errors import CheckpointError, ResourceError, UsageError, did_you_mean
 from vitcli.model.attention import Attention
 from vitcli.model.vit import ViT
+from vitcli.runs import WEIGHTS
 from vitcli.text import as_json, unicode
 from vitcli.weights import formats
 from vitcli.weights.checkpoint import Tensors, build, write_safetensors
-from vitcli.weights.describe import WEIGHTS, Description, preprocessing
+from vitcli.weights.describe import Description, preprocessing
 
 FORMATS = ("onnx", "timm", "transformers")
 TOLERANCE = 1e-4

@@ -1,4 +1,4 @@
-"""The machine under a run: device, precision, threads, signals, the time since the process began."""
+"""The machine under a command: device, precision, threads, memory that is kept, speed."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ import contextlib
 import ctypes
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import torch
 
 from vitcli.config import RunConfig, check_run
-from vitcli.errors import ResourceError, Stopped
+from vitcli.errors import ResourceError
 from vitcli.model.attention import Attention, AttentionPath, best_path
 from vitcli.model.linear import onednn_has_bf16
 from vitcli.model.vit import ViT
@@ -28,7 +26,7 @@ Precision = Literal["fp32", "tf32", "bf16"]
 
 
 @dataclass(frozen=True)
-class Runtime:
+class Machine:
     """What decides bits besides the configuration."""
 
     device: torch.device
@@ -42,7 +40,7 @@ class Runtime:
     def precision(self) -> Precision:
         return "bf16" if self.bf16 else "tf32" if self.tf32 else "fp32"
 
-    def at(self, precision: str, threads: int) -> Runtime:
+    def at(self, precision: str, threads: int) -> Machine:
         """The same machine set to another precision and number of threads, as a saved run's. One that it lacks stays."""
         if precision not in ("fp32", "tf32", "bf16") or (precision == "tf32" and not _has_tf32(self.device)):
             precision = self.precision
@@ -72,7 +70,7 @@ class Runtime:
         return model
 
 
-def start(run: RunConfig) -> Runtime:
+def set_up(run: RunConfig) -> Machine:
     """Choose and set up the machine. Raises ResourceError for a device, a precision or a compiler that is not there,
     UsageError for a number of threads or a seed that no machine takes.
     """
@@ -87,7 +85,7 @@ def start(run: RunConfig) -> Runtime:
     precision = _precision(run.precision, device)
     _set_tf32(precision == "tf32")
     attention: AttentionPath | None = None if run.attention == "auto" else run.attention
-    return Runtime(
+    return Machine(
         device, precision == "bf16", torch.get_num_threads(), attention, run.compile, tf32=precision == "tf32"
     )
 
@@ -189,62 +187,10 @@ def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def peak_flops(runtime: Runtime, side: int = 0) -> float:
+def peak_flops(machine: Machine, side: int = 0) -> float:
     """FLOPs a second of a square matrix product in the run's precision: the best of five of 4096³, 8192³ on a GPU, or side³."""
-    side = side or (8192 if runtime.device.type == "cuda" else 4096)
-    dtype = torch.bfloat16 if runtime.bf16 else torch.float32
-    a, b = (torch.randn(side, side).to(dtype).to(runtime.device) for _ in range(2))
-    seconds_of(lambda: a @ b, runtime.device)
-    return float(2 * side**3 / min(seconds_of(lambda: a @ b, runtime.device) for _ in range(5)))
-
-
-def process_seconds() -> float:
-    """Seconds since this process began, its imports included."""
-    try:
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        uptime = float(Path("/proc/uptime").read_text().split()[0])
-        return max(0.0, uptime - ticks / os.sysconf("SC_CLK_TCK"))
-    except (OSError, ValueError, IndexError):
-        return time.monotonic() - _IMPORTED
-
-
-_IMPORTED = time.monotonic()
-
-
-class Signals:
-    """SIGINT, SIGTERM, SIGHUP and SIGUSR1 while a run is at work.
-
-    Once `is_training`, one sets a flag that the loop looks at after every step, and a second one ends the process at
-    once. Before that one raises Stopped, but for SIGUSR1, by which schedulers warn long before they kill.
-    """
-
-    def __init__(self) -> None:
-        self.received = 0
-        self.is_training = False
-        self._previous: dict[int, Any] = {}
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        warns = number == getattr(signal, "SIGUSR1", None)
-        if self.received and not warns:
-            os._exit(128 + number)
-        if not self.received:
-            self.received = number
-            if not self.is_training and not warns:
-                raise Stopped(number)
-            with contextlib.suppress(OSError):  # not sys.stderr: the signal may have come while that was written to
-                os.write(2, b"\nfinishing this step and saving; once more stops at once\n")
-
-    def __enter__(self) -> Signals:
-        names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-        for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
-            if signal.getsignal(number) is signal.SIG_IGN and number == getattr(signal, "SIGHUP", None):
-                continue  # nohup
-            try:
-                self._previous[number] = signal.signal(number, self._handle)
-            except ValueError:  # not the main thread: a notebook keeps its own handling
-                return self
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    side = side or (8192 if machine.device.type == "cuda" else 4096)
+    dtype = torch.bfloat16 if machine.bf16 else torch.float32
+    a, b = (torch.randn(side, side).to(dtype).to(machine.device) for _ in range(2))
+    seconds_of(lambda: a @ b, machine.device)
+    return float(2 * side**3 / min(seconds_of(lambda: a @ b, machine.device) for _ in range(5)))

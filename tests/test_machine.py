@@ -21,31 +21,32 @@ from conftest import ABSENT_DEVICE, Result, run_vit
 from vitcli import api
 from vitcli.config import RunConfig, model_config
 from vitcli.errors import Interrupted, ResourceError
+from vitcli.machine import bf16_is_faster, keep_freed_memory, set_up
 from vitcli.model.attention import Attention
 from vitcli.model.vit import ViT
-from vitcli.train import loop, runtime
+from vitcli.train import loop
 
 
 def test_the_attention_path_that_is_asked_for_is_everyone_s() -> None:
-    machine = runtime.start(RunConfig(device="cpu", attention="recompute"))
+    machine = set_up(RunConfig(device="cpu", attention="recompute"))
     model = machine.place(ViT(model_config("mu/4", (8, 8), 3)))
     paths = [m.path for m in model.modules() if isinstance(m, Attention)]
     assert paths == ["recompute"] * model.config.depth
     assert machine.as_json(50)["attention"] == "recompute"
-    assert runtime.start(RunConfig(device="cpu")).as_json(50)["attention"] == "plain"
-    assert runtime.start(RunConfig(device="cpu")).as_json(5000)["attention"] == "recompute"
+    assert set_up(RunConfig(device="cpu")).as_json(50)["attention"] == "plain"
+    assert set_up(RunConfig(device="cpu")).as_json(5000)["attention"] == "recompute"
 
 
 def test_compiling_without_a_compiler_is_refused_before_anything_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ResourceError, match=r"C\+\+ compiler"):
-        runtime.start(RunConfig(device="cpu", compile=True))
+        set_up(RunConfig(device="cpu", compile=True))
 
 
 def test_a_missing_device_is_refused() -> None:
     with pytest.raises(ResourceError, match=f"no {ABSENT_DEVICE} device"):
-        runtime.start(RunConfig(device=ABSENT_DEVICE))  # type: ignore[arg-type]
+        set_up(RunConfig(device=ABSENT_DEVICE))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def tf32_switches(monkeypatch: pytest.MonkeyPatch) -> Callable[[], tuple[str, bo
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "auto"])
 def test_no_other_precision_leaves_tf32_on(precision: str, tf32_switches: Callable[[], tuple[str, bool]]) -> None:
-    machine = runtime.start(RunConfig(device="cpu", precision=precision))  # type: ignore[arg-type]
+    machine = set_up(RunConfig(device="cpu", precision=precision))  # type: ignore[arg-type]
     assert tf32_switches() == ("highest", False)
     assert not machine.tf32 and machine.precision == machine.as_json(50)["precision"] in ("fp32", "bf16")
 
@@ -88,7 +89,7 @@ def test_the_precision_of_a_card(
     expected: str,
 ) -> None:
     on_cuda(monkeypatch, capability)
-    machine = runtime.start(RunConfig(device="cuda", precision=asked))  # type: ignore[arg-type]
+    machine = set_up(RunConfig(device="cuda", precision=asked))  # type: ignore[arg-type]
     assert machine.precision == expected and machine.bf16 == (expected == "bf16")
     assert tf32_switches() == (("high", True) if expected == "tf32" else ("highest", False))
     assert machine.as_json(50) | {"precision": expected, "units": f"card {capability}"} == machine.as_json(50)
@@ -103,9 +104,9 @@ def test_tf32_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch, de
     if device != "cpu":
         on_cuda(monkeypatch, (7, 5))
     with pytest.raises(ResourceError, match="no TF32") as caught:
-        runtime.start(RunConfig(device="cpu" if device == "cpu" else "cuda", precision="tf32"))
+        set_up(RunConfig(device="cpu" if device == "cpu" else "cuda", precision="tf32"))
     assert "fp32" in caught.value.hint
-    here = runtime.start(RunConfig(device="cpu"))
+    here = set_up(RunConfig(device="cpu"))
     assert here.at("tf32", here.threads).precision == here.precision
 
 
@@ -127,7 +128,7 @@ def test_row_55_bf16_works_without_units_for_it_and_a_resume_there_says_that_bit
     assert command(4, **WITHOUT_BF16).code == 0
     state = next((tmp_path / "run" / "state").glob("step-*4")) / "values.json"
     assert json.loads(state.read_text())["runtime"]["precision"] == "bf16"
-    if not runtime.bf16_is_faster(torch.device("cpu")):
+    if not bf16_is_faster(torch.device("cpu")):
         pytest.skip("there are no units for bf16 here to resume without")
     shutil.rmtree(tmp_path / "run")
     interrupted = "import signal\nfrom vitcli.train import loop\nstep, calls = loop.train_step, 0\n" + (
@@ -152,11 +153,11 @@ def test_freed_memory_is_kept_unless_the_environment_says_how_malloc_is_to_be(mo
             called.append((option, value))
 
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Library())
-    runtime.keep_freed_memory()
+    keep_freed_memory()
     assert (-4, 0) in called
     called.clear()
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "100000")
-    runtime.keep_freed_memory()
+    keep_freed_memory()
     assert called == []
 
 
@@ -165,8 +166,8 @@ def test_large_tensors_cost_no_page_faults_once_their_places_are_found() -> None
     code = """
 import resource, torch
 from vitcli.config import RunConfig
-from vitcli.train import runtime
-runtime.start(RunConfig(device='cpu'))
+from vitcli.machine import bf16_is_faster, keep_freed_memory, set_up
+set_up(RunConfig(device='cpu'))
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     kept = [torch.ones(10_000_000) for _ in range(3)]
@@ -198,15 +199,15 @@ def test_a_run_trains_by_each_attention_path_to_the_same_weights_up_to_rounding(
 def test_row_55_a_run_that_goes_on_on_a_card_says_that_bits_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     """As much of it as is to be had without one: what the state says of a CPU is not forced on the card."""
     on_cuda(monkeypatch, (9, 0))
-    machine = runtime.start(RunConfig(device="cuda", precision="auto"))
+    machine = set_up(RunConfig(device="cuda", precision="auto"))
     said: list[str] = []
     going_on = SimpleNamespace(
-        plan=SimpleNamespace(runtime=machine),
+        plan=SimpleNamespace(machine=machine),
         config=SimpleNamespace(model=SimpleNamespace(tokens=50)),
         log=lambda event, text: said.append(text),
         _known=lambda saved: {"device": "cpu", "precision": "fp32", "threads": 2, "attention": "plain"},
     )
-    assert loop._Run._runtime(going_on, object()).precision == "bf16"  # type: ignore[arg-type]
+    assert loop._Run._machine(going_on, object()).precision == "bf16"  # type: ignore[arg-type]
     assert "device cpu → cuda" in said[0] and "will not be bit-equal" in said[0]
 
 
