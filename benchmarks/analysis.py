@@ -30,7 +30,7 @@ from vitcli.analysis.attention import AttentionDistance
 from vitcli.analysis.capture import MICRO_BYTES, reduce_attention
 from vitcli.classes import Class
 from vitcli.config import EvalConfig, ModelConfig, RunConfig, model_config, parse_size
-from vitcli.evaluate.evaluator import logits_of
+from vitcli.evaluate.inference import logits_of
 from vitcli.machine import Machine, set_up
 from vitcli.model.linear import packed
 from vitcli.model.vit import ViT, init_weights

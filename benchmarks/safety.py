@@ -30,7 +30,7 @@ def stretches(data: str, rounds: int) -> tuple[dict[bool, list[float]], list[flo
     def is_due(run: Any) -> bool:
         """Asked after every step, in place of the loop's own question: saves before every other stretch."""
         nonlocal began
-        step, now = run.at.step, time.perf_counter()
+        step, now = run.session.at.step, time.perf_counter()
         if step % EVERY:
             return False
         if step > EVERY:  # the first stretch warms up
@@ -42,7 +42,7 @@ def stretches(data: str, rounds: int) -> tuple[dict[bool, list[float]], list[flo
         if event == "saved":
             stops.append(fields["seconds"])
 
-    loop._Run._save_is_due = is_due  # type: ignore[method-assign]
+    loop.Loop._save_is_due = is_due  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         steps = EVERY * (2 * rounds + 1)
         api.train("pretrain", data=data, out=str(Path(folder) / "run"), steps=steps, sinks=[listen])

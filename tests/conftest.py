@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -167,3 +167,11 @@ def in_process(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
         return Result(code, *capsys.readouterr())
 
     return command
+
+
+def train_run(command: Literal["pretrain", "finetune"], **options: Any) -> tuple[Path, dict[str, Any]]:
+    """api.train, with `optim__lr=0.01` for the value of optim.lr."""
+    overrides = {name.replace("__", "."): value for name, value in options.items() if "__" in name}
+    from vitcli import api
+
+    return api.train(command, **{n: v for n, v in options.items() if "__" not in n}, overrides=overrides)

@@ -16,7 +16,6 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from vitcli.config import (
-    ARCHITECTURE,
     COMMAND_SECTIONS,
     LENGTHS,
     SECTIONS,
@@ -29,13 +28,11 @@ from vitcli.config import (
     as_dict,
     check,
     check_alone,
-    check_model,
     format_size,
     from_dict,
     known_keys,
     layer,
     model_config,
-    model_name,
     parse_seconds,
     parse_set,
     parse_size,
@@ -43,8 +40,10 @@ from vitcli.config import (
     read_toml,
     to_toml,
 )
+from vitcli.config_values import keys
 from vitcli.errors import UsageError, VitError
-from vitcli.train.plan import Request, make_plan
+from vitcli.train.plan import Request
+from vitcli.train.planning import make_plan
 
 VALID = apply(Config(), {"train.epochs": 1.0})
 
@@ -81,7 +80,8 @@ def configs(draw: st.DrawFn) -> Config:
     sections = {}
     for name, cls in SECTIONS.items():
         hints = typing.get_type_hints(cls, include_extras=True)
-        sections[name] = cls(**{field: draw(values_of(hint)) for field, hint in hints.items()})
+        drawn = {f.name: draw(values_of(hints[f.name])) for f in dataclasses.fields(cls) if f.name != "family"}
+        sections[name] = cls(**{k: v for k, v in drawn.items() if not dict(keys(cls))[k].fault(v)})
     return Config(**sections)
 
 
@@ -117,7 +117,7 @@ def test_as_dict_is_json_and_leaves_out_what_is_none(config):
         section = getattr(config, name)
         filled = {f.name for f in dataclasses.fields(cls) if getattr(section, f.name) is not None}
         assert set(tree[name]) == filled
-        assert from_dict(cls, tree[name]) == section
+        assert from_dict(name, tree[name]) == section
 
 
 def test_every_field_is_a_known_key():
@@ -442,9 +442,9 @@ def test_what_is_no_model_name(name):
 
 def test_models_of_other_dimensions_are_named_by_them():
     model = dataclasses.replace(model_config("s/16"), width=128, depth=6, heads=2, mlp=512, patch=(4, 4))
-    assert model_name(model) == "ViT-w128d6h2/4"
-    assert model_name(dataclasses.replace(model, mlp=100)) == "ViT-w128d6h2m100/4"
-    assert model_name(dataclasses.replace(model_config("b/16"), patch=(8, 16))) == "ViT-B/8x16"
+    assert model.spelled() == "ViT-w128d6h2/4"
+    assert dataclasses.replace(model, mlp=100).spelled() == "ViT-w128d6h2m100/4"
+    assert dataclasses.replace(model_config("b/16"), patch=(8, 16)).spelled() == "ViT-B/8x16"
 
 
 @given(
@@ -455,8 +455,8 @@ def test_models_of_other_dimensions_are_named_by_them():
     patch=st.tuples(st.integers(1, 99), st.integers(1, 99)),
 )
 def test_a_model_of_any_dimensions_is_read_back_from_its_name(heads, head, depth, mlp, patch):
-    model = ModelConfig("", heads * head, depth, heads, mlp, patch)
-    model = dataclasses.replace(model, name=model_name(model))
+    model = ModelConfig(name="", width=heads * head, depth=depth, heads=heads, mlp=mlp, patch=patch)
+    model = dataclasses.replace(model, name=model.spelled())
     assert model_config(model.name) == model
     assert model_config(model.name.lower().removeprefix("vit-")) == model
 
@@ -546,7 +546,7 @@ def test_what_is_no_length_leaves_lengths_alone():
 
 
 def test_a_model_s_name_replaces_the_dimensions_below_but_not_beside_it():
-    below = dict.fromkeys(ARCHITECTURE, 1) | {"model.name": "ViT-S/16", "model.pool": "mean"}
+    below = {f"model.{name}": 1 for name in ModelConfig.DIMENSIONS} | {"model.name": "ViT-S/16", "model.pool": "mean"}
     assert layer(below, {"model.name": "ViT-B/16"}) == {"model.name": "ViT-B/16", "model.pool": "mean"}
     beside = {"model.name": "ViT-B/16", "model.depth": 3}
     assert layer(below, beside) == beside | {"model.pool": "mean"}
@@ -695,15 +695,23 @@ def test_the_largest_that_is_taken(key):
 def test_the_largest_vision_transformers_pass():
     """ViT-22B (Dehghani et al., 2023, Table 1), ViT-G/14 (Zhai et al., 2022), H/14 at 21,843 classes, 4096 px."""
     for width, depth, mlp, heads in ((6144, 48, 24576, 48), (1664, 48, 8192, 16), (1280, 32, 5120, 16)):
-        check_model(ModelConfig("x", width, depth, heads, mlp, (14, 14), (518, 518), 21_843))
-    check_model(ModelConfig(img_size=(4096, 4096), classes=100_000))
+        ModelConfig(
+            name="x",
+            width=width,
+            depth=depth,
+            heads=heads,
+            mlp=mlp,
+            patch=(14, 14),
+            img_size=(518, 518),
+            classes=21_843,
+        ).check()
+    ModelConfig(img_size=(4096, 4096), classes=100_000).check()
 
 
 @pytest.mark.parametrize(
     ("key", "value", "named"),
     [
         ("data.fraction", 0.0, "data.fraction"),
-        ("augment.views", 2, "one view"),
         ("optim.milestones", (0.5, 30.0), "optim.milestones"),
         ("train.accumulate", 7, "train.accumulate"),
         ("augment.scale", (0.5, 0.1), "augment.scale"),
@@ -728,6 +736,12 @@ def test_what_does_not_fit_together(key, value, named):
     refused(key, value, named)
 
 
+def test_a_run_has_as_many_views_as_its_objective_learns_from():
+    asked = {"data.source": "none", "data.images": 100, "data.classes": 3, "train.epochs": 1.0, "augment.views": 2}
+    with pytest.raises(UsageError, match=r"augment.views = 2: .* learns from one view"):
+        make_plan(Request("pretrain", asked, dry_run=True))
+
+
 def test_a_run_has_one_length():
     with pytest.raises(UsageError, match="none given"):
         check(Config())
@@ -739,7 +753,7 @@ def test_a_run_has_one_length():
 @pytest.mark.parametrize(("side", "near"), [(225, 224), (230, 224), (233, 240), (3, 16)])
 def test_the_nearest_image_size_that_fits_is_named(side, near):
     with pytest.raises(UsageError) as caught:
-        check_model(ModelConfig(img_size=(side, 224)))
+        ModelConfig(img_size=(side, 224)).check()
     assert str(near) in caught.value.hint
 
 

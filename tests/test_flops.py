@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from vitcli.config import Config, ModelConfig, apply, model_config
 from vitcli.flops import (
     backbone_parameters,
-    head_macs,
-    head_parameters,
     macs,
     parameters,
     run_memory,
@@ -21,7 +19,6 @@ from vitcli.flops import (
     training_memory,
 )
 from vitcli.model.vit import ViT
-from vitcli.weights.layouts import expected_shapes
 
 # name: tokens, backbone parameters, with 1000 classes and GMAC at 224 px; side, tokens, parameters and GMAC larger
 TABLE = {
@@ -101,17 +98,17 @@ def models(draw: st.DrawFn) -> ModelConfig:
     patch = (draw(st.integers(1, 5)), draw(st.integers(1, 5)))
     class_token = draw(st.booleans())
     return ModelConfig(
-        "tiny",
-        heads * draw(st.integers(1, 8)),
-        draw(st.integers(1, 4)),
-        heads,
-        draw(st.integers(1, 40)),
-        patch,
-        (patch[0] * draw(st.integers(1, 5)), patch[1] * draw(st.integers(1, 5))),
-        draw(st.integers(0, 12)),
-        draw(st.sampled_from(["cls", "mean"])) if class_token else "mean",
-        class_token,
-        draw(st.booleans()),
+        name="tiny",
+        width=heads * draw(st.integers(1, 8)),
+        depth=draw(st.integers(1, 4)),
+        heads=heads,
+        mlp=draw(st.integers(1, 40)),
+        patch=patch,
+        img_size=(patch[0] * draw(st.integers(1, 5)), patch[1] * draw(st.integers(1, 5))),
+        classes=draw(st.integers(0, 12)),
+        pool=draw(st.sampled_from(["cls", "mean"])) if class_token else "mean",
+        class_token=class_token,
+        pre_logits=draw(st.booleans()),
     )
 
 
@@ -122,8 +119,8 @@ def test_parameters_are_those_of_the_built_model(config):
         model = ViT(config)
     shapes = {name: tuple(p.shape) for name, p in model.state_dict().items()}
     assert parameters(config) == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert parameters(config) == backbone_parameters(config) + head_parameters(config)
-    assert shapes == expected_shapes(config)
+    assert parameters(config) == backbone_parameters(config) + config.cost().head_parameters
+    assert shapes == config.shapes()
 
 
 @settings(deadline=None, max_examples=15)
@@ -147,7 +144,7 @@ def test_training_costs_three_forward_passes_of_two_operations_a_mac():
 
 def test_with_a_frozen_backbone_only_the_head_has_a_backward_pass():
     model = model_config("s/16", (224, 224), 10)
-    assert training_flops(model, 3, frozen_backbone=True) == 3 * (2 * macs(model) + 4 * head_macs(model))
+    assert training_flops(model, 3, frozen_backbone=True) == 3 * (2 * macs(model) + 4 * model.cost().head_macs)
     assert training_flops(model, 3, frozen_backbone=True) < training_flops(model, 3) / 2
 
 

@@ -23,7 +23,8 @@ from vitcli.data.sources import open_source
 from vitcli.errors import CheckpointError, DataError, UsageError
 from vitcli.model.vit import ViT
 from vitcli.train.artifacts import describe_run
-from vitcli.train.plan import Request, make_plan
+from vitcli.train.plan import Request
+from vitcli.train.planning import make_plan
 from vitcli.weights import checkpoint
 
 SMALL = [

@@ -17,14 +17,15 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import ABSENT_DEVICE, Result, run_vit
+from conftest import ABSENT_DEVICE, Result, run_vit, train_run
 from vitcli import api
 from vitcli.config import RunConfig, model_config
 from vitcli.errors import Interrupted, ResourceError
 from vitcli.machine import bf16_is_faster, keep_freed_memory, set_up
 from vitcli.model.attention import Attention
 from vitcli.model.vit import ViT
-from vitcli.train import loop
+from vitcli.train.session import machine_of
+from vitcli.train.state import Saved
 
 
 def test_the_attention_path_that_is_asked_for_is_everyone_s() -> None:
@@ -166,6 +167,8 @@ def test_large_tensors_cost_no_page_faults_once_their_places_are_found() -> None
     code = """
 import resource, torch
 from vitcli.config import RunConfig
+from vitcli.train.session import machine_of
+from vitcli.train.state import Saved
 from vitcli.machine import bf16_is_faster, keep_freed_memory, set_up
 set_up(RunConfig(device='cpu'))
 def faults():
@@ -188,7 +191,7 @@ def test_a_run_trains_by_each_attention_path_to_the_same_weights_up_to_rounding(
     values: dict[str, Any] = {"model": "mu/4", "steps": 4, "batch_size": 16, "precision": "fp32", "optim__name": "sgd"}
     weights = []
     for name in ("auto", path):
-        folder, _ = api.train(
+        folder, _ = train_run(
             "pretrain", data=str(class_folders), out=str(tmp_path / name), run__attention=name, **values
         )
         weights.append(api.load(str(folder))[1].state_dict())
@@ -201,13 +204,11 @@ def test_row_55_a_run_that_goes_on_on_a_card_says_that_bits_differ(monkeypatch: 
     on_cuda(monkeypatch, (9, 0))
     machine = set_up(RunConfig(device="cuda", precision="auto"))
     said: list[str] = []
-    going_on = SimpleNamespace(
-        plan=SimpleNamespace(machine=machine),
-        config=SimpleNamespace(model=SimpleNamespace(tokens=50)),
-        log=lambda event, text: said.append(text),
-        _known=lambda saved: {"device": "cpu", "precision": "fp32", "threads": 2, "attention": "plain"},
-    )
-    assert loop._Run._machine(going_on, object()).precision == "bf16"  # type: ignore[arg-type]
+    plan = SimpleNamespace(machine=machine, config=SimpleNamespace(model=SimpleNamespace(tokens=50)))
+    then = {"device": "cpu", "precision": "fp32", "threads": 2, "attention": "plain"}
+    saved = Saved(3, {}, {"runtime": then, "loader": {"step": 3}, "seconds": 1.0})
+    resumed = machine_of(plan, saved, Path("run"), lambda event, text: said.append(text))  # type: ignore[arg-type]
+    assert resumed.precision == "bf16"
     assert "device cpu → cuda" in said[0] and "will not be bit-equal" in said[0]
 
 
@@ -221,6 +222,6 @@ def test_row_55_a_run_of_the_cpu_goes_on_on_a_card(class_folders: Path, tmp_path
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        api.train("pretrain", device="cpu", sinks=[stop], train__log_every_steps=1, **values)
-    _, report = api.train("pretrain", device="cuda", **values)
+        train_run("pretrain", device="cpu", sinks=[stop], train__log_every_steps=1, **values)
+    _, report = train_run("pretrain", device="cuda", **values)
     assert report["steps"] == 6 and any("will not be bit-equal" in text for text in report["warnings"])

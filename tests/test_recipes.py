@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from conftest import train_run
 from vitcli import api
 from vitcli.config import Config, EvalConfig, ModelConfig, apply, check, model_config
 from vitcli.errors import UsageError
 from vitcli.flops import training_flops
 from vitcli.recipes import RECIPES, Facts, configure, default_recipe, evaluated_as_trained, fitted_to_data
 from vitcli.train import memory
-from vitcli.train.plan import seen_since_random
+from vitcli.train.planning import seen_since_random
 
 IMAGENET, IMAGENET_21K, JFT = (1_281_167, 1000), (14_200_000, 21_843), (303_000_000, 18_291)
 
@@ -602,7 +603,7 @@ def test_a_cue_at_the_edge_of_wide_images_is_learned(tmp_path, img_size):
             image[:, : width // 6] += 80 if name == "light" else -80
             Image.fromarray(np.clip(image[:, ::light], 0, 255).astype(np.uint8)).save(folder / f"{light}-{index}.png")
     values = {"img_size": img_size} if img_size else {}
-    report = api.train(
+    report = train_run(
         "pretrain", data=str(tmp_path / "wide"), out=str(tmp_path / "run"), steps=60, batch_size=16, **values
     )[1]
     assert report["eval"]["top1"] > 0.97
@@ -623,8 +624,8 @@ def test_images_seen_since_random_weights_add_up_over_the_chain():
 
 def test_a_second_fine_tuning_goes_on_as_the_first_run_was_trained(class_folders, tmp_path):
     quick = {"data": str(class_folders), "steps": 3, "batch_size": 16, "device": "cpu"}
-    last = api.train("pretrain", out=str(tmp_path / "0"), model="mu/4", **quick)[0]
+    last = train_run("pretrain", out=str(tmp_path / "0"), model="mu/4", **quick)[0]
     for number in (1, 2, 3):
         planned = api.plan(api.Request("finetune", {"data.source": str(class_folders), "train.steps": 3}, str(last)))
         assert planned.config.optim.name == "muon", f"fine-tuning number {number}"
-        last = api.train("finetune", init=str(last), out=str(tmp_path / str(number)), **quick)[0]
+        last = train_run("finetune", init=str(last), out=str(tmp_path / str(number)), **quick)[0]

@@ -11,15 +11,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
-from vitcli.config import RunConfig, check_run
+from vitcli.config import RunConfig
+from vitcli.config_values import check_bounds
 from vitcli.errors import ResourceError
-from vitcli.model.attention import Attention, AttentionPath, best_path
+from vitcli.model.attention import AttentionPath, best_path
+from vitcli.model.classifier import Classifier
 from vitcli.model.linear import onednn_has_bf16
-from vitcli.model.vit import ViT
+
+M = TypeVar("M", bound=Classifier)
 
 Precision = Literal["fp32", "tf32", "bf16"]
 """`fp32` is exact; `tf32` rounds the factors of matrix products to 10 bits, on CUDA; `bf16` is autocast to bfloat16."""
@@ -59,12 +62,10 @@ class Machine:
             "torch": torch.__version__,
         }
 
-    def place(self, model: ViT) -> ViT:
+    def place(self, model: M) -> M:
         """`model` on the device, with the attention path and, in place, the compilation that were asked for."""
         model.to(self.device)
-        for module in model.modules():
-            if isinstance(module, Attention):
-                module.path = self.attention
+        model.use_attention(self.attention)
         if self.compile:
             model.compile()
         return model
@@ -74,7 +75,7 @@ def set_up(run: RunConfig) -> Machine:
     """Choose and set up the machine. Raises ResourceError for a device, a precision or a compiler that is not there,
     UsageError for a number of threads or a seed that no machine takes.
     """
-    check_run(run)
+    check_bounds("run", run)
     device = find_device(run.device)
     if run.threads:
         torch.set_num_threads(run.threads)

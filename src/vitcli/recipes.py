@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from vitcli.config import (
+    Architecture,
     AugmentConfig,
     Config,
     EvalConfig,
@@ -22,10 +23,8 @@ from vitcli.config import (
     Size,
     TrainConfig,
     apply,
-    check_model,
     format_size,
     model_config,
-    model_name,
 )
 from vitcli.errors import UsageError, did_you_mean
 
@@ -42,7 +41,7 @@ class Facts:
     device: str
     model: str = ""  # asked for by name
     img_size: Size | None = None  # asked for
-    parent: ModelConfig | None = None  # finetune: the checkpoint's model
+    parent: Architecture | None = None  # finetune: the checkpoint's model
     parent_eval: EvalConfig | None = None
     new_head: bool = True  # finetune: the classes are not the checkpoint's
     compute: float | None = None  # FLOPs of a matrix product that fit into the time budget, if there is one
@@ -54,12 +53,20 @@ class Facts:
     batch_size: int | None = None
 
 
-def _model(facts: Facts, default: str, img_size: Size = (224, 224)) -> ModelConfig:
+def _model(facts: Facts, default: str, img_size: Size = (224, 224)) -> Architecture:
     """The model asked for, else the default, with the GELU of the published code; finetune keeps its parent's."""
     size = facts.img_size or img_size
     if facts.parent is not None:
-        return replace(facts.parent, img_size=size, classes=facts.classes, dropout=0.0, drop_path=0.0)
-    return replace(model_config(facts.model or default, size, facts.classes), gelu="tanh")
+        return replace(facts.parent.without_dropout(), img_size=size, classes=facts.classes)
+    return model_config(facts.model or default, size, facts.classes).published()
+
+
+def _vit(facts: Facts, recipe: str) -> ModelConfig:
+    """The model of a recipe that is published for Vision Transformers alone. Raises UsageError for another one."""
+    model = _model(facts, "ViT-B/16")
+    if not isinstance(model, ModelConfig):
+        raise UsageError(f"recipe {recipe} is of Vision Transformers, not of {model.name}", "leave --recipe out")
+    return model
 
 
 def _evaluation(facts: Facts) -> EvalConfig:
@@ -141,16 +148,23 @@ def _weights(dimensions: tuple[int, int, int]) -> int:
     return 12 * width**2 * depth
 
 
-def _epochs_of(facts: Facts, dimensions: tuple[int, int, int], tokens: int) -> float:
+def _products(model: Architecture) -> int:
+    """Multiply-accumulates of an image; of a ViT those with the weights of its blocks, for which the part above was measured."""
+    if isinstance(model, ModelConfig):
+        return _weights((model.width, model.depth, model.heads)) * model.tokens
+    return model.cost().macs
+
+
+def _epochs_of(facts: Facts, products: int) -> float:
     """Passes over the data for which a time budget is enough; 0 without one."""
-    return _TRAINING_PART * (facts.compute or 0) / (6 * _weights(dimensions) * tokens * facts.images)
+    return _TRAINING_PART * (facts.compute or 0) / (6 * products * facts.images)
 
 
-def _images_of(facts: Facts, model: ModelConfig, epochs: float, batch_size: int) -> float:
+def _images_of(facts: Facts, model: Architecture, epochs: float, batch_size: int) -> float:
     """Images that a run sees: those that fit into the time budget, those asked for, or those of `epochs`."""
     if facts.steps:
         return facts.steps * batch_size
-    fitting = _epochs_of(facts, (model.width, model.depth, model.heads), model.tokens)
+    fitting = _epochs_of(facts, _products(model))
     return facts.images * (fitting or facts.epochs or epochs)
 
 
@@ -221,14 +235,23 @@ def _small_model(facts: Facts) -> ModelConfig:
         width, depth, heads = (64, 6, 2) if facts.images < 5000 else (96, 6, 3)
     tokens = (img_size[0] // patch) * (img_size[1] // patch)
     for larger in _LARGER:
-        if _epochs_of(facts, larger, tokens) >= _EPOCHS_OF_LARGER and facts.images >= _IMAGES_A_WEIGHT * _weights(
-            larger
-        ):
+        if _epochs_of(
+            facts, _weights(larger) * tokens
+        ) >= _EPOCHS_OF_LARGER and facts.images >= _IMAGES_A_WEIGHT * _weights(larger):
             width, depth, heads = larger
     model = ModelConfig(
-        "", width, depth, heads, 4 * width, (patch, patch), img_size, facts.classes, pool="mean", class_token=False
+        name="",
+        width=width,
+        depth=depth,
+        heads=heads,
+        mlp=4 * width,
+        patch=(patch, patch),
+        img_size=img_size,
+        classes=facts.classes,
+        pool="mean",
+        class_token=False,
     )
-    return replace(model, name=model_name(model))
+    return replace(model, name=model.spelled())
 
 
 def _batch_size(facts: Facts, largest: int) -> int:
@@ -260,7 +283,7 @@ def small(facts: Facts) -> Config:
     if facts.model:
         size = facts.img_size or (facts.size if _is_tiny(facts) else (224, 224))
         if not facts.img_size:
-            patch = model_config(facts.model).patch
+            patch = model_config(facts.model).multiple
             size = _shaped(facts, size, patch)
             size = (max(1, round(size[0] / patch[0])) * patch[0], max(1, round(size[1] / patch[1])) * patch[1])
         model = model_config(facts.model, size, facts.classes)
@@ -332,7 +355,7 @@ def finetune(facts: Facts) -> Config:
     every class has four of those 148 test images; with it `--img-size 384 --time-budget 20m` had 0.892.
     """
     parent = facts.parent or _small_model(facts)
-    model = _model(replace(facts, parent=parent), "", _shaped(facts, parent.img_size, parent.patch))
+    model = _model(replace(facts, parent=parent), "", _shaped(facts, parent.img_size, parent.multiple))
     tiny = max(parent.img_size) <= 64
     mildly = _is_mild(facts)
     evaluation = _evaluation(facts)
@@ -408,7 +431,7 @@ def _paper(
     clip: float = 0.0,
 ) -> Config:
     """A row of the paper's Table 3: batch 4096, 10,000 warm-up steps, 224 px, Adam (0.9, 0.999), tanh pre-logits."""
-    model = replace(_model(facts, "ViT-B/16"), pre_logits=True, dropout=dropout)
+    model = replace(_vit(facts, recipe), pre_logits=True, dropout=dropout)
     return Config(
         run=RunConfig(recipe=recipe),
         model=model,
@@ -428,7 +451,7 @@ def _paper(
 
 def _paper_size(facts: Facts) -> str:
     """B, L or H, or the nearest of them, and the patch: the key of a row of Table 3."""
-    name = _model(facts, "ViT-B/16").name
+    name = _vit(facts, "paper-jft").name
     variant, patch = name.removeprefix("ViT-").split("/")
     return f"{variant if variant in 'BLH' else 'B'}/{patch}"
 
@@ -460,13 +483,13 @@ def paper_finetune(facts: Facts) -> Config:
     """
     size: Size = (384, 384)
     if facts.parent is not None:
-        size = (518, 518) if facts.parent.patch == (14, 14) else size
-        if max(facts.parent.img_size) < 128 or any(s % p for s, p in zip(size, facts.parent.patch, strict=True)):
+        size = (518, 518) if facts.parent.multiple == (14, 14) else size
+        if max(facts.parent.img_size) < 128 or any(s % p for s, p in zip(size, facts.parent.multiple, strict=True)):
             size = facts.parent.img_size
     steps = 20_000 if facts.images >= 500_000 else 10_000 if facts.images >= 20_000 else 500
     return Config(
         run=RunConfig(recipe="paper-finetune"),
-        model=replace(_model(facts, "ViT-B/16", size), pre_logits=False),
+        model=_model(facts, "ViT-B/16", size).with_head(facts.classes, kept=False),
         augment=AugmentConfig(crop="random", flip=0.5 if facts.mirror else 0.0),
         train=TrainConfig(batch_size=512, steps=steps),
         optim=OptimConfig(name="sgd", lr=0.01, momentum=0.9, warmup_steps=500 if steps > 500 else 100, clip=1.0),
@@ -482,7 +505,7 @@ def augreg(facts: Facts) -> Config:
     ImageNet-21k's less. Sigmoid loss with the head's bias at -6.9 or -10.
     """
     large = facts.classes >= 10_000
-    model = replace(_model(facts, "ViT-B/16"), pre_logits=not large)
+    model = replace(_vit(facts, "augreg"), pre_logits=not large)
     if large:
         model = replace(model, pool="mean", class_token=False)
     light1, light2, medium1, medium2 = (2, 0.0, 0.0), (2, 10.0, 0.2), (2, 15.0, 0.2), (2, 15.0, 0.5)
@@ -588,7 +611,7 @@ def _cut_off(config: Config, facts: Facts, asked: Collection[str]) -> str:
     if not is_long(facts.size) or config.augment.crop != "resized":
         return ""
     free = "leave --img-size out" if "model.img_size" in asked and config.run.recipe in ("small", "finetune") else ""
-    shaped = format_size(_shaped(replace(facts, img_size=None), config.model.img_size, config.model.patch))
+    shaped = format_size(_shaped(replace(facts, img_size=None), config.model.img_size, config.model.multiple))
     return (
         f"images of about {format_size(facts.size)} px are cropped to {format_size(config.model.img_size)} px: most crops, and "
         f"evaluation, show the centre alone; to see all of them {free or f'take --img-size {shaped} and augment.crop=pad'}"
@@ -608,5 +631,5 @@ def configure(recipe: str, facts: Facts) -> Config:
     if facts.model and facts.parent is not None:
         raise UsageError("--model cannot change a trained model", "the checkpoint says what its model is")
     config = RECIPES[recipe](facts)
-    check_model(config.model)
+    config.model.check()
     return config

@@ -21,7 +21,7 @@ from vitcli.model.vit import ViT, init_weights
 from vitcli.weights.checkpoint import save
 from vitcli.weights.describe import Description
 
-TINY = ModelConfig("", 16, 2, 2, 32, (4, 4), (12, 12), 3)
+TINY = ModelConfig(name="", width=16, depth=2, heads=2, mlp=32, patch=(4, 4), img_size=(12, 12), classes=3)
 
 
 def write_checkpoint(path: Path, config: ModelConfig = TINY, data: str = "") -> Path:
@@ -43,7 +43,12 @@ def place(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     write_checkpoint(folder / "ckpt.safetensors", data=str(class_folders))
     write_checkpoint(folder / "bare.safetensors")
     write_checkpoint(folder / "lost.safetensors", data=str(folder / "gone"))
-    write_checkpoint(folder / "wide.safetensors", ModelConfig("", 16, 2, 2, 32, (4, 8), (12, 32), 3, registers=2))
+    write_checkpoint(
+        folder / "wide.safetensors",
+        ModelConfig(
+            name="", width=16, depth=2, heads=2, mlp=32, patch=(4, 8), img_size=(12, 32), classes=3, registers=2
+        ),
+    )
     (folder / "flat").mkdir()
     for index in range(3):
         draw_image(index, index, size=20 + 9 * index).resize((40, 20 + 9 * index)).save(

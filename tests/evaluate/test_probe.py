@@ -12,10 +12,11 @@ from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from conftest import Vit, draw_image, run_vit
+from conftest import Vit, draw_image, run_vit, train_run
 from vitcli import api
 from vitcli.errors import DataError, UsageError
-from vitcli.evaluate.probe import L2, Features, linear_probe, refitted
+from vitcli.evaluate.features import Features
+from vitcli.evaluate.linear import L2, linear_probe, refitted
 
 
 def clouds(n: int, classes: int, dim: int, distance: float, seed: int = 0) -> Features:
@@ -104,7 +105,7 @@ def test_one_class_alone_is_refused() -> None:
 @pytest.fixture(scope="module")
 def checkpoint(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("probe") / "run"
-    return api.train("pretrain", data=str(class_folders), out=str(folder), model="mu/4", steps=5, batch_size=16)[0]
+    return train_run("pretrain", data=str(class_folders), out=str(folder), model="mu/4", steps=5, batch_size=16)[0]
 
 
 def test_the_command_reports_its_choice(checkpoint: Path, class_folders: Path, vit: Vit) -> None:

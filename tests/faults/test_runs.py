@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 from processes import PATIENCE, SLOW_STEPS, Started, assert_same_run, has_logged, pretrain, run, saved_steps
 
-from conftest import run_vit
+from conftest import run_vit, train_run
 from vitcli import api, files
 from vitcli.config import read_toml
 from vitcli.errors import DataError, UsageError
@@ -49,18 +49,18 @@ QUICK = {"model": "mu/4", "img_size": 8, "steps": 2, "batch_size": 4, "device": 
 
 def test_row_48_images_replaced_by_others_of_equal_size_and_time_are_noticed(tmp_path: Path) -> None:
     data, out = bitmaps(tmp_path / "data"), str(tmp_path / "run")
-    _, first = api.train("pretrain", data=str(data), out=out, **QUICK)
-    assert api.train("pretrain", data=str(data), out=out, **QUICK)[1] == first, "a finished equal run is not done again"
+    _, first = train_run("pretrain", data=str(data), out=out, **QUICK)
+    assert train_run("pretrain", data=str(data), out=out, **QUICK)[1] == first, "a finished equal run is not done again"
     put_bitmap(data / "c0" / "3.bmp", (9, 9, 9))
     with pytest.raises(UsageError, match=r"the images of .*data: as many, but not the same"):
-        api.train("pretrain", data=str(data), out=out, **QUICK)
+        train_run("pretrain", data=str(data), out=out, **QUICK)
     put_bitmap(data / "c0" / "3.bmp", (0, 60, 0))
     put_bitmap(data / "c0" / "extra.bmp", (9, 9, 9))
     with pytest.raises(UsageError, match="train 20 there, 21 now"):
-        api.train("pretrain", data=str(data), out=out, **QUICK)
+        train_run("pretrain", data=str(data), out=out, **QUICK)
     (data / "c0" / "extra.bmp").unlink()
     (data / "c0" / "3.bmp").touch()
-    assert api.train("pretrain", data=str(data), out=out, **QUICK)[1] == first, "when a file was written says nothing"
+    assert train_run("pretrain", data=str(data), out=out, **QUICK)[1] == first, "when a file was written says nothing"
 
 
 def test_row_48_images_replaced_between_start_and_resume_are_noticed(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_row_51_the_next_command_says_that_a_run_was_killed(class_folders: Path,
 
 def test_row_59_of_data_that_grew_no_trained_image_is_measured(tmp_path: Path) -> None:
     data = bitmaps(tmp_path / "data")
-    folder, report = api.train("pretrain", data=str(data), out=str(tmp_path / "run"), **QUICK)
+    folder, report = train_run("pretrain", data=str(data), out=str(tmp_path / "run"), **QUICK)
     assert report["eval"]["n"] == 4
     trained = set(api.plan_evaluation(str(folder), split="train").split.digests())
     for i in range(10, 20):
@@ -117,14 +117,14 @@ def test_row_37_a_run_without_a_step_takes_away_what_it_made_and_nothing_else(tm
     for path in (data / "c0").glob("[1-9].bmp"):
         path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(DataError):
-        api.train("pretrain", data=str(data), out=str(out), **QUICK)
+        train_run("pretrain", data=str(data), out=str(out), **QUICK)
     assert not out.exists()
     (out / "state").mkdir(parents=True)  # as a run that was killed at once leaves it, beside files of somebody's own
     (out / "state" / "lock").touch()
     (out / "thesis.txt").write_text("precious")
     (out / "state" / "notes.txt").write_text("precious")
     with pytest.raises(DataError):
-        api.train("pretrain", data=str(data), out=str(out), **QUICK)
+        train_run("pretrain", data=str(data), out=str(out), **QUICK)
     assert {str(p.relative_to(out)) for p in out.rglob("*")} == {"thesis.txt", "state", "state/notes.txt"}
 
 
@@ -251,11 +251,11 @@ def test_row_30_a_tiny_shared_memory_is_enough(class_folders: Path, tmp_path: Pa
 def limited(megabytes: int) -> str:
     """Python that leaves so much address space beyond what the process has when training starts."""
     return (
-        "import resource\nfrom vitcli.train import loop\nrun = loop._Run._train\n"
+        "import resource\nfrom vitcli.train import loop\nrun = loop.Loop._train\n"
         "def limit(self):\n"
         "    used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         f"    resource.setrlimit(resource.RLIMIT_AS, (used + {megabytes} * 2**20,) * 2)\n    run(self)\n"
-        "loop._Run._train = limit"
+        "loop.Loop._train = limit"
     )
 
 
@@ -370,7 +370,7 @@ def test_row_33_a_sink_that_fails_is_one_warning(
         heard.append(event)
 
     settings = {"model": "mu/4", "batch_size": 8, "steps": 6, "precision": "fp32", "train__log_every_steps": 1}
-    folder, report = api.train(
+    folder, report = train_run(
         "pretrain", data=str(class_folders), out=str(tmp_path / "run"), sinks=[broken, good], **settings
     )
     release.set()

@@ -307,8 +307,8 @@ def test_row_17_weights_that_become_infinite_are_never_saved(class_folders: Path
     """The last update of a run has no loss after it that would show."""
     spoilt = (
         "from vitcli.train import loop\nstep = loop.train_step\ncalls = 0\n"
-        "def spoil(model, *rest):\n    global calls\n    calls += 1\n    done = step(model, *rest)\n"
-        "    if calls == 12: model.head.bias.data[1] = float('inf')\n    return done\nloop.train_step = spoil"
+        "def spoil(trainer, *rest):\n    global calls\n    calls += 1\n    done = step(trainer, *rest)\n"
+        "    if calls == 12: trainer.model.head.bias.data[1] = float('inf')\n    return done\nloop.train_step = spoil"
     )
     done = run(pretrain(class_folders), tmp_path, before=spoilt)
     assert done.code == 5 and "head.bias" in done.json["error"]["message"], done.err

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 import torchvision_shim  # noqa: F401
 from vitcli.config import ModelConfig, model_config
 from vitcli.errors import UsageError
-from vitcli.model.vit import Block, ViT, drop_path_rates, init_head, init_mimetic, init_weights, sines_and_cosines
+from vitcli.model.vit import Block, ViT, drop_path_rates, init_mimetic, init_weights, sines_and_cosines
 from vitcli.weights import checkpoint
 
 TOLERANCE = 2e-5  # of the spread of the logits, in fp32
-SMALL = ModelConfig("small", 24, 3, 3, 40, (4, 4), (8, 12), 5)
+SMALL = ModelConfig(name="small", width=24, depth=3, heads=3, mlp=40, patch=(4, 4), img_size=(8, 12), classes=5)
 
 
 def vit(config: ModelConfig, seed: int = 0) -> ViT:
@@ -114,7 +114,7 @@ def test_the_released_deit_gives_timm_s_logits(deit_weights):
     from safetensors.torch import load_file
 
     description, tensors = checkpoint.load(str(deit_weights))
-    ours = checkpoint.build(description.model, tensors)
+    ours = checkpoint.model_with(description.model, tensors)
     theirs = timm.create_model("deit_tiny_patch16_224").eval()
     theirs.load_state_dict(load_file(deit_weights), strict=True)
     images = pixels(description.model)
@@ -395,7 +395,7 @@ def test_the_seed_decides_the_weights_whatever_was_drawn_before():
 def test_the_head_s_bias_can_be_set():
     model = vit(SMALL)
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    init_head(model, -6.9)
+    model.new_head(-6.9)
     assert (model.head.bias == torch.tensor(-6.9)).all()
     assert not model.head.weight.any()
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items() if not n.startswith("head."))

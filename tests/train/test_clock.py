@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitcli import api
+from conftest import train_run
 from vitcli.train.clock import Anchor, Clock
 from vitcli.train.runlog import read_lines
 
@@ -161,8 +161,7 @@ def test_row_58_a_clock_that_jumps_changes_no_budget_and_no_log(
     real, looks = time.time, itertools.count()
     monkeypatch.setattr(time, "time", lambda: real() + 18_000 * (next(looks) % 3 - 1))
     began = time.monotonic()
-    folder, report = api.train(
-        "pretrain", data=str(class_folders), out=str(tmp_path / "run"), model="mu/4", batch_size=16, time_budget=12.0,
+    folder, report = train_run("pretrain", data=str(class_folders), out=str(tmp_path / "run"), model="mu/4", batch_size=16, time_budget=12.0,
         train__log_every_steps=1,
     )  # fmt: skip
     took = time.monotonic() - began

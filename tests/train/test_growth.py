@@ -13,7 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitcli import api, flops
+from conftest import train_run
+from vitcli import flops
 from vitcli.config import model_config
 from vitcli.model.vit import ViT, init_weights
 from vitcli.train.clock import Clock
@@ -67,18 +68,19 @@ def test_a_model_takes_the_other_size_with_interpolated_positions() -> None:
     small = torch.randn(2, 3, 16, 24)
     with pytest.raises(ValueError, match="takes"):
         model(small)
-    model.also_takes = (16, 24)
     from vitcli.model.posemb import resize_position_embedding
 
     other = ViT(dataclasses.replace(MODEL, img_size=(16, 24))).eval()
     table = resize_position_embedding(model.pos_embed, MODEL.grid, other.config.grid, 1)
     other.load_state_dict(model.state_dict() | {"pos_embed": table})
-    torch.testing.assert_close(model(small), other(small))
+    with model.taking((16, 24)):
+        torch.testing.assert_close(model(small), other(small))
+    with pytest.raises(ValueError, match="takes"):
+        model(small)
 
 
 def run(folder: Path, class_folders: Path, **values: Any) -> dict[str, Any]:
-    return api.train(
-        "pretrain", data=str(class_folders), out=str(folder), model="mu/2", img_size=(12, 12), batch_size=8,
+    return train_run("pretrain", data=str(class_folders), out=str(folder), model="mu/2", img_size=(12, 12), batch_size=8,
         train__low_res=0.6, train__log_every_steps=1, run__threads=1, device="cpu", **values,
     )[1]  # fmt: skip
 
@@ -103,16 +105,16 @@ def test_a_run_that_stops_anywhere_goes_on_bit_for_bit(tmp_path: Path, class_fol
 
     from vitcli.train import loop
 
-    step = loop._Run._step
+    step = loop.Loop._step
 
     def stopping(self: Any, batch: Any) -> Any:
-        if self.at.step == stopped:
-            self._save("running")
+        if self.session.at.step == stopped:
+            self.session.save("running")
             raise Stop
         return step(self, batch)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(loop._Run, "_step", stopping)
+        patch.setattr(loop.Loop, "_step", stopping)
         run(tmp_path / "parts", class_folders, steps=25)
     report = run(tmp_path / "parts", class_folders, steps=25)
     assert report["resumed_from"] == stopped

@@ -18,13 +18,18 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from conftest import draw_image
+from conftest import draw_image, train_run
 from vitcli import api
 from vitcli.api import load
+from vitcli.config import RunConfig
 from vitcli.errors import DataError, UsageError
-from vitcli.evaluate.probe import Features, features_of
-from vitcli.train import loop
+from vitcli.evaluate.features import Features, features_of
+from vitcli.evaluate.inference import Inference
+from vitcli.machine import set_up
+from vitcli.train import scoring, selection
 from vitcli.train.head import balanced, better_beyond_noise
+
+TESTS = Path(__file__).parents[1]
 
 QUICK: dict[str, Any] = {"batch_size": 16, "steps": 6, "device": "cpu", "precision": "fp32"}
 
@@ -45,11 +50,11 @@ def other_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def parent(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("parent") / "run"
-    return api.train("pretrain", data=str(class_folders), out=str(folder), model="mu/4", **QUICK)[0]
+    return train_run("pretrain", data=str(class_folders), out=str(folder), model="mu/4", **QUICK)[0]
 
 
 def tune(parent: Path, data: Path, out: Path, **values: Any) -> tuple[Path, dict[str, Any]]:
-    return api.train("finetune", init=str(parent), data=str(data), out=str(out), **QUICK | values)
+    return train_run("finetune", init=str(parent), data=str(data), out=str(out), **QUICK | values)
 
 
 def test_training_starts_from_the_probe(parent: Path, other_folders: Path, tmp_path: Path) -> None:
@@ -118,12 +123,12 @@ def test_the_dev_part_is_not_trained_on(parent: Path, other_folders: Path, tmp_p
 
 def test_a_run_can_report_on_the_dev_part(class_folders: Path, tmp_path: Path) -> None:
     values = {"train__dev": 0.25, "train__report_on": "dev", "model": "mu/4", **QUICK}
-    report = api.train("pretrain", data=str(class_folders), out=str(tmp_path / "run"), **values)[1]
+    report = train_run("pretrain", data=str(class_folders), out=str(tmp_path / "run"), **values)[1]
     assert (report["eval"]["split"], report["eval"]["n"]) == ("dev", 18)
     with pytest.raises(UsageError, match="needs a dev part"):
-        api.train("pretrain", data=str(class_folders), train__report_on="dev", out=str(tmp_path / "b"), **QUICK)
+        train_run("pretrain", data=str(class_folders), train__report_on="dev", out=str(tmp_path / "b"), **QUICK)
     with pytest.raises(DataError, match="cannot be parted"):
-        api.train("pretrain", data=str(class_folders), train__dev=0.001, out=str(tmp_path / "c"), **QUICK)
+        train_run("pretrain", data=str(class_folders), train__dev=0.001, out=str(tmp_path / "c"), **QUICK)
 
 
 def test_a_kept_head_is_not_fitted_anew(parent: Path, class_folders: Path, tmp_path: Path) -> None:
@@ -135,8 +140,9 @@ def test_a_killed_run_remembers_the_probe(parent: Path, other_folders: Path, tmp
     values = {"steps": 40, "optim__lr": 1e-3}
     alone, report = tune(parent, other_folders, tmp_path / "alone", **values)
     script = (
-        "import sys, json; from vitcli import api\n"
-        "api.train('finetune', init=sys.argv[1], data=sys.argv[2], out=sys.argv[3], train__save_every_steps=5, "
+        "import sys, json\n"
+        f"sys.path.insert(0, {str(TESTS)!r}); from conftest import train_run\n"
+        "train_run('finetune', init=sys.argv[1], data=sys.argv[2], out=sys.argv[3], train__save_every_steps=5, "
         "train__log_every_steps=1, **json.loads(sys.argv[4]))"
     )
     folder = tmp_path / "killed"
@@ -204,7 +210,7 @@ def test_what_is_kept_can_be_decided_beforehand(parent: Path, other_folders: Pat
 def test_a_budget_too_short_to_tune_gives_the_probe_of_all_training_images(
     parent: Path, other_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "_FEWEST_STEPS", 10**9)
+    monkeypatch.setattr(selection, "_FEWEST_STEPS", 10**9)
     notes: list[str] = []
     sinks = [lambda event, fields: notes.append(fields.get("text", ""))]
     values = {"steps": None, "train__time_budget": 60.0, "sinks": sinks}
@@ -222,15 +228,15 @@ def test_a_budget_too_short_to_tune_gives_the_probe_of_all_training_images(
 def test_a_budget_too_short_for_all_images_fits_the_probe_to_some(
     parent: Path, other_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "_PROBE_WORK_A_SECOND", 1e-3)  # fits that would take hours
-    monkeypatch.setattr(loop, "_FEWEST_STEPS", 10**9)
+    monkeypatch.setattr(selection, "_PROBE_WORK_A_SECOND", 1e-3)  # fits that would take hours
+    monkeypatch.setattr(selection, "_FEWEST_STEPS", 10**9)
     notes: list[str] = []
     sinks = [lambda event, fields: notes.append(fields.get("text", ""))]
     values = {"steps": None, "train__time_budget": 60.0, "eval__batch_size": 4, "sinks": sinks}
     report = tune(parent, other_folders, tmp_path / "run", **values)[1]
     assert any("a linear probe of 20 images" in note for note in notes), "ten a class at least"
     assert report["eval"]["top1"] > 0.8
-    monkeypatch.setattr(loop, "EXIT_SECONDS", 1000.0)
+    monkeypatch.setattr(scoring, "EXIT_SECONDS", 1000.0)
     with pytest.raises(UsageError, match="leaves no time"):
         tune(parent, other_folders, tmp_path / "none", **values)
 
@@ -243,10 +249,9 @@ def test_a_probe_of_some_images_is_one_of_a_sample(parent: Path, other_folders: 
     def of(enough: Any) -> Features:
         assert planned.train is not None
         one_at_a_time = replace(planned.config.eval, batch_size=4)
-        return features_of(
-            model, planned.train, planned.outputs, one_at_a_time, planned.config.data,
-            device=torch.device("cpu"), bf16=False, enough=enough,
-        )  # fmt: skip
+        machine = set_up(RunConfig(device="cpu", precision="fp32"))
+        inference = Inference(model, one_at_a_time, planned.config.data, machine)
+        return features_of(inference, planned.train, planned.outputs, enough=enough)
 
     whole, some = of(None), of(lambda images: images >= 20)
     assert len(some) == 20 and set(np.unique(some.targets)) == {0, 1}
@@ -259,8 +264,8 @@ def test_the_dev_part_s_features_are_not_computed_again_for_the_probe(
     parent: Path, other_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     once = tune(parent, other_folders, tmp_path / "once", train__dev=0.2)[1]["selection"]
-    original = loop.fit_head
-    monkeypatch.setattr(loop, "fit_head", lambda *a, **k: replace(original(*a, **k), dev_right=None))
+    original = selection.fit_head
+    monkeypatch.setattr(selection, "fit_head", lambda *a, **k: replace(original(*a, **k), dev_right=None))
     twice = tune(parent, other_folders, tmp_path / "twice", train__dev=0.2)[1]["selection"]
     assert once == twice and once["dev_balanced_top1"].keys() == once["dev_top1"].keys()
 

@@ -15,10 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vitcli import api
+from conftest import train_run
+from vitcli import api, runs
 from vitcli.errors import CheckpointError, DataError, DivergedError, Interrupted, ResourceError, UsageError
 from vitcli.train import runfolder
 from vitcli.train.plan import Request
+
+TESTS = Path(__file__).parents[1]
 
 SMALL: dict[str, Any] = {
     "model": "mu/4",
@@ -37,7 +40,7 @@ SMALL: dict[str, Any] = {
 
 
 def train(folders: Path, out: Path, **values: Any) -> tuple[Path, dict[str, Any]]:
-    return api.train("pretrain", data=str(folders), out=str(out), **SMALL | values)
+    return train_run("pretrain", data=str(folders), out=str(out), **SMALL | values)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -82,8 +85,9 @@ def test_a_killed_run_goes_on_bit_for_bit(class_folders: Path, tmp_path: Path, o
     alone = train(class_folders, tmp_path / "alone", **values)[0]
     out = tmp_path / "killed"
     script = (
-        "import json, sys; from vitcli import api; from pathlib import Path\n"
-        "api.train('pretrain', data=sys.argv[1], out=sys.argv[2], **json.loads(sys.argv[3]))"
+        "import json, sys; from pathlib import Path\n"
+        f"sys.path.insert(0, {str(TESTS)!r}); from conftest import train_run\n"
+        "train_run('pretrain', data=sys.argv[1], out=sys.argv[2], **json.loads(sys.argv[3]))"
     )
     asked = json.dumps(SMALL | values | {"train__save_every_steps": 4})
     for until in (6, 15):  # two interruptions, one of them between two saves
@@ -124,7 +128,7 @@ def test_a_signal_finishes_the_step_and_saves(class_folders: Path, tmp_path: Pat
 
     out = tmp_path / "run"
     with pytest.raises(Interrupted, match="SIGTERM"):
-        api.train("pretrain", data=str(class_folders), out=str(out), sinks=[stop], **SMALL)
+        train_run("pretrain", data=str(class_folders), out=str(out), sinks=[stop], **SMALL)
     assert runs.status(out)["status"] == "saved" and runs.status(out)["code"] == 75
     report = train(class_folders, out)[1]
     assert report["resumed_from"] == runs.status(out)["step"] - 10 == 10
@@ -164,7 +168,7 @@ def test_two_processes_cannot_write_into_one_folder(class_folders: Path, tmp_pat
 
     out = tmp_path / "run"
     with pytest.raises(Interrupted):
-        api.train("pretrain", data=str(class_folders), out=str(out), sinks=[stop], **SMALL)
+        train_run("pretrain", data=str(class_folders), out=str(out), sinks=[stop], **SMALL)
     with runfolder.lock(out), pytest.raises(UsageError, match=rf"in use by process {os.getpid()} on "):
         train(class_folders, out)
 
@@ -238,7 +242,7 @@ def test_damaged_state_falls_back_to_the_older_step(class_folders: Path, tmp_pat
 
     out = tmp_path / "run"
     with pytest.raises(Interrupted):
-        api.train("pretrain", data=str(class_folders), out=str(out), sinks=[stop], train__save_every_steps=3, **SMALL)
+        train_run("pretrain", data=str(class_folders), out=str(out), sinks=[stop], train__save_every_steps=3, **SMALL)
     newest = sorted((out / "state").glob("step-*"))[-1]
     file = newest / "optimizer.safetensors"
     data = bytearray(file.read_bytes())
@@ -255,14 +259,14 @@ def test_a_log_that_fails_is_one_warning(class_folders: Path, tmp_path: Path) ->
         if event == "step":
             raise RuntimeError("the tracker is gone")
 
-    _, report = api.train(
+    _, report = train_run(
         "pretrain", data=str(class_folders), out=str(tmp_path / "run"), sinks=[broken], **SMALL | {"steps": 3}
     )
     assert sum("the tracker is gone" in w for w in report["warnings"]) == 1
 
 
 def test_finetune_freezes_the_backbone(class_folders: Path, reference: Path, tmp_path: Path) -> None:
-    folder, report = api.train(
+    folder, report = train_run(
         "finetune", data=str(class_folders), init=str(reference), out=str(tmp_path / "run"), steps=3, freeze="backbone"
     )
     before, after = weights(reference), weights(folder)
@@ -279,7 +283,7 @@ def _request(folders: Path, init: Path) -> Any:
 def test_finetune_at_another_size_interpolates_and_keeps_the_head(
     class_folders: Path, reference: Path, tmp_path: Path
 ) -> None:
-    folder, _ = api.train(
+    folder, _ = train_run(
         "finetune",
         data=str(class_folders),
         init=str(reference),
@@ -295,11 +299,11 @@ def test_finetune_at_another_size_interpolates_and_keeps_the_head(
 
 def test_finetune_refuses_what_the_checkpoint_decides(class_folders: Path, reference: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"model\.depth cannot be changed"):
-        api.train("finetune", data=str(class_folders), init=str(reference), out=str(tmp_path / "run"), model__depth=5)
+        train_run("finetune", data=str(class_folders), init=str(reference), out=str(tmp_path / "run"), model__depth=5)
     with pytest.raises(UsageError, match="not a multiple of the patch size"):
-        api.train("finetune", data=str(class_folders), init=str(reference), out=str(tmp_path / "run"), img_size=13)
+        train_run("finetune", data=str(class_folders), init=str(reference), out=str(tmp_path / "run"), img_size=13)
     with pytest.raises(CheckpointError):
-        api.train("finetune", data=str(class_folders), init=str(tmp_path / "none.safetensors"))
+        train_run("finetune", data=str(class_folders), init=str(tmp_path / "none.safetensors"))
 
 
 def test_evaluation_during_training_is_logged_and_changes_nothing(

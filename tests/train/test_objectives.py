@@ -1,15 +1,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from vitcli.config import TrainConfig, model_config
+from vitcli.config import Config, TrainConfig, model_config
 from vitcli.data.augment import Batch
 from vitcli.model.vit import ViT, init_weights
-from vitcli.train.objectives import Classify, Noise, draw_noise
+from vitcli.train.objectives.base import Noise
+from vitcli.train.objectives.classify import Classify
+
+
+def classify(**values: Any) -> Classify:
+    return Classify(ViT(model_config("mu/4", (8, 8), 5)), Config(train=TrainConfig(**values)))
+
+
+def drawn(model: ViT, step: int, images: int) -> Noise:
+    batch = Batch((torch.zeros(images, 3, 8, 8),), None, torch.arange(images))
+    return Classify(model, Config()).draw(model, batch, 0, step)
 
 
 def logits_and_labels() -> tuple[torch.Tensor, torch.Tensor]:
@@ -24,7 +35,7 @@ def smoothed(labels: torch.Tensor, classes: int, epsilon: float) -> torch.Tensor
 @pytest.mark.parametrize("epsilon", [0.0, 0.1])
 def test_softmax_loss_is_cross_entropy_with_smoothed_targets(epsilon: float) -> None:
     logits, labels = logits_and_labels()
-    loss = Classify(TrainConfig(label_smoothing=epsilon)).of(logits, labels)
+    loss = classify(label_smoothing=epsilon).of(logits, labels)
     expected = -(smoothed(labels, 5, epsilon) * logits.log_softmax(1)).sum(1).mean()
     assert torch.allclose(loss, expected)
 
@@ -32,7 +43,7 @@ def test_softmax_loss_is_cross_entropy_with_smoothed_targets(epsilon: float) -> 
 @pytest.mark.parametrize("epsilon", [0.0, 0.1])
 def test_sigmoid_loss_sums_binary_cross_entropy_over_classes(epsilon: float) -> None:
     logits, labels = logits_and_labels()
-    loss = Classify(TrainConfig(loss="sigmoid", label_smoothing=epsilon)).of(logits, labels)
+    loss = classify(loss="sigmoid", label_smoothing=epsilon).of(logits, labels)
     expected = F.binary_cross_entropy_with_logits(logits, smoothed(labels, 5, epsilon), reduction="none").sum(1).mean()
     assert torch.allclose(loss, expected, atol=1e-6)
 
@@ -45,7 +56,7 @@ def test_a_mixed_image_has_the_loss_of_its_mixed_target(kind: str) -> None:
         model.head.weight.normal_(generator=torch.Generator().manual_seed(1))
     images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(2))
     labels, partners = torch.tensor([0, 1, 2, 3]), torch.tensor([4, 0, 1, 2])
-    objective = Classify(TrainConfig(loss=kind))  # type: ignore[arg-type]
+    objective = classify(loss=kind)
     loss = objective(model, Batch((images,), labels, torch.arange(4), partners, 0.7), Noise(None)).loss
     target = 0.7 * F.one_hot(labels, 5) + 0.3 * F.one_hot(partners, 5)
     logits = model(images)
@@ -58,11 +69,10 @@ def test_a_mixed_image_has_the_loss_of_its_mixed_target(kind: str) -> None:
 
 def test_noise_is_drawn_by_step_for_the_global_batch() -> None:
     model = ViT(replace(model_config("mu/4", (8, 8), 5), depth=4, drop_path=0.5))
-    device = torch.device("cpu")
-    noise = draw_noise(model, 0, 7, 64, device)
+    noise = drawn(model, 7, 64)
     assert noise.keep is not None and noise.keep.shape == (4, 2, 64)
-    assert torch.equal(noise.keep, draw_noise(model, 0, 7, 64, device).keep)
-    assert not torch.equal(noise.keep, draw_noise(model, 0, 8, 64, device).keep)
+    assert torch.equal(noise.keep, drawn(model, 7, 64).keep)
+    assert not torch.equal(noise.keep, drawn(model, 8, 64).keep)
     assert noise.keep[0].all(), "the linear rule drops nothing in the first block"
     assert 0.3 < noise.keep[3].float().mean() < 0.7
     assert torch.equal(noise.rows(slice(16, 32)).keep, noise.keep[:, :, 16:32])
@@ -70,4 +80,4 @@ def test_noise_is_drawn_by_step_for_the_global_batch() -> None:
 
 def test_no_drop_path_draws_nothing() -> None:
     model = ViT(model_config("mu/4", (8, 8), 5))
-    assert draw_noise(model, 0, 0, 8, torch.device("cpu")).keep is None
+    assert drawn(model, 0, 8).keep is None

@@ -13,13 +13,21 @@ from torch._subclasses import FakeTensorMode
 from vitcli.config import OptimConfig, model_config
 from vitcli.model.vit import ViT, init_weights
 from vitcli.train.muon import Muon
-from vitcli.train.optim import Average, Optimizer, is_decayed, layer_of, lr_factor
+from vitcli.train.optim import Average, Optimizer, lr_factor, trained
 
 
 def small_vit() -> ViT:
     model = ViT(replace(model_config("mu/4", (8, 8), 3), depth=2))
     init_weights(model, 0)
     return model
+
+
+def optimizer_of(model: ViT, config: OptimConfig, bf16: bool = True) -> Optimizer:
+    return Optimizer(trained(model), config, model.layers, True, bf16)
+
+
+def decayed_of(model: ViT) -> set[str]:
+    return {item.name for item in trained(model) if item.is_decayed}
 
 
 def with_gradients(model: nn.Module, seed: int = 0) -> None:
@@ -58,22 +66,22 @@ def test_first_update_of_a_warm_up_is_above_zero() -> None:
 
 
 def test_layers_are_numbered_as_in_mae() -> None:
-    depth = 12
-    assert [layer_of(n, depth) for n in ("cls_token", "pos_embed", "patch_embed.proj.weight")] == [0, 0, 0]
-    assert layer_of("blocks.0.attn.qkv.weight", depth) == 1
-    assert layer_of("blocks.11.mlp.fc2.bias", depth) == 12
-    assert layer_of("norm.weight", depth) == layer_of("head.bias", depth) == 13
+    layer_of = ViT(model_config("ti/16")).layer_of
+    assert [layer_of(n) for n in ("cls_token", "pos_embed", "patch_embed.proj.weight")] == [0, 0, 0]
+    assert layer_of("blocks.0.attn.qkv.weight") == 1
+    assert layer_of("blocks.11.mlp.fc2.bias") == 12
+    assert layer_of("norm.weight") == layer_of("head.bias") == 13
 
 
 def test_only_kernels_decay() -> None:
-    decayed = {name for name, p in small_vit().named_parameters() if is_decayed(name, p)}
+    decayed = decayed_of(small_vit())
     assert "head.weight" in decayed and "patch_embed.proj.weight" in decayed and "blocks.1.attn.qkv.weight" in decayed
     assert not any(n.endswith("bias") or "norm" in n or n in ("cls_token", "pos_embed") for n in decayed)
 
 
 def test_layer_decay_scales_each_rate() -> None:
     model = small_vit()
-    optimizer = Optimizer(model.named_parameters(), OptimConfig(lr=1.0, layer_decay=0.5), 2)
+    optimizer = optimizer_of(model, OptimConfig(lr=1.0, layer_decay=0.5))
     optimizer.set_factor(1.0)
     rates = {name: group["lr"] for part in optimizer.parts for group in part.param_groups for name in group["names"]}
     assert rates["pos_embed"] == 0.125
@@ -84,7 +92,7 @@ def test_layer_decay_scales_each_rate() -> None:
 
 def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else() -> None:
     model = small_vit()
-    optimizer = Optimizer(model.named_parameters(), OptimConfig(name="muon"), 2)
+    optimizer = optimizer_of(model, OptimConfig(name="muon"))
     muon = next(part for part in optimizer.parts if isinstance(part, Muon))
     names = {name for group in muon.param_groups for name in group["names"]}
     assert names == {n for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim == 2}
@@ -96,11 +104,11 @@ def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else() -> None:
 def test_restored_state_goes_on_bit_for_bit(name: str, momentum: float) -> None:
     config = OptimConfig(name=name, lr=1e-2, momentum=momentum)  # type: ignore[arg-type]
     one, two = small_vit(), small_vit()
-    first, second = Optimizer(one.named_parameters(), config, 2), Optimizer(two.named_parameters(), config, 2)
+    first, second = optimizer_of(one, config), optimizer_of(two, config)
     for model, optimizer in ((one, first), (two, second)):
         with_gradients(model, 1)
         optimizer.step()
-    fresh = Optimizer(two.named_parameters(), config, 2)
+    fresh = optimizer_of(two, config)
     fresh.restore({key: value.clone() for key, value in second.state().items()})
     for model, optimizer in ((one, first), (two, fresh)):
         with_gradients(model, 2)
@@ -123,7 +131,13 @@ def test_all_of_the_restored_state_is_where_a_step_looks_for_it(name: str, fused
     shapes = small_vit()
     with FakeTensorMode():
         named = fake_cuda(shapes)
-        optimizer = Optimizer(iter(named), OptimConfig(name=name, weight_decay=0.1), 2, fused)  # type: ignore[arg-type]
+        optimizer = Optimizer(
+            [replace(item, parameter=fake) for item, (_, fake) in zip(trained(shapes), named, strict=True)],
+            OptimConfig(name=name, weight_decay=0.1),
+            shapes.layers,
+            fused,
+            True,
+        )  # type: ignore[arg-type]
 
         def update() -> None:
             optimizer.zero_grad()
@@ -143,7 +157,7 @@ def test_all_of_the_restored_state_is_where_a_step_looks_for_it(name: str, fused
 
 def test_a_restored_state_is_a_copy() -> None:
     model = small_vit()
-    optimizer = Optimizer(model.named_parameters(), OptimConfig(), 2)
+    optimizer = optimizer_of(model, OptimConfig())
     with_gradients(model)
     optimizer.step()
     saved = {key: value.clone() for key, value in optimizer.state().items()}
@@ -155,7 +169,7 @@ def test_a_restored_state_is_a_copy() -> None:
 
 def test_clipping_is_by_the_global_norm() -> None:
     model = small_vit()
-    optimizer = Optimizer(model.named_parameters(), OptimConfig(), 2)
+    optimizer = optimizer_of(model, OptimConfig())
     with_gradients(model)
     before = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     norm = optimizer.clip(1.0)
@@ -167,7 +181,7 @@ def test_clipping_is_by_the_global_norm() -> None:
 
 def test_sgd_is_plain_momentum_without_decay() -> None:
     model = small_vit()
-    optimizer = Optimizer(model.named_parameters(), OptimConfig(name="sgd", lr=0.1), 2)
+    optimizer = optimizer_of(model, OptimConfig(name="sgd", lr=0.1))
     optimizer.set_factor(1.0)
     start = model.head.weight.detach().clone()
     velocity = torch.zeros_like(start)
@@ -182,9 +196,7 @@ def test_sgd_is_plain_momentum_without_decay() -> None:
 def test_sgd_decays_apart_from_its_momentum() -> None:
     """By hand, in double precision: the decay is the rate's part of the weight, and no velocity ever holds it."""
     model = small_vit()
-    optimizer = Optimizer(
-        model.named_parameters(), OptimConfig(name="sgd", lr=0.1, weight_decay=0.3, layer_decay=0.5), 2
-    )
+    optimizer = optimizer_of(model, OptimConfig(name="sgd", lr=0.1, weight_decay=0.3, layer_decay=0.5))
     rates = {"head.weight": 0.1, "blocks.0.mlp.fc1.weight": 0.025}
     hand = {name: (p.detach().double(), torch.zeros(p.shape).double()) for name, p in model.named_parameters()}
     for step, factor in enumerate((1.0, 0.5, 0.25)):
@@ -193,8 +205,8 @@ def test_sgd_decays_apart_from_its_momentum() -> None:
         for name, p in model.named_parameters():
             weight, velocity = hand[name]
             velocity = 0.9 * velocity + p.grad.double()
-            rate = factor * rates.get(name, 0.1 * 0.5 ** (3 - layer_of(name, 2)))
-            decay = 0.3 if is_decayed(name, p) else 0.0
+            rate = factor * rates.get(name, 0.1 * 0.5 ** (3 - model.layer_of(name)))
+            decay = 0.3 if name in decayed_of(model) else 0.0
             hand[name] = (weight * (1 - rate * decay) - rate * velocity, velocity)
         optimizer.step()
     for name, p in model.named_parameters():
@@ -212,7 +224,7 @@ def test_every_optimizer_decays_by_one_rule(name: str, decay: float, layer_decay
     """With gradients of zero, for several updates: θ ← θ·(1 - rate·decay), layer by layer."""
     model = small_vit()
     config = OptimConfig(name=name, lr=0.1, muon_lr=0.1, weight_decay=decay, layer_decay=layer_decay)  # type: ignore[arg-type]
-    optimizer = Optimizer(model.named_parameters(), config, 2, bf16=False)
+    optimizer = optimizer_of(model, config, bf16=False)
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
     optimizer.set_factor(factor)
     for _ in range(3):
@@ -220,8 +232,8 @@ def test_every_optimizer_decays_by_one_rule(name: str, decay: float, layer_decay
             p.grad = torch.zeros_like(p)
         optimizer.step()
     for key, p in model.named_parameters():
-        rate = 0.1 * factor * layer_decay ** (3 - layer_of(key, 2))
-        shrunk = (1 - rate * decay) ** 3 if is_decayed(key, p) else 1.0
+        rate = 0.1 * factor * layer_decay ** (3 - model.layer_of(key))
+        shrunk = (1 - rate * decay) ** 3 if key in decayed_of(model) else 1.0
         assert torch.allclose(p, before[key] * shrunk, rtol=1e-5, atol=1e-7), key
 
 

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import Vit
+from conftest import Vit, train_run
 from vitcli import api
 from vitcli.errors import DivergedError, UsageError
-from vitcli.train import loop
 from vitcli.train.plan import Request
+from vitcli.train.selection import Selection
 from vitcli.train.sweep import parse_grid, point_name
 
 QUICK = ("--model", "mu/4", "--batch-size", "16", "--steps", "40", "--set", "optim.name=adamw")
@@ -145,7 +145,7 @@ def test_finetune_from_a_checkpoint_and_a_dry_run(class_folders: Path, vit: Vit,
 def test_points_of_a_new_head_are_scored_as_the_final_runs_will_be(class_folders: Path, tmp_path: Path) -> None:
     """The choice between probe and tuned weights is by the dev part, so it would favour what it is then scored by."""
     base = tmp_path / "base"
-    api.train("pretrain", data=str(class_folders), out=str(base), model="mu/4", steps=5, batch_size=16)
+    train_run("pretrain", data=str(class_folders), out=str(base), model="mu/4", steps=5, batch_size=16)
     others = tmp_path / "others"
     shutil.copytree(class_folders, others)
     for folder in list(others.glob("*/*")):
@@ -167,12 +167,12 @@ def test_the_final_runs_keep_what_the_best_point_chose(
 ) -> None:
     """They have no dev part: without the point's choice they would give away the mean, whatever it is worth."""
     base = tmp_path / "base"
-    api.train("pretrain", data=str(class_folders), out=str(base), model="mu/4", steps=5, batch_size=16)
+    train_run("pretrain", data=str(class_folders), out=str(base), model="mu/4", steps=5, batch_size=16)
     others = tmp_path / "others"
     shutil.copytree(class_folders, others)
     for folder in list(others.glob("*/*")):
         folder.rename(folder.with_name(f"dark {folder.name}"))
-    monkeypatch.setattr(loop._Run, "_chosen", staticmethod(lambda right: ("finetuned", "finetuned")))
+    monkeypatch.setattr(Selection, "_chosen", staticmethod(lambda right: ("finetuned", "finetuned")))
     values = {"data.source": str(others), "train.batch_size": 16, "train.steps": 5}
     planned = api.plan_sweep(Request("finetune", values, str(base)), ["optim.lr=1e-4,1e-3"], 1)
     folder, _ = api.sweep(planned, str(tmp_path / "swept"))

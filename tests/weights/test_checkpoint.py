@@ -112,7 +112,7 @@ def test_the_model_gives_the_same_logits_after_the_round_trip(saved):
     description, tensors = checkpoint.load(str(saved))
     images = torch.randn(2, 3, 16, 24)
     with torch.no_grad():
-        assert torch.equal(checkpoint.build(description.model, tensors)(images), model(images))
+        assert torch.equal(checkpoint.model_with(description.model, tensors)(images), model(images))
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_a_field_of_the_description_may_be_anything_and_is_read_or_refused(tmp_p
         path.write_bytes(len(text).to_bytes(8, "little") + text + whole[header.data_start :])
         try:
             description, tensors = checkpoint.load(str(path))
-            checkpoint.build(description.model, tensors)
+            checkpoint.model_with(description.model, tensors)
         except CheckpointError as error:
             assert error.message
 
@@ -392,16 +392,16 @@ def test_a_description_of_an_impossible_model_is_a_checkpoint_error(tmp_path, ch
     checkpoint.save(described(path, model), tensors)
     with pytest.raises(CheckpointError):
         description, found = checkpoint.load(str(path))
-        checkpoint.build(description.model, found)
+        checkpoint.model_with(description.model, found)
 
 
 def test_weights_whose_heads_cannot_be_told_are_not_a_usage_error(tmp_path):
     """A width of 200 has no heads of 64."""
-    model = ModelConfig("", 200, 1, 5, 400, (4, 4), (8, 8), 3)
+    model = ModelConfig(name="", width=200, depth=1, heads=5, mlp=400, patch=(4, 4), img_size=(8, 8), classes=3)
     path = plain(tmp_path / "w.safetensors", model)
     try:
         description, tensors = checkpoint.load(str(path))
-        checkpoint.build(description.model, tensors)
+        checkpoint.model_with(description.model, tensors)
     except CheckpointError as error:
         assert "head" in error.message
 
@@ -692,7 +692,7 @@ def test_weights_without_a_head_are_described(tmp_path, name, beside):
     description, tensors = checkpoint.load(str(path))
     assert description.classes == ()
     assert description.model.classes == 0
-    assert checkpoint.build(description.model, tensors)(torch.zeros(1, 3, 16, 16)).shape == (1, 32)
+    assert checkpoint.model_with(description.model, tensors)(torch.zeros(1, 3, 16, 16)).shape == (1, 32)
 
 
 def test_the_preprocessing_of_the_released_deit_follows_from_its_name(deit_weights):
@@ -726,7 +726,7 @@ def test_resizing_changes_the_position_embedding_and_nothing_else(saved, method)
     expected = resize_position_embedding(tensors["pos_embed"], (4, 6), (8, 7), 1, method)
     assert_equal(resized, tensors | {"pos_embed": expected})
     assert tensors["pos_embed"].shape == (1, 25, 32)  # the old are left alone
-    model = checkpoint.build(larger.model, resized)
+    model = checkpoint.model_with(larger.model, resized)
     assert model(torch.zeros(1, 3, 32, 28)).shape == (1, 3)
 
 

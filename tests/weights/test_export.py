@@ -24,7 +24,7 @@ from vitcli.data.decode import eval_view, render
 from vitcli.errors import CheckpointError, UsageError
 from vitcli.model.vit import ViT, init_weights
 from vitcli.weights import export, formats
-from vitcli.weights.checkpoint import build, load, save
+from vitcli.weights.checkpoint import load, model_with, save
 from vitcli.weights.describe import Description, describe
 from vitcli.weights.formats import timm_config
 
@@ -83,7 +83,7 @@ def test_folders_for_timm_and_transformers(tmp_path, form, name):
     again, loaded = load(str(out))
     images = torch.randn(2, 3, *description.model.img_size)
     with torch.no_grad():
-        ours, theirs = build(description.model, tensors)(images), build(again.model, loaded)(images)
+        ours, theirs = model_with(description.model, tensors)(images), model_with(again.model, loaded)(images)
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
     assert [c.name for c in again.classes] == [c.name for c in CLASSES]
     assert again.eval.mean == description.eval.mean
@@ -101,7 +101,7 @@ def test_a_run_folder_itself_loads_in_timm_and_by_way_of_it_in_transformers(tmp_
     (path.parent / "config.json").write_text(json.dumps(tree))
     images = torch.randn(2, 3, *description.model.img_size)
     with torch.no_grad():
-        ours = build(description.model, tensors)(images)
+        ours = model_with(description.model, tensors)(images)
         model = timm.create_model(f"local-dir:{path.parent}", pretrained=True).eval()
         torch.testing.assert_close(model(images), ours, rtol=1e-4, atol=1e-5)
         wrapped = transformers.AutoModelForImageClassification.from_pretrained(path.parent).eval()
@@ -139,7 +139,7 @@ def test_onnx_has_a_free_batch_and_says_what_it_is(tmp_path):
         images = np.random.default_rng(0).normal(size=(batch, 3, 32, 48)).astype(np.float32)
         (logits,) = session.run(["logits"], {"images": images})
         with torch.no_grad():
-            ours = build(description.model, tensors)(torch.from_numpy(images))
+            ours = model_with(description.model, tensors)(torch.from_numpy(images))
         np.testing.assert_allclose(logits, ours.numpy(), rtol=1e-4, atol=1e-4)
     said = session.get_modelmeta().custom_metadata_map
     assert json.loads(said["labels"]) == ["tench", "Schnäuzer", "老虎"]
@@ -154,9 +154,9 @@ def test_other_numbers_are_an_error_and_leave_nothing(tmp_path, monkeypatch, for
     path = checkpoint(tmp_path / "model.safetensors")
     description, tensors = load(str(path))
     changed = dict(tensors) | {"head.bias": tensors["head.bias"] + 0.01}
-    monkeypatch.setattr(export, "build", lambda model, _: build(model, tensors))
+    monkeypatch.setattr(export, "model_with", lambda model, _: model_with(model, tensors))
     if form == "onnx":  # what is exported there is the model itself
-        other = build(description.model, changed)
+        other = model_with(description.model, changed)
         monkeypatch.setattr(export, "_onnx", _with_model(export._onnx, other))
     with pytest.raises(CheckpointError, match="other logits"):
         export.export(description, changed, tmp_path / "out.onnx", form)
@@ -453,7 +453,7 @@ def test_row_36_other_numbers_leave_an_existing_folder_as_it_was(tmp_path, monke
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "config.json").write_text("mine")
     changed = dict(tensors) | {"head.bias": tensors["head.bias"] + 0.01}
-    monkeypatch.setattr(export, "build", lambda model, _: build(model, tensors))
+    monkeypatch.setattr(export, "model_with", lambda model, _: model_with(model, tensors))
     with pytest.raises(CheckpointError, match="other logits"):
         export.export(description, changed, tmp_path / "out", "timm", force=True)
     assert everything(tmp_path / "out") == {"config.json": b"mine"}

@@ -20,6 +20,7 @@ from PIL import Image
 from conftest import Result
 from vitcli.classes import Class
 from vitcli.config import EvalConfig, model_config
+from vitcli.config_values import check_bounds
 from vitcli.errors import CheckpointError, UsageError
 from vitcli.model.vit import ViT, init_weights
 from vitcli.weights import checkpoint
@@ -406,7 +407,5 @@ def test_row_46_preprocessing_that_is_asked_for_is_checked_as_well(header, vit):
 
 
 def test_row_46_the_rule_is_that_of_a_run():
-    from vitcli.config import check_eval
-
     with pytest.raises(UsageError, match=r"eval\.crop"):
-        check_eval(dataclasses.replace(EvalConfig(), crop=1e9))
+        check_bounds("eval", dataclasses.replace(EvalConfig(), crop=1e9))

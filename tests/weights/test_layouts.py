@@ -15,7 +15,6 @@ from vitcli.weights.layouts import (
     Shapes,
     architecture,
     check_shapes,
-    expected_shapes,
     find,
     preprocessing_by_name,
     strip_prefixes,
@@ -42,7 +41,7 @@ def test_prefixes_of_wrappers_are_taken_off_however_nested():
 def test_released_sizes_are_recognised_by_their_shapes(name, classes):
     patch = model_config(name).patch
     model = dataclasses.replace(model_config(name, (7 * patch[0], 7 * patch[1]), classes), gelu="erf")
-    assert timm_model(expected_shapes(model), "w") == model
+    assert timm_model(model.shapes(), "w") == model
 
 
 @settings(deadline=None, max_examples=60)
@@ -71,16 +70,16 @@ def test_any_vit_with_heads_of_64_is_recognised(heads, depth, mlp, patch, side, 
         pre_logits,
         "erf",
     )
-    found = timm_model(expected_shapes(model), "w")
+    found = timm_model(model.shapes(), "w")
     assert dataclasses.replace(found, name="") == model
 
 
 def test_timm_s_gelu_is_assumed():
-    assert timm_model(expected_shapes(model_config("ti/16", classes=5)), "w").gelu == "erf"
+    assert timm_model(model_config("ti/16", classes=5).shapes(), "w").gelu == "erf"
 
 
 def test_keys_that_are_missing_unexpected_or_of_another_shape_are_listed():
-    shapes = dict(expected_shapes(TINY))
+    shapes = dict(TINY.shapes())
     del shapes["norm.bias"], shapes["blocks.0.mlp.fc2.weight"]
     shapes["extra.weight"] = (3,)
     shapes["head.bias"] = (4,)
@@ -98,10 +97,10 @@ def test_of_many_keys_the_first_and_the_number_are_named():
         check_shapes({}, TINY, "here.pth")
 
 
-@pytest.mark.parametrize("gone", sorted(expected_shapes(TINY)))
+@pytest.mark.parametrize("gone", sorted(TINY.shapes()))
 def test_no_key_may_be_missing(gone):
     """But for the head as a whole and the class token, which plain ViTs may lack."""
-    shapes = {key: shape for key, shape in expected_shapes(TINY).items() if key != gone}
+    shapes = {key: shape for key, shape in TINY.shapes().items() if key != gone}
     with pytest.raises(CheckpointError) as caught:
         timm_model(shapes, "w")
     if gone not in ("cls_token", "head.weight"):
@@ -119,13 +118,13 @@ def test_an_unknown_layout_shows_some_of_its_keys():
 )
 def test_other_families_are_refused_rather_than_loaded_in_part(extra):
     with pytest.raises(CheckpointError, match=r"\bw\b"):
-        timm_model({**expected_shapes(TINY), extra: (32,)}, "w")
+        timm_model({**TINY.shapes(), extra: (32,)}, "w")
 
 
 def test_positions_that_make_no_square_need_a_configuration():
     model = dataclasses.replace(TINY, img_size=(16, 24))
     with pytest.raises(CheckpointError, match="position rows"):
-        timm_model(expected_shapes(model), "w")
+        timm_model(model.shapes(), "w")
 
 
 @pytest.mark.parametrize(
@@ -147,22 +146,22 @@ def test_positions_that_make_no_square_need_a_configuration():
 )
 def test_impossible_shapes_are_refused(key, shape):
     with pytest.raises(CheckpointError):
-        timm_model({**expected_shapes(TINY), key: shape}, "w")
+        timm_model({**TINY.shapes(), key: shape}, "w")
 
 
 @settings(deadline=None, max_examples=200)
 @given(data=st.data())
 def test_shapes_that_were_tampered_with_are_refused(data):
-    shapes = dict(expected_shapes(TINY))
+    shapes = dict(TINY.shapes())
     for key in data.draw(st.lists(st.sampled_from(sorted(shapes)), min_size=1, max_size=4, unique=True)):
         shapes[key] = data.draw(st.lists(st.integers(0, 70), max_size=4).map(tuple))
-    if shapes == expected_shapes(TINY):
+    if shapes == TINY.shapes():
         return
     try:
         model = timm_model(shapes, "w")
     except CheckpointError:
         return
-    assert expected_shapes(model) == shapes
+    assert model.shapes() == shapes
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from vitcli.config import EvalConfig, model_config
 from vitcli.errors import UsageError
 from vitcli.model.posemb import METHODS, resize_position_embedding
 from vitcli.model.vit import ViT, init_weights
-from vitcli.weights.checkpoint import build, load, resized, save
+from vitcli.weights.checkpoint import load, model_with, resized, save
 from vitcli.weights.describe import Description, describe
 
 pytest.importorskip("torchvision_shim", reason="timm and transformers import torchvision")
@@ -48,7 +48,7 @@ def differences(path: Path, theirs: torch.Tensor, features: bool = False) -> dic
     found = {}
     for method in ("", *METHODS):
         larger, fitting = resized(description, tensors, (56, 56), method)
-        model = build(larger.model, fitting)
+        model = model_with(larger.model, fitting)
         ours = model.features(LARGER) if features else model(LARGER)
         found[method] = float((ours - theirs).abs().max() / (theirs.max() - theirs.min()))
     return found

@@ -17,9 +17,9 @@ from vitcli.config import ModelConfig, model_config
 from vitcli.errors import CheckpointError, UsageError
 from vitcli.model.vit import ViT
 from vitcli.weights import names
-from vitcli.weights.checkpoint import build, load, save
+from vitcli.weights.checkpoint import load, model_with, save
 from vitcli.weights.describe import Description, describe
-from vitcli.weights.layouts import expected_shapes, usual_heads
+from vitcli.weights.layouts import usual_heads
 
 pytest.importorskip("torchvision_shim", reason="timm and transformers import torchvision")
 timm = pytest.importorskip("timm")
@@ -51,7 +51,7 @@ def distance(path: Path, theirs: Any, **asked: Any) -> float:
     """The largest difference of a logit from timm's, part of their spread."""
     description, tensors = load(str(path), {f"model.{key}": value for key, value in asked.items()})
     logits = theirs(IMAGES)
-    return float((build(description.model, tensors)(IMAGES) - logits).abs().max() / (logits.max() - logits.min()))
+    return float((model_with(description.model, tensors)(IMAGES) - logits).abs().max() / (logits.max() - logits.min()))
 
 
 # --- --set -------------------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def test_guesses_of_known_widths():
 
 
 def shaped(path: Path, model: ModelConfig, wrapper: dict[str, Any] | None = None) -> Path:
-    tensors = {key: torch.zeros(shape) for key, shape in expected_shapes(model).items()}
+    tensors = {key: torch.zeros(shape) for key, shape in model.shapes().items()}
     if path.suffix == ".safetensors":
         safetensors.torch.save_file(tensors, path)
     else:

@@ -9,19 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 
 from vitcli import files, plots
 from vitcli.analysis.attention import AttentionDistance, Rollout
 from vitcli.analysis.capture import reduce_attention
-from vitcli.config import AnalysisConfig, DataConfig, EvalConfig, Size
-from vitcli.data.cache import open_images
-from vitcli.data.decode import eval_view, open_rgb, seen_part
+from vitcli.config import AnalysisConfig
+from vitcli.data.decode import View, open_rgb, seen_part
 from vitcli.data.split import Split
-from vitcli.evaluate.evaluator import batches
-from vitcli.model.linear import packed
+from vitcli.evaluate.inference import Inference
 from vitcli.model.vit import ViT
 from vitcli.progress import Progress, silent
 
@@ -30,24 +27,20 @@ SHEET_IMAGES = 40
 _SHEET_PIXELS = 320  # the longer side of an image on it
 
 
-def attention_distance(
-    model: ViT,
-    split: Split,
-    evaluation: EvalConfig,
-    data: DataConfig,
-    settings: AnalysisConfig,
-    *,
-    device: torch.device,
-    bf16: bool,
-    progress: Progress = silent,
-) -> dict[str, Any]:
+def vit_of(inference: Inference) -> ViT:
+    assert isinstance(inference.model, ViT)  # Description.vit was asked before
+    return inference.model
+
+
+def attention_distance(inference: Inference, split: Split, settings: AnalysisConfig) -> dict[str, Any]:
     """The fields of `vit attn-distance --json`. Raises DataError at an image that cannot be read."""
+    model, machine = vit_of(inference), inference.machine
     config = model.config
-    distance = AttentionDistance(config, device, settings.include_prefix, settings.renormalise)
-    images = open_images(split, eval_view(config.img_size, evaluation), data, progress, where="decode")
-    with packed(model.eval(), bf16):
-        for _, pixels in batches(model, images, images.valid, evaluation, device, progress, "attention"):
-            reduce_attention(model, pixels, distance, bf16)
+    distance = AttentionDistance(config, machine.device, settings.include_prefix, settings.renormalise)
+    images = inference.open(split)
+    with inference.running():
+        for _, pixels in inference.batches(images, images.valid, "attention"):
+            reduce_attention(model, pixels, distance, machine.bf16)
     layers = distance.result()
     return {
         "unit": "px",
@@ -72,24 +65,15 @@ class Rollouts:
     maps: Float[np.ndarray, "layers images rows columns"]
 
 
-def attention_rollout(
-    model: ViT,
-    split: Split,
-    evaluation: EvalConfig,
-    data: DataConfig,
-    settings: AnalysisConfig,
-    *,
-    device: torch.device,
-    bf16: bool,
-    progress: Progress = silent,
-) -> Rollouts:
+def attention_rollout(inference: Inference, split: Split, settings: AnalysisConfig) -> Rollouts:
     """Rollout of every image of a split. Raises DataError at an image that cannot be read."""
-    images = open_images(split, eval_view(model.config.img_size, evaluation), data, progress, where="decode")
+    model, machine = vit_of(inference), inference.machine
+    images = inference.open(split)
     maps = [np.zeros((model.config.depth, 0, *model.config.grid), np.float32)]
-    with packed(model.eval(), bf16):
-        for _, pixels in batches(model, images, images.valid, evaluation, device, progress, "attention"):
-            rollout = Rollout(model.config, len(pixels), device, settings.discard)
-            reduce_attention(model, pixels, rollout, bf16)
+    with inference.running():
+        for _, pixels in inference.batches(images, images.valid, "attention"):
+            rollout = Rollout(model.config, len(pixels), machine.device, settings.discard)
+            reduce_attention(model, pixels, rollout, machine.bf16)
             maps.append(rollout.layers())
     return Rollouts(split, images.valid, np.concatenate(maps, axis=1))
 
@@ -137,21 +121,19 @@ class OverlayPaths:
 def write_overlays(
     rollouts: Rollouts,
     paths: OverlayPaths,
-    evaluation: EvalConfig,
-    data: DataConfig,
-    img_size: Size,
-    model: str,
+    view: View,
+    title: str,
+    max_megapixels: float,
     progress: Progress = silent,
 ) -> list[Path]:
     """An overlay an image at the size of the original, contact sheets, and pictures of all layers where `paths` has any.
 
     Returns the contact sheets. Raises ResourceError.
     """
-    view, title = eval_view(img_size, evaluation), f"attention rollout of {model}"
     tiles: list[tuple[str, NDArray[np.uint8]]] = []
     for index, position in enumerate(rollouts.positions.tolist()):
         (blob, file), *_ = rollouts.split.blobs(np.array([position]))
-        image, size = open_rgb(blob or b"", data.max_megapixels)
+        image, size = open_rgb(blob or b"", max_megapixels)
         pixels, box, maps = np.asarray(image), seen_part(size, view), rollouts.maps[:, index]
         overlay = plots.overlay(pixels, maps[-1], box)
         plots.write_pixels(overlay, paths.overlays[position])

@@ -206,7 +206,7 @@ def posemb_similarity(
         checkpoint, options.size(img_size), options.overrides(None, set_)
     )
     _show(notes, quiet)
-    model = described.model
+    model = described.vit
     if plot is not None:
         from vitcli import plots
 
@@ -236,7 +236,7 @@ def filters(
 
     described, found, notes = api.filters(checkpoint, overrides)
     _show(notes, quiet)
-    patch = described.model.patch
+    patch = described.vit.patch
     if plot is not None:
         from vitcli import plots
 

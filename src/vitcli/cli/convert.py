@@ -67,7 +67,9 @@ def resize_posemb(
     from vitcli import api
 
     overrides = options.overrides(None, set_)
-    tree, notes = api.resize_position_embedding(checkpoint, out, size, patch, method, force, overrides)
+    tree, notes = api.resize_position_embedding(
+        checkpoint, out, img_size=size, patch=patch, method=method, force=force, overrides=overrides
+    )
     if not quiet:
         for note in notes:
             console.show_note(note)
@@ -93,7 +95,7 @@ def export(
         raise UsageError("--format is missing", "give --format onnx, timm or transformers")
     from vitcli import api
 
-    tree, notes = api.export(checkpoint, out, form, labels, force, options.overrides(None, set_))
+    tree, notes = api.export(checkpoint, out, form, labels=labels, force=force, overrides=options.overrides(None, set_))
     if not quiet:
         for note in notes:
             console.show_note(note)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitcli import config, flops, runs
+from vitcli import config, runs
 from vitcli.cli import console, options
 from vitcli.errors import UsageError
 
@@ -33,12 +34,13 @@ def info(
 ) -> None:
     """Parameters, tokens and FLOPs of a model; classes and provenance of a checkpoint, from its header alone."""
     size, overrides = options.size(img_size), config.parse_set(set_ or [])
-    if _is_model_name(reference):
+    named = _named(reference)
+    if named is not None:
         if overrides:
             raise UsageError(
                 f"{next(iter(overrides))} says what a file does not; {reference} is a name", "leave it out"
             )
-        model = config.model_config(reference, size or (224, 224), classes)
+        model = replace(named, img_size=size or (224, 224), classes=classes)
         said: dict[str, Any] = {}
     else:
         from vitcli.weights.describe import describe, locate
@@ -61,7 +63,7 @@ def info(
             "notes": list(description.notes),
             "keys": [{"key": row.key, "fate": row.fate, "to": row.to} for row in description.report],
         }
-    config.check_model(model)
+    model.check()
     tree = _of_model(model) | said
     if not keys and "keys" in tree:
         counts: dict[str, int] = {}
@@ -74,29 +76,27 @@ def info(
         console.print_lines(_text(tree))
 
 
-def _is_model_name(reference: str) -> bool:
-    return (
-        not Path(reference).exists()
-        and re.fullmatch(r"(vit-)?[a-z]{1,2}/\d+(x\d+)?", reference, re.IGNORECASE) is not None
-    )
+def _named(reference: str) -> config.Architecture | None:
+    """The architecture, where `reference` is a model's name and no file. Raises UsageError for a size that there is not."""
+    with contextlib.suppress(OSError, ValueError):
+        if Path(reference).exists():
+            return None
+    if re.fullmatch(r"[a-z]{3,}/\d+", reference, re.IGNORECASE):
+        return None  # a hub id whose second part is a number
+    return config.named(reference)
 
 
-def _of_model(model: config.ModelConfig) -> dict[str, Any]:
-    macs = flops.macs(model)
+def _of_model(model: config.Architecture) -> dict[str, Any]:
+    cost = model.cost()
     return {
         "model": model.name,
-        "params": flops.parameters(model),
-        "params_backbone": flops.backbone_parameters(model),
+        "params": cost.parameters,
+        "params_backbone": cost.parameters - cost.head_parameters,
         "tokens": model.tokens,
-        "macs": macs,
-        "flops": 2 * macs,
+        "macs": cost.macs,
+        "flops": 2 * cost.macs,
         "img_size": list(model.img_size),
-        "patch_size": list(model.patch),
-        "width": model.width,
-        "depth": model.depth,
-        "heads": model.heads,
-        "mlp": model.mlp,
-        "pool": model.pool,
+        **model.described(),
         "classes": model.classes,
         "provenance": None,
     }
@@ -105,12 +105,15 @@ def _of_model(model: config.ModelConfig) -> dict[str, Any]:
 def _text(tree: dict[str, Any]) -> list[str]:
     named = isinstance(tree["classes"], list)
     count = len(tree["classes"]) if named else tree["classes"]
-    rows = {
-        "model": tree["model"],
-        "shape": f"width {tree['width']}, depth {tree['depth']}, {tree['heads']} heads, MLP {tree['mlp']}, pooling {tree['pool']}",
+    patches = f"patches of {tree['patch_size'][0]} x {tree['patch_size'][1]}, " if "patch_size" in tree else ""
+    rows = {"model": tree["model"]}
+    if "width" in tree:
+        rows["shape"] = (
+            f"width {tree['width']}, depth {tree['depth']}, {tree['heads']} heads, MLP {tree['mlp']}, pooling {tree['pool']}"
+        )
+    rows |= {
         "parameters": f"{tree['params']:,} ({tree['params_backbone']:,} without the head)",
-        "input": f"{tree['img_size'][0]} x {tree['img_size'][1]} px, patches of {tree['patch_size'][0]} x {tree['patch_size'][1]}, "
-        f"{tree['tokens']} tokens",
+        "input": f"{tree['img_size'][0]} x {tree['img_size'][1]} px, {patches}{tree['tokens']} tokens",
         "compute": f"{tree['macs'] / 1e9:.3g} GMACs = {tree['flops'] / 1e9:.3g} GFLOPs an image",
         "classes": f"{count:,}",
     }

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
 
-from vitcli.config import DataConfig, EvalConfig
-from vitcli.data.augment import normalise_, to_float
-from vitcli.data.cache import Images, open_images
-from vitcli.data.decode import eval_view
-from vitcli.data.loader import ahead
-from vitcli.data.split import Split
-from vitcli.evaluate.metrics import Tally
-from vitcli.model.linear import packed
-from vitcli.model.vit import ViT
+from vitcli.classes import map_labels
+from vitcli.config import Overrides, Size
+from vitcli.data.split import Source, Split
+from vitcli.errors import DataError
+from vitcli.evaluate.inference import Inference
+from vitcli.evaluate.metrics import METRICS, Metric, Tally
+from vitcli.evaluate.subject import Subject, asked_machine, chosen_data, chosen_split, size_for
 from vitcli.progress import Progress, silent
-
-_TOKENS_AT_ONCE = {"cpu": 16_384, "mps": 32_768, "cuda": 131_072}
-"""On two AVX512-BF16 cores ViT-S/16 is as fast with 16 images as with 256, ViT-Ti/4 at 32 px from 64 on."""
+from vitcli.weights.asked import asked_checkpoint, check_names
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,90 +34,104 @@ class Evaluation:
     unreadable: int
 
 
-def batch_size(device: str, tokens: int) -> int:
-    """Images at a time: a power of two, 16 to 1024, from which on the device gets no faster."""
-    return int(2 ** min(10, max(4, round(math.log2(_TOKENS_AT_ONCE[device] / tokens)))))
-
-
-def logits_of(
-    model: ViT, images: Float[Tensor, "batch 3 height width"], bf16: bool, views: int
-) -> Float[Tensor, "batch classes"]:
-    """Logits in float32; with two views the mean over the image and its mirror image.
-
-    A compiled model is run as it stands: compiling it once more for measuring would cost more than it gives.
-    """
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-        result: Tensor = model.forward(images).float()
-        if views == 2:
-            result = (result + model.forward(images.flip(3)).float()) / 2
-    return result
-
-
-def evaluate(
-    model: ViT,
-    split: Split,
-    outputs: NDArray[np.int64],
-    config: EvalConfig,
-    data: DataConfig,
-    *,
-    device: torch.device,
-    bf16: bool,
-    progress: Progress = silent,
-) -> Evaluation:
-    """Measure `model` on `split`. `outputs` maps the data's classes to the model's.
+def evaluate(inference: Inference, split: Split, outputs: NDArray[np.int64]) -> Evaluation:
+    """Measure a model on a labelled split. `outputs` maps the data's classes to the model's.
 
     Raises DataError at an image that cannot be read, or counts it in `unreadable` with data.on_bad_image=skip.
     """
     assert split.labels is not None
-    images = open_images(split, eval_view(model.config.img_size, config), data, progress, where="decode")
-    positions = images.valid
-    tally, top, scores = Tally(model.config.classes), [], []
-    k = min(config.top_k, model.config.classes)
+    classes = inference.model.config.classes
+    images = inference.open(split)
+    positions, top, scores = images.valid, [], []
+    metrics: dict[str, Metric] = {name: make(classes) for name, make in METRICS.items()}
+    k = min(inference.preprocessing.top_k, classes)
     started = time.monotonic()
-    with torch.inference_mode(), packed(model.eval(), bf16):
-        for here, pixels in batches(model, images, positions, config, device, progress):
-            logits = logits_of(model, pixels, bf16, config.views)
-            tally.add(logits, torch.from_numpy(outputs[split.labels[here]]))
+    with inference.running():
+        for here, pixels in inference.batches(images, positions):
+            logits, labels = inference.logits(pixels), torch.from_numpy(outputs[split.labels[here]])
+            for metric in metrics.values():
+                metric.add(logits, labels)
             best = logits.cpu().double().softmax(1).topk(k, 1)
             top.append(best.indices.numpy())
             scores.append(best.values.numpy())
     seconds = time.monotonic() - started
-    metrics = {
-        "split": split.name,
-        **tally.result(),
-        "seconds": seconds,
-        "images_per_second": len(positions) / seconds if seconds else 0.0,
-    }
+    tally = metrics["classification"]
+    assert isinstance(tally, Tally)
+    measured = {name: value for metric in metrics.values() for name, value in metric.result().items()}
     return Evaluation(
-        metrics,
-        tally,
-        positions,
-        outputs[split.labels[positions]],
-        np.concatenate(top) if top else np.zeros((0, k), np.int64),
-        np.concatenate(scores) if scores else np.zeros((0, k)),
-        len(images.bad),
+        {
+            "split": split.name,
+            **measured,
+            "seconds": seconds,
+            "images_per_second": len(positions) / seconds if seconds else 0.0,
+        },
+        tally=tally,
+        positions=positions,
+        targets=outputs[split.labels[positions]],
+        top=np.concatenate(top) if top else np.zeros((0, k), np.int64),
+        scores=np.concatenate(scores) if scores else np.zeros((0, k)),
+        unreadable=len(images.bad),
     )
 
 
-def batches(
-    model: ViT,
-    images: Images,
-    positions: NDArray[np.int64],
-    config: EvalConfig,
-    device: torch.device,
+# --- the command's plan ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EvaluationPlan(Subject):
+    """An evaluation, resolved and checked: `outputs` maps the data's classes to the checkpoint's."""
+
+    source: Source
+    split: Split
+    outputs: NDArray[np.int64]
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields of `vit eval --dry-run`."""
+        return super().as_json() | {
+            "data": self.source.id,
+            "split": self.split.name,
+            "n": len(self.split),
+            "classes": len(self.classes),
+        }
+
+    def measure(self, progress: Progress = silent) -> Evaluation:
+        """Load the weights and run over the split. Raises CheckpointError or DataError."""
+        return evaluate(self.inference(progress), self.split, self.outputs)
+
+
+def plan_evaluation(
+    reference: str = "",
+    data: str = "",
+    split: str = "",
+    *,
+    img_size: Size | None = None,
+    labels: str = "",
+    device: str = "auto",
+    precision: str = "auto",
+    overrides: Overrides | None = None,
     progress: Progress = silent,
-    what: str = "evaluating",
-) -> Iterator[tuple[NDArray[np.int64], Float[Tensor, "batch 3 height width"]]]:
-    """(positions, images ready for the model), the next ones decoded while these are worked on."""
-    size = config.batch_size or batch_size(device.type, model.config.tokens)
-    parts = [positions[start : start + size] for start in range(0, len(positions), size)]
+) -> EvaluationPlan:
+    """What a checkpoint is to be measured on, by default what its training held out.
 
-    def read(index: int) -> Tensor:
-        return torch.from_numpy(images.read(parts[index])[0])
-
-    done = 0
-    with contextlib.closing(ahead(read, range(len(parts)), 2 if images.config.workers != 0 else 0)) as decoded:
-        for here, pixels in zip(parts, decoded, strict=True):
-            yield here, normalise_(to_float(pixels.to(device)), config)
-            done += len(here)
-            progress(what, done, len(positions))
+    Raises CheckpointError, DataError or UsageError.
+    """
+    described, data_config, notes = asked_checkpoint(reference, overrides or {}, ("eval.", "data.", "model."))
+    described = described.labelled(labels)
+    source, found = chosen_data(described, data, data_config)
+    check_names(described)
+    size = size_for(described, img_size)
+    part, why, warnings = chosen_split(source, split, described, progress)
+    if part.labels is None:
+        raise DataError(f"split {part.name!r} of {source.id} has no labels", "evaluation compares with labels")
+    counts = np.bincount(part.labels, minlength=len(source.classes)).tolist()
+    return EvaluationPlan(
+        description=described,
+        img_size=size,
+        data=data_config,
+        machine=asked_machine(device, precision),
+        notes=(*notes, *found, *described.notes, *why),
+        warnings=warnings,
+        source=source,
+        split=part,
+        outputs=np.array(map_labels(source.classes, counts, described.classes, source.id), np.int64),
+    )

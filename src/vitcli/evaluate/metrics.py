@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -10,6 +11,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 ECE_BINS = 15
+
+
+class Metric(Protocol):
+    """A number of a model on labelled images, from sums that batches and processes add to."""
+
+    def add(self, logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> None:
+        """Count a batch."""
+
+    def merge(self, other: Self) -> None:
+        """Count what another one counted, of other images."""
+
+    def result(self) -> dict[str, Any]:
+        """Fields of the JSON, with names of their own; None where there was no image."""
 
 
 class Tally:
@@ -47,6 +61,12 @@ class Tally:
         np.add.at(self.class_n, labels.numpy(), 1)
         np.add.at(self.class_correct, labels.numpy(), right.numpy())
 
+    def merge(self, other: Tally) -> None:
+        for name in ("n", "correct", "correct5", "loss"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("bin_n", "bin_correct", "bin_confidence", "class_n", "class_correct"):
+            getattr(self, name)[:] += getattr(other, name)
+
     def result(self) -> dict[str, Any]:
         """`top1`, `top5` (None under five classes), `loss`, `ece`, `n`; None where there was no image."""
         if self.n == 0:
@@ -66,3 +86,7 @@ class Tally:
         """Mean of the classes' top-1, of those that have images."""
         seen = [value for value in self.per_class() if value is not None]
         return sum(seen) / len(seen) if seen else None
+
+
+METRICS: dict[str, Callable[[int], Metric]] = {"classification": Tally}
+"""Each made anew, for a number of classes, for every evaluation; what they give stands in every report of one."""

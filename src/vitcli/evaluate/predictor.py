@@ -17,15 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vitcli.classes import Class
-from vitcli.config import DataConfig, EvalConfig
-from vitcli.data.augment import normalise_, to_float
-from vitcli.data.decode import BadImage, View, decode, eval_view, read_file
+from vitcli.classes import Class, imagenet_1k
+from vitcli.config import Overrides, Size
+from vitcli.data.decode import BadImage, View, decode, read_file
 from vitcli.data.layout import list_folder
 from vitcli.errors import VitError
-from vitcli.evaluate.evaluator import batch_size, logits_of
-from vitcli.model.linear import packed
-from vitcli.model.vit import ViT
+from vitcli.evaluate.inference import Inference
+from vitcli.evaluate.subject import Subject, asked_machine, size_for
+from vitcli.weights.asked import asked_checkpoint, check_names
 
 Row = dict[str, Any]
 _LONGEST_LINE = 2**16
@@ -83,31 +82,21 @@ def _expanded(name: str) -> Iterable[str | NoImage]:
     return [name]
 
 
-def predict(
-    model: ViT,
-    paths: Iterable[str | NoImage],
-    classes: Sequence[Class],
-    config: EvalConfig,
-    data: DataConfig,
-    *,
-    device: torch.device,
-    bf16: bool,
-) -> Iterator[Row]:
+def predict(inference: Inference, paths: Iterable[str | NoImage], classes: Sequence[Class]) -> Iterator[Row]:
     """A row a path: `path`, `label`, `id` where the class has one, `score` (softmax), `topk`, or `path`, `error`.
 
     Images are decoded in threads and the next batch while this one is computed; a row depends on the others by the
     rounding of a product of another size at most.
     """
-    view = eval_view(model.config.img_size, config)
-    size = config.batch_size or batch_size(device.type, model.config.tokens)
-    with torch.inference_mode(), packed(model.eval(), bf16), ThreadPoolExecutor(data.workers or None) as pool:
+    view, most = inference.view, inference.data.max_megapixels
+    with inference.running(), ThreadPoolExecutor(inference.data.workers or None) as pool:
         waiting: list[tuple[tuple[str | NoImage, ...], list[Any]]] = []
-        for part in _batched(paths, size):
-            waiting.append((part, [pool.submit(_read, path, view, data.max_megapixels) for path in part]))
+        for part in _batched(paths, inference.batch_size):
+            waiting.append((part, [pool.submit(_read, path, view, most) for path in part]))
             if len(waiting) > 1:
-                yield from _rows(model, *waiting.pop(0), classes, config, device, bf16)
+                yield from _rows(inference, *waiting.pop(0), classes)
         for part, decoded in waiting:
-            yield from _rows(model, part, decoded, classes, config, device, bf16)
+            yield from _rows(inference, part, decoded, classes)
 
 
 def _batched(items: Iterable[str | NoImage], size: int) -> Iterator[tuple[str | NoImage, ...]]:
@@ -129,21 +118,15 @@ def _read(path: str | NoImage, view: View, max_megapixels: float) -> NDArray[np.
 
 
 def _rows(
-    model: ViT,
-    paths: Sequence[str | NoImage],
-    decoded: Sequence[Any],
-    classes: Sequence[Class],
-    config: EvalConfig,
-    device: torch.device,
-    bf16: bool,
+    inference: Inference, paths: Sequence[str | NoImage], decoded: Sequence[Any], classes: Sequence[Class]
 ) -> Iterator[Row]:
     read = [future.result() for future in decoded]
     pixels = [item for item in read if not isinstance(item, str)]
     best: Iterator[tuple[list[float], list[int]]] = iter(())
     if pixels:
-        images = normalise_(to_float(torch.from_numpy(np.stack(pixels)).to(device)), config)
-        chances = logits_of(model, images, bf16, config.views).cpu().double().softmax(1)
-        top = chances.topk(min(config.top_k, len(classes)), 1)
+        images = inference.normalised(torch.from_numpy(np.stack(pixels)))
+        chances = inference.logits(images).cpu().double().softmax(1)
+        top = chances.topk(min(inference.preprocessing.top_k, len(classes)), 1)
         best = iter(list(zip(top.values.tolist(), top.indices.tolist(), strict=True)))
     for named, item in zip(paths, read, strict=True):
         path = named.path if isinstance(named, NoImage) else named
@@ -164,3 +147,52 @@ def table(rows: Sequence[Row], nested: bool) -> dict[str, list[Any]]:
     names = ["path", "label", *(["id"] if any("id" in row for row in rows) else []), "score", "error"]
     columns = {name: [row.get(name) for row in rows] for name in names}
     return columns | ({"topk": [row.get("topk") for row in rows]} if nested else {})
+
+
+# --- the command's plan ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PredictionPlan(Subject):
+    """A prediction, resolved and checked."""
+
+    named: tuple[Class, ...]
+
+    @property
+    def classes(self) -> tuple[Class, ...]:
+        return self.named
+
+    def predict(self, paths: Iterable[str | NoImage]) -> Iterator[Row]:
+        """A row an image, in order: the lines of `vit predict --json`. Raises CheckpointError."""
+        return predict(self.inference(), expand(paths), self.named)
+
+
+def plan_prediction(
+    reference: str = "",
+    *,
+    img_size: Size | None = None,
+    labels: str = "",
+    device: str = "auto",
+    precision: str = "auto",
+    overrides: Overrides | None = None,
+) -> PredictionPlan:
+    """What a checkpoint is to predict with; `auto` is float32 here. Raises CheckpointError or UsageError."""
+    described, data, notes = asked_checkpoint(reference, overrides or {}, ("eval.", "data.", "model."))
+    described = described.labelled(labels)
+    if described.model.classes == 0:
+        check_names(described)
+    classes = described.classes
+    if not classes and described.model.classes == 1000:
+        classes = imagenet_1k()
+        notes.append("labels: imagenet-1k, as the checkpoint has 1,000 outputs and no names; --labels names others")
+    elif not classes:
+        classes = tuple(Class(str(index)) for index in range(described.model.classes))
+        notes.append("labels: the numbers of the outputs, as the checkpoint has no names; --labels gives them")
+    return PredictionPlan(
+        description=described,
+        img_size=size_for(described, img_size),
+        data=data,
+        machine=asked_machine(device, "fp32" if precision == "auto" else precision),
+        notes=(*notes, *described.notes),
+        named=classes,
+    )

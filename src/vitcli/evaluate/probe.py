@@ -1,198 +1,120 @@
-"""Linear probes: a softmax classifier on frozen features (Alain and Bengio, 2017), its strength chosen within the training images."""
+"""`vit probe`: a classifier of a checkpoint's frozen features, fitted on training images and measured on held-out ones."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
-from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
-from torch import Tensor
 
-from vitcli.config import DataConfig, EvalConfig
-from vitcli.data.cache import open_images
-from vitcli.data.decode import eval_view
-from vitcli.data.split import Split, by_class, stratified
-from vitcli.errors import DataError
-from vitcli.evaluate.evaluator import batches
-from vitcli.model.linear import packed
-from vitcli.model.vit import ViT
+from vitcli.config import Overrides, ProbeConfig, Size
+from vitcli.config_values import check_bounds
+from vitcli.data.split import Source, Split, also_trained, fraction_of
+from vitcli.errors import DataError, UsageError, did_you_mean
+from vitcli.evaluate.features import Features, features_of
+from vitcli.evaluate.linear import linear_probe
+from vitcli.evaluate.subject import Subject, asked_machine, chosen_data, size_for
 from vitcli.progress import Progress, silent
-from vitcli.randomness import permutation
-
-L2 = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 3e-4, 1e-4)
-"""Strengths of the penalty that are tried, from strong to weak."""
-MOST_IMAGES = 20_000
-"""Images that a probe is fitted on; a larger set is thinned, class by class."""
-_FOLDS, _ONE_FOLD_ABOVE = 5, 5_000
-_MORE_TRIES = 2  # weaker penalties that are tried after the best one
-_ONE_THREAD_BELOW = 1e8
-"""Multiplications of a pass below which one thread is used: 914 images, 192 features, 37 classes take 5 s with one, and 100 s
-with two beside another process, since BLAS threads wait by spinning."""
+from vitcli.weights.asked import asked_checkpoint, section_of
 
 
-Enough = Callable[[int], bool]
-"""Whether so many images are enough."""
+class Method(Protocol):
+    """Fits classifiers on features and measures them on others: `results`, a row a classifier with at least `top1` and `n`,
+    and whatever else `vit probe --json` is to show. Raises DataError.
+    """
+
+    def __call__(self, train: Features, held_out: Features, classes: int, settings: ProbeConfig) -> dict[str, Any]: ...
 
 
-@dataclass(frozen=True, eq=False)
-class Features:
-    """What the head reads of each image, beside the output that stands for its class."""
-
-    values: Float[np.ndarray[Any, Any], "images dim"]
-    targets: Int[np.ndarray[Any, Any], " images"]
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def rows(self, chosen: NDArray[Any]) -> Features:
-        return Features(self.values[chosen], self.targets[chosen])
-
-    def and_(self, others: Features) -> Features:
-        return Features(np.concatenate([self.values, others.values]), np.concatenate([self.targets, others.targets]))
+def linear(train: Features, held_out: Features, classes: int, settings: ProbeConfig) -> dict[str, Any]:
+    """Softmax regression, its penalty chosen by cross-validation."""
+    probe = linear_probe(train, classes, settings.balanced)
+    return {
+        "results": [{"l2": probe.l2, "top1": probe.top1_on(held_out), "n": len(held_out)}],
+        "cross_validation": list(probe.tried),
+    }
 
 
-@dataclass(frozen=True, eq=False)
-class Probe:
-    """A head, and how it was found: `top1` is its cross-validated accuracy with the penalty `l2`."""
-
-    weight: Float[Tensor, "classes dim"]
-    bias: Float[Tensor, " classes"]
-    l2: float
-    top1: float
-    balanced: bool
-    tried: tuple[dict[str, float], ...]
-
-    def right_on(self, features: Features) -> NDArray[np.bool_]:
-        """Which of these images it classifies rightly."""
-        logits = features.values @ self.weight.double().numpy().T + self.bias.double().numpy()
-        return np.asarray(logits.argmax(1) == features.targets)
-
-    def top1_on(self, features: Features) -> float:
-        """Part of these images that it classifies rightly."""
-        return float(self.right_on(features).mean())
+METHODS: dict[str, Method] = {"linear": linear}
 
 
-def features_of(
-    model: ViT,
-    split: Split,
-    outputs: NDArray[np.int64],
-    config: EvalConfig,
-    data: DataConfig,
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ProbePlan(Subject):
+    """A probe, resolved and checked."""
+
+    method: str
+    source: Source
+    train: Split
+    held_out: Split
+    settings: ProbeConfig
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields of `vit probe --dry-run`."""
+        return super().as_json() | {
+            "data": self.source.id,
+            "train": min(len(self.train), self.settings.images),
+            "split": self.held_out.name,
+            "n": len(self.held_out),
+            "classes": len(self.source.classes),
+        }
+
+    def measure(self, progress: Progress = silent) -> dict[str, Any]:
+        """The fields of `vit probe --json`. Raises CheckpointError or DataError."""
+        inference = self.inference(progress)
+        outputs = np.arange(len(self.source.classes), dtype=np.int64)
+        train = features_of(inference, self.train, outputs, most=self.settings.images)
+        held_out = features_of(inference, self.held_out, outputs, most=len(self.held_out))
+        found = METHODS[self.method](train, held_out, len(outputs), self.settings)
+        return {
+            "method": self.method,
+            "results": found["results"],
+            "split": self.held_out.name,
+            "train_n": len(train),
+            **{name: value for name, value in found.items() if name != "results"},
+        }
+
+
+def plan_probe(
+    reference: str = "",
+    data: str = "",
+    split: str = "",
     *,
-    device: torch.device,
-    bf16: bool,
-    most: int = MOST_IMAGES,
-    enough: Enough | None = None,
-    progress: Progress = silent,
-) -> Features:
-    """The features of at most `most` images of a labelled split, as evaluation sees them; with `eval.views = 2` the mean
-    over an image and its mirror image, of which a linear head makes the mean of their logits.
+    method: str = "linear",
+    img_size: Size | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    overrides: Overrides | None = None,
+) -> ProbePlan:
+    """What a classifier of a checkpoint's frozen features is to be fitted and measured on.
 
-    `enough` is asked after every batch whether to stop: images come in a shuffled order then, so that those that were
-    seen are a sample of all. Raises DataError.
+    Raises CheckpointError, DataError or UsageError.
     """
-    assert split.labels is not None
-    if len(split) > most:
-        split = split.subset(stratified(split.labels, most, "probe"))
-    assert split.labels is not None
-    images = open_images(split, eval_view(model.config.img_size, config), data, progress, where="decode")
-    order = images.valid if enough is None else images.valid[permutation(0, "probe", 0, len(images.valid))]
-    values: list[Tensor] = []
-    seen: list[NDArray[np.int64]] = []
-    with torch.inference_mode(), packed(model.eval(), bf16):
-        for here, pixels in batches(model, images, order, config, device, progress, "features"):
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                features = model.features(pixels).float()
-                if config.views == 2:
-                    features = (features + model.features(pixels.flip(3)).float()) / 2
-            values.append(features.cpu())
-            seen.append(here)
-            if enough is not None and enough(sum(map(len, seen))):
-                break
-    positions = np.concatenate(seen)
-    back = np.argsort(positions)
-    return Features(torch.cat(values).double().numpy()[back], outputs[split.labels[positions[back]]])
-
-
-def linear_probe(features: Features, classes: int, balanced: bool = False) -> Probe:
-    """Softmax regression on standardised features: mean cross-entropy + l2/2 · ‖W‖², L-BFGS. The bias is free.
-
-    The penalty is the one with the best cross-validated top-1, of equals the strongest: five folds, or a fifth held out
-    where there are more than 5,000 images. The head is then fitted on all of them. `balanced` weighs every class alike,
-    in the loss and in the score. Raises DataError for a single class.
-    """
-    if len(np.unique(features.targets)) < 2:
-        raise DataError("the images for the linear probe are all of one class", "a classifier needs two")
-    fold = np.empty(len(features), np.int64)
-    fold[by_class(features.targets, "folds")] = np.arange(len(features)) % _FOLDS
-    tested = range(1 if len(features) > _ONE_FOLD_ABOVE else min(_FOLDS, len(features)))
-    tried: list[dict[str, float]] = []
-    fits = [_Fit(features.rows(fold != f), classes, balanced) for f in tested]
-    seen = np.concatenate([features.targets[fold == f] for f in tested])
-    weights = (1 / np.bincount(seen, minlength=classes).clip(1))[seen] if balanced else np.ones(len(seen))
-    for l2 in L2:
-        right = [fit(l2).right(features.rows(fold == f)) for f, fit in zip(tested, fits, strict=True)]
-        tried.append({"l2": l2, "top1": float(np.average(np.concatenate(right), weights=weights))})
-        best = max(tried, key=lambda row: row["top1"])
-        if len(tried) - tried.index(best) > _MORE_TRIES:
-            break
-    head = _Fit(features, classes, balanced)(best["l2"]).head()
-    return Probe(*head, best["l2"], best["top1"], balanced, tuple(tried))
-
-
-def refitted(probe: Probe, features: Features) -> Probe:
-    """The same penalty on other features."""
-    head = _Fit(features, len(probe.bias), probe.balanced)(probe.l2).head()
-    return replace(probe, weight=head[0], bias=head[1])
-
-
-class _Fit:
-    """Fits of one set of features, each starting from the one before."""
-
-    def __init__(self, features: Features, classes: int, balanced: bool) -> None:
-        from sklearn.linear_model import LogisticRegression
-
-        self.classes, self.features = classes, features
-        self.mean = features.values.mean(0)
-        self.scale = features.values.std(0) + 1e-5
-        self.standard = (features.values - self.mean) / self.scale
-        self.regression = LogisticRegression(
-            max_iter=200, tol=1e-4, warm_start=True, class_weight="balanced" if balanced else None
-        )
-
-    def __call__(self, l2: float) -> _Fit:
-        if len(np.unique(self.features.targets)) > 1:
-            # of two classes sklearn fits the difference w of both rows: W = ±w/2 has half of its square
-            two = len(np.unique(self.features.targets)) == 2
-            self.regression.C = (2 if two else 1) / (l2 * len(self.features))
-            one = self.standard.size * self.classes < _ONE_THREAD_BELOW
-            with warnings.catch_warnings(), threadpool_limits(1 if one else None):
-                warnings.simplefilter("ignore")  # 200 iterations are near enough, whatever the gradient still is
-                self.regression.fit(self.standard, self.features.targets)
-        return self
-
-    def head(self) -> tuple[Tensor, Tensor]:
-        """Weights and biases for features as they are. A class without images is never predicted."""
-        coefficients, intercepts = self.regression.coef_, self.regression.intercept_
-        if len(coefficients) == 1:  # of two classes sklearn gives the difference
-            coefficients = np.concatenate([-coefficients, coefficients]) / 2
-            intercepts = np.concatenate([-intercepts, intercepts]) / 2
-        coefficients = coefficients / self.scale
-        intercepts = intercepts - coefficients @ self.mean
-        weight = np.zeros((self.classes, coefficients.shape[1]))
-        bias = np.full(self.classes, intercepts.min() - 10.0)
-        weight[self.regression.classes_], bias[self.regression.classes_] = coefficients, intercepts
-        return torch.from_numpy(weight).float(), torch.from_numpy(bias).float()
-
-    def right(self, features: Features) -> NDArray[np.bool_]:
-        """Whether each image is classified rightly."""
-        if len(np.unique(self.features.targets)) < 2:
-            return np.full(len(features), self.features.targets[0]) == features.targets
-        standard = (features.values - self.mean) / self.scale
-        return np.asarray(self.regression.predict(standard) == features.targets)
+    if method not in METHODS:
+        raise UsageError(f"unknown method {method!r}", did_you_mean(method, METHODS))
+    asked = overrides or {}
+    described, data_config, notes = asked_checkpoint(reference, asked, ("eval.", "data.", "probe.", "model."))
+    source, found = chosen_data(described, data, data_config)
+    settings = ProbeConfig(**section_of(asked, "probe"))  # type: ignore[arg-type]
+    check_bounds("probe", settings)
+    size = size_for(described, img_size)
+    record = described.record()
+    train = fraction_of(source.train(data_config.train_split, record), data_config.fraction, 0)
+    held_out = source.split(split, record) if split else source.held_out(record)
+    for part in (train, held_out):
+        if part.labels is None:
+            raise DataError(f"split {part.name!r} of {source.id} has no labels", "a probe learns from labels")
+        if not len(part):
+            raise DataError(f"split {part.name!r} of {source.id} has no images", "name one that has with --split")
+    return ProbePlan(
+        description=described,
+        img_size=size,
+        data=data_config,
+        machine=asked_machine(device, precision),
+        notes=(*notes, *found, *described.notes),
+        warnings=tuple(also_trained(held_out, train, record)),
+        method=method,
+        source=source,
+        train=train,
+        held_out=held_out,
+        settings=settings,
+    )

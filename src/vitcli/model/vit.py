@@ -10,19 +10,25 @@ factor for each channel of a branch (DeiT-III), registers (DINOv2), the last Lay
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vitcli.config import ModelConfig, Size, check_model
-from vitcli.model.attention import Attention
+from vitcli.config import Architecture, ModelConfig, Size
+from vitcli.model.attention import Attention, AttentionPath
+from vitcli.model.classifier import Classifier
 from vitcli.model.linear import Linear, linear
-from vitcli.model.posemb import resize_position_embedding
+from vitcli.model.posemb import resize_patch_embedding, resize_position_embedding
+from vitcli.randomness import generator
 
 Branch = Callable[[Tensor], Tensor]
+
+TOKENS = ("pos_embed", "cls_token", "dist_token", "reg_token")
+"""Parameters beside the layers: learned vectors that are added to tokens, or are tokens."""
 
 
 class PatchEmbed(nn.Module):
@@ -130,14 +136,13 @@ def drop_path_rates(config: ModelConfig) -> list[float]:
     return [config.drop_path * layer / max(1, config.depth - 1) for layer in range(config.depth)]
 
 
-class ViT(nn.Module):
+class ViT(Classifier):
     """A Vision Transformer of any size, patch and image size. Raises UsageError if the dimensions do not fit."""
 
+    config: ModelConfig
+
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        check_model(config)
-        self.config = config
-        self.also_takes: Size | None = None  # another image size, for which positions are interpolated in every pass
+        super().__init__(config)
         self.patch_embed = PatchEmbed(config.patch, config.width)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.width)) if config.class_token else None
         self.dist_token = nn.Parameter(torch.empty(1, 1, config.width)) if config.distilled else None
@@ -149,7 +154,7 @@ class ViT(nn.Module):
         self.norm = nn.LayerNorm(config.width, config.norm_eps) if before else nn.Identity()
         self.fc_norm = nn.Identity() if before else nn.LayerNorm(config.width, config.norm_eps)
         self.pre_logits = PreLogits(config.width) if config.pre_logits else nn.Identity()
-        self.head = nn.Linear(config.head_inputs, config.classes) if config.classes else nn.Identity()
+        self.head = nn.Linear(config.features, config.classes) if config.classes else nn.Identity()
         self.head_dist = nn.Linear(config.width, config.classes) if config.classes and config.distilled else None
 
     @property
@@ -211,14 +216,79 @@ class ViT(nn.Module):
     ) -> Float[Tensor, "batch classes"]:
         """Logits of normalised images, of a distilled model the mean of both heads'; without a head the features.
 
-        Raises ValueError for images of another size than the configuration's, or `also_takes`.
+        Raises ValueError for images of another size than the configuration's, or of `taking`, at which positions are
+        interpolated in every pass.
         """
-        if tuple(images.shape[2:]) not in (tuple(self.config.img_size), self.also_takes):
-            raise ValueError(f"images of {tuple(images.shape[2:])}, the model takes {tuple(self.config.img_size)}")
+        self.check_size(images)
         if self.head_dist is None:
             return self.head(self.features(images, keep))
         read = self.read(images, keep)
         return (self.head(read[0]) + self.head_dist(read[1])) / 2
+
+    def draw(self, seed: int, step: int, batch: int) -> Bool[Tensor, "depth 2 batch"] | None:
+        """DropPath: whether each branch is computed for an image."""
+        rates = drop_path_rates(self.config)
+        if not any(rates):
+            return None
+        drawn = [
+            generator(seed, "drop-path", step, layer).random((2, batch)) >= rate for layer, rate in enumerate(rates)
+        ]
+        return torch.from_numpy(np.stack(drawn))
+
+    def use_attention(self, path: AttentionPath | None) -> None:
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.path = path
+
+    # --- weights and the optimizer ---
+
+    def initialise(self, seed: int, how: str = "paper", head_bias: float = 0.0) -> None:
+        """`paper` is init_weights, `mimetic` init_mimetic over it."""
+        init_weights(self, seed, head_bias)
+        if how == "mimetic":
+            init_mimetic(self, seed)
+
+    def replaced_names(self) -> tuple[str, ...]:
+        return (*self.head_names(), "pre_logits.")
+
+    @staticmethod
+    def resize(
+        tensors: Mapping[str, Tensor], old: Architecture, new: Architecture, method: str = ""
+    ) -> dict[str, Tensor]:
+        """Positions for another grid, by `method`, else as `old` says; the patch embedding for patches of another size."""
+        assert isinstance(old, ModelConfig) and isinstance(new, ModelConfig)
+        changed: dict[str, Tensor] = {}
+        if new.grid != old.grid:
+            table = tensors["pos_embed"]
+            changed["pos_embed"] = resize_position_embedding(
+                table, old.grid, new.grid, old.prefix_rows, method or old.posemb
+            )
+        if new.patch != old.patch:
+            changed["patch_embed.proj.weight"] = resize_patch_embedding(tensors["patch_embed.proj.weight"], new.patch)
+        return changed
+
+    @property
+    def layers(self) -> int:
+        return self.config.depth + 1
+
+    def layer_of(self, name: str) -> int:
+        """0 for patches, class token and positions, i + 1 for block i, depth + 1 for what follows (MAE util/lr_decay.py)."""
+        if name.startswith((*TOKENS, "patch_embed")):
+            return 0
+        if name.startswith("blocks."):
+            return int(name.split(".")[1]) + 1
+        return self.layers
+
+    def undecayed(self) -> frozenset[str]:
+        return frozenset(TOKENS)
+
+    def matrices(self) -> dict[str, int]:
+        """Those of the blocks; q, k and v are matrices of their own."""
+        return {
+            name: 3 if name.endswith("attn.qkv.weight") else 1
+            for name, parameter in self.named_parameters()
+            if parameter.ndim == 2 and name.startswith("blocks.")
+        }
 
 
 @torch.no_grad()
@@ -274,7 +344,7 @@ def init_weights(model: ViT, seed: int, head_bias: float = 0.0) -> None:
     if isinstance(model.pre_logits, PreLogits):
         lecun(model.pre_logits.fc.weight)
         nn.init.zeros_(model.pre_logits.fc.bias)
-    init_head(model, head_bias)
+    model.new_head(head_bias)
 
 
 @torch.no_grad()
@@ -310,14 +380,6 @@ def sines_and_cosines(grid: Size, width: int) -> Float[Tensor, "patches width"]:
     row, column = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
     angles = [place.reshape(-1, 1) * rates for place in (column, row)]
     return torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1)[:, :width]
-
-
-@torch.no_grad()
-def init_head(model: ViT, head_bias: float = 0.0) -> None:
-    """A new head: weights zero (paper §3.2), bias `head_bias`."""
-    for head in model.heads:
-        nn.init.zeros_(head.weight)
-        nn.init.constant_(head.bias, head_bias)
 
 
 def _bias(layer: nn.Conv2d) -> Tensor:

@@ -60,14 +60,13 @@ def describe_run(
     }
     if plan.parent is not None:
         provenance["ancestry"] = _ancestry(plan.parent)
-    kept = {k: v for k, v in scores.items() if k in ("split", "top1", "top5", "loss", "ece", "n")}
     return Description(
         folder / WEIGHTS,
         config.model,
         plan.classes,
         config.eval,
         provenance,
-        kept,
+        scores,
         trained_images=_trained(plan).as_json() if source is not None else {},
     )
 
@@ -126,7 +125,7 @@ A Vision Transformer {trained} on {source}.
 | | |
 |---|---|
 | model | {markdown(model.name)}, {flops.parameters(model):,} parameters |
-| input | {format_size(model.img_size)} px, patches of {format_size(model.patch)}, {model.tokens} tokens, {2 * flops.macs(model) / 1e9:.3g} GFLOPs an image |
+| input | {format_size(model.img_size)} px, {model.sized()}, {model.tokens} tokens, {2 * flops.macs(model) / 1e9:.3g} GFLOPs an image |
 | classes | {len(description.classes)}: {shown} |
 | recipe | `{config.run.recipe}`, seed {config.run.seed} |
 | training | {report["steps"]:,} steps, {report["images_seen"]:,} images, {report["train_flops"]:.3g} FLOPs, {report["seconds"]:,.0f} s |

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,16 +12,18 @@ import numpy as np
 import torch
 
 from vitcli import flops
-from vitcli.config import BenchConfig, Config, ModelConfig
+from vitcli.config import Architecture, BenchConfig, Config, Overrides, apply, check
+from vitcli.config_values import check_bounds
 from vitcli.data.augment import Batch
-from vitcli.evaluate.evaluator import batch_size, logits_of
-from vitcli.machine import Machine, peak_flops, seconds_of
+from vitcli.errors import UsageError
+from vitcli.evaluate.inference import batch_size, logits_of
+from vitcli.machine import Machine, peak_flops, seconds_of, set_up
+from vitcli.model.classifier import Classifier, build
 from vitcli.model.linear import packed
-from vitcli.model.vit import ViT, init_weights
 from vitcli.progress import Progress, silent
-from vitcli.train.objectives import Classify
-from vitcli.train.optim import Optimizer
 from vitcli.train.step import Update, train_step
+from vitcli.train.trainer import Trainer
+from vitcli.weights.asked import section_of
 
 TRAIN_BATCH = {"cpu": 32, "mps": 64, "cuda": 256}
 _WARM_UP, _FEWEST = 2, 3
@@ -43,10 +45,11 @@ class Speed:
 
 
 def bench(
-    models: list[ModelConfig],
+    models: list[Architecture],
     config: Config,
     bench: BenchConfig,
     machine: Machine,
+    *,
     size: int = 0,
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -57,7 +60,7 @@ def bench(
     precision = machine.precision
     total = len(models) * len(bench.modes)
     peaks = [peak_flops(machine)]
-    measured: list[tuple[ModelConfig, str, int, float, float]] = []
+    measured: list[tuple[Architecture, str, int, float, float]] = []
     for model in models:
         for mode in bench.modes:
             progress("measuring", len(measured), total)
@@ -81,18 +84,45 @@ def bench(
     return {"results": [vars(r) for r in results], "peak_tflops": {precision: peak / 1e12}}
 
 
+def bench_asked(models: Sequence[Architecture], overrides: Overrides, progress: Progress = silent) -> dict[str, Any]:
+    """Speed of `models` on this machine: the fields of `vit bench --json`.
+
+    Raises UsageError where an override concerns neither the speed of a step nor `bench`.
+    """
+    fitting = ("bench.", "run.", "train.", "model.", "optim.", "data.classes")
+    wrong = next((key for key in overrides if not key.startswith(fitting)), None)
+    if wrong is not None:
+        raise UsageError(
+            f"{wrong} does not concern a benchmark", f"bench takes --set {', '.join(f + '…' for f in fitting[:5])}"
+        )
+    settings = BenchConfig(**section_of(overrides, "bench"))  # type: ignore[arg-type]
+    check_bounds("bench", settings)
+    if not settings.modes:
+        raise UsageError("nothing to measure", "bench.modes is train, infer or both")
+    values = {key: value for key, value in overrides.items() if not key.startswith(("bench.", "data."))}
+    config = apply(Config(), {"train.steps": 1} | values)
+    named = [
+        apply(replace(config, model=model), {k: v for k, v in values.items() if k.startswith("model.")}).model
+        for model in models
+    ]
+    for model in named:
+        check(replace(config, model=model))
+    size = overrides.get("train.batch_size", 0)
+    return bench(named, config, settings, set_up(config.run), size=size, progress=progress)
+
+
 def trainer(config: Config, machine: Machine) -> Callable[[Batch], Update]:
     """A model with random weights, its objective and optimizer, as a function that trains it by one step."""
-    model = ViT(config.model)
-    init_weights(model, config.run.seed)
-    model = machine.place(model)
-    objective = Classify(config.train)
-    optimizer = Optimizer(
-        model.named_parameters(), config.optim, config.model.depth, machine.device.type != "mps", machine.bf16
-    )
-    optimizer.set_factor(0.1)
+    trained = Trainer(_initial(config), config, machine)
+    trained.optimizer.set_factor(0.1)
     steps = itertools.count()
-    return lambda batch: train_step(model, objective, optimizer, batch, config, next(steps), machine)
+    return lambda batch: train_step(trained, batch, next(steps))
+
+
+def _initial(config: Config) -> Classifier:
+    model = build(config.model)
+    model.initialise(config.run.seed)
+    return model
 
 
 def _training(config: Config, machine: Machine, batch: int) -> Iterator[None]:
@@ -106,9 +136,7 @@ def _training(config: Config, machine: Machine, batch: int) -> Iterator[None]:
 
 
 def _inference(config: Config, machine: Machine, batch: int) -> Iterator[None]:
-    model = ViT(config.model)
-    init_weights(model, config.run.seed)
-    model = replace(machine, compile=False).place(model).eval()
+    model = replace(machine, compile=False).place(_initial(config)).eval()
     images, _ = _images(config.model, batch, machine)
     with torch.inference_mode(), packed(model, machine.bf16):
         while True:
@@ -116,7 +144,7 @@ def _inference(config: Config, machine: Machine, batch: int) -> Iterator[None]:
             yield
 
 
-def _images(model: ModelConfig, batch: int, machine: Machine) -> tuple[torch.Tensor, torch.Tensor]:
+def _images(model: Architecture, batch: int, machine: Machine) -> tuple[torch.Tensor, torch.Tensor]:
     draw = np.random.default_rng(0)
     images = torch.from_numpy(draw.standard_normal((batch, 3, *model.img_size), dtype=np.float32))
     labels = torch.from_numpy(draw.integers(max(1, model.classes), size=batch))

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from vitcli.data.split import Split
-from vitcli.evaluate.probe import MOST_IMAGES, Enough, Features, Probe, features_of, linear_probe, refitted
-from vitcli.machine import Machine
-from vitcli.model.vit import ViT
-from vitcli.progress import Progress
+from vitcli.evaluate.features import MOST_IMAGES, Enough, Features, features_of
+from vitcli.evaluate.inference import Inference
+from vitcli.evaluate.linear import Probe, linear_probe, refitted
+from vitcli.model.classifier import Classifier
 from vitcli.train.plan import Plan
 from vitcli.weights.checkpoint import Tensors
 
@@ -74,25 +74,17 @@ class Pace:
         return self.rate
 
 
-def fit_head(
-    model: ViT,
-    plan: Plan,
-    machine: Machine,
-    progress: Progress,
-    enough: Enough | None = None,
-) -> Start:
-    """Give `model` the head of a linear probe of the training images, or of those that are `enough`.
+def fit_head(inference: Inference, plan: Plan, enough: Enough | None = None) -> Start:
+    """Give the model the head of a linear probe of the training images, or of those that are `enough`.
 
     The features of every image are computed once: they serve the fit, the dev part and the last fit with it. Raises
     DataError.
     """
+    model = inference.model
     assert plan.train is not None and model.heads
 
     def of(split: Split, limit: int, enough: Enough | None = None) -> Features:
-        return features_of(
-            model, split, plan.outputs, plan.config.eval, plan.config.data,
-            device=machine.device, bf16=machine.bf16, most=limit, enough=enough, progress=progress,
-        )  # fmt: skip
+        return features_of(inference, split, plan.outputs, most=limit, enough=enough)
 
     features = of(plan.train, MOST_IMAGES, enough)
     dev = None if plan.dev is None else of(plan.dev, len(plan.dev))
@@ -109,10 +101,9 @@ def fit_head(
     return Start(head, _head(model, probe), probe.l2, top1, len(features), dev_right=right)
 
 
-def _head(model: ViT, probe: Probe) -> Tensors:
+def _head(model: Classifier, probe: Probe) -> Tensors:
     """The probe as every head of `model`: of a distilled one, both read what the probe was fitted to the mean of."""
-    names = ["head", "head_dist"][: len(model.heads)]
-    return {f"{n}.{k}": v for n in names for k, v in (("weight", probe.weight), ("bias", probe.bias))}
+    return {f"{n}{k}": v for n in model.head_names() for k, v in (("weight", probe.weight), ("bias", probe.bias))}
 
 
 def halfway(one: Tensors, other: Tensors) -> Tensors:

@@ -12,7 +12,9 @@ import torch
 from vitcli import flops
 from vitcli.config import Config
 from vitcli.errors import ResourceError
-from vitcli.evaluate import evaluator
+from vitcli.evaluate.inference import batch_size
+from vitcli.train.objectives.base import Extra
+from vitcli.train.objectives.table import objective_named
 
 RECIPE_PART = 0.5
 """Of the machine's memory, what a recipe's own choices may take; the rest is for other programs and the error of the estimate."""
@@ -88,7 +90,24 @@ def _limit(folder: Path, limit: str, used: str, cached: tuple[str, ...]) -> Room
 
 def needed(config: Config, device: str, bf16: bool) -> flops.Memory:
     """An estimate for the run of `config`."""
-    return flops.run_memory(config, bf16, evaluator.batch_size(device, config.model.tokens))
+    memory = flops.run_memory(config, bf16, batch_size(device, config.model.tokens))
+    extra = objective_named(config.train.objective).extra(config)
+    saved = extra_bytes(config, extra)
+    gradients = 4 * extra.parameters + (2 * extra.parameters if bf16 else 0)
+    return replace(memory, state=memory.state + saved + gradients, saving=memory.saving + saved)
+
+
+def saved_step(config: Config) -> int:
+    """Bytes of a saved step, what the objective owns included."""
+    frozen = config.train.freeze == "backbone"
+    step = flops.saved_bytes(config.model, config.optim.name, config.train.ema > 0, frozen)
+    return step + extra_bytes(config, objective_named(config.train.objective).extra(config))
+
+
+def extra_bytes(config: Config, extra: Extra) -> int:
+    """Of what an objective owns, in a saved step: with the moments of Adam or SGD, as Muon takes none of it."""
+    moments = 1 if config.optim.name == "sgd" else 2
+    return 4 * (extra.kept + (1 + moments) * extra.parameters)
 
 
 def fitted(config: Config, device: str, bf16: bool, room: float) -> Config:
@@ -97,7 +116,7 @@ def fitted(config: Config, device: str, bf16: bool, room: float) -> Config:
         return config
     memory = needed(config, device, bf16)
     spare = room - memory.state - memory.saving
-    at_once = config.eval.batch_size or evaluator.batch_size(device, config.model.tokens)
+    at_once = config.eval.batch_size or batch_size(device, config.model.tokens)
     while at_once > 1 and flops.evaluation_memory(config.model, at_once, bf16) > spare:
         at_once //= 2
         config = replace(config, eval=replace(config.eval, batch_size=at_once))

@@ -3,30 +3,50 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vitcli.config import OptimConfig
+from vitcli.model.classifier import Classifier
 from vitcli.train.muon import Muon
+from vitcli.train.objectives.base import Objective
 
-_UNDECAYED = ("pos_embed", "cls_token", "dist_token", "reg_token")
-
-
-def layer_of(name: str, depth: int) -> int:
-    """0 for patches, class token and positions, i + 1 for block i, depth + 1 for what follows (MAE util/lr_decay.py)."""
-    if name.startswith((*_UNDECAYED, "patch_embed")):
-        return 0
-    if name.startswith("blocks."):
-        return int(name.split(".")[1]) + 1
-    return depth + 1
+OWN = "objective."
+"""What the names of an objective's parameters begin with, so that none is a parameter's of the model."""
 
 
-def is_decayed(name: str, parameter: Tensor) -> bool:
-    """Kernels alone, head and patch embedding included (big_vision's default): not biases, norms, tokens, positions."""
-    return parameter.ndim >= 2 and not name.endswith(_UNDECAYED)
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A parameter, and what decides its rate: `matrices` are those that it holds for Muon, 0 where Muon does not take it."""
+
+    name: str
+    parameter: nn.Parameter
+    layer: int
+    is_decayed: bool
+    matrices: int = 0
+
+
+def trained(model: Classifier, objective: Objective | None = None) -> list[Trained]:
+    """The parameters of a run that are trained. Kernels alone decay, head and patch embedding included (big_vision's default):
+    not biases, norms, tokens, positions. What an objective owns has the rate of the head.
+    """
+    undecayed, matrices = model.undecayed(), model.matrices()
+    found = [
+        Trained(name, p, model.layer_of(name), p.ndim >= 2 and name not in undecayed, matrices.get(name, 0))
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    ]
+    if objective is not None:
+        found += [
+            Trained(OWN + name, p, model.layers, p.ndim >= 2 and name not in objective.undecayed())
+            for name, p in objective.named_parameters()
+            if p.requires_grad
+        ]
+    return found
 
 
 def lr_factor(config: OptimConfig, step: int, progress: float, total: float) -> float:
@@ -79,28 +99,21 @@ class Optimizer:
     """
 
     def __init__(
-        self,
-        named: Iterator[tuple[str, nn.Parameter]],
-        config: OptimConfig,
-        depth: int,
-        fused: bool = True,
-        bf16: bool = True,
+        self, parameters: Iterable[Trained], config: OptimConfig, layers: int, fused: bool, bf16: bool
     ) -> None:
         self.config = config
-        groups: dict[tuple[bool, bool, int, int], list[tuple[str, nn.Parameter]]] = {}
-        for name, parameter in named:
-            if parameter.requires_grad:
-                muon = config.name == "muon" and parameter.ndim == 2 and name.startswith("blocks.")
-                parts = 3 if muon and name.endswith("attn.qkv.weight") else 1  # q, k and v are matrices of their own
-                key = (muon, is_decayed(name, parameter), layer_of(name, depth), parts)
-                groups.setdefault(key, []).append((name, parameter))
+        groups: dict[tuple[bool, bool, int, int], list[Trained]] = {}
+        for item in parameters:
+            muon = config.name == "muon" and item.matrices > 0
+            key = (muon, item.is_decayed, item.layer, item.matrices if muon else 1)
+            groups.setdefault(key, []).append(item)
         matrices: list[dict[str, Any]] = []
         others: list[dict[str, Any]] = []
-        for (muon, decayed, layer, parts), members in sorted(groups.items(), key=lambda item: item[0]):
-            rate = config.layer_decay ** (depth + 1 - layer)
+        for (muon, decayed, layer, parts), members in sorted(groups.items(), key=lambda pair: pair[0]):
+            rate = config.layer_decay ** (layers - layer)
             group = {
-                "params": [p for _, p in members],
-                "names": [n for n, _ in members],
+                "params": [item.parameter for item in members],
+                "names": [item.name for item in members],
                 "base_lr": rate * (config.muon_lr if muon else config.lr),
                 "weight_decay": config.weight_decay if decayed else 0.0,
                 "parts": parts,
@@ -172,15 +185,27 @@ class Optimizer:
 
 
 class Average:
-    """The exponential moving average of the weights (Polyak averaging, paper §4.1), slower in the first steps."""
+    """The exponential moving average of the weights (Polyak averaging, paper §4.1), slower in the first steps.
+
+    `weights` are a whole state of the model: buffers are the model's own, of the last update.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self.weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """θ̄ ← d·θ̄ + (1 - d)·θ with d = min(decay, (1 + step) / (10 + step))."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, parameter in model.named_parameters():
-            self.weights[name].lerp_(parameter, 1 - decay)
+        parameters = {name for name, _ in model.named_parameters()}
+        for name, tensor in model.state_dict().items():
+            if name in parameters:
+                self.weights[name].lerp_(tensor, 1 - decay)
+            else:
+                self.weights[name].copy_(tensor)
+
+    def restore(self, weights: dict[str, Tensor]) -> None:
+        """Raises KeyError or RuntimeError where they are not a state of this model."""
+        for name, tensor in self.weights.items():
+            tensor.copy_(weights[name])

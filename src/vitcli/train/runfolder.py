@@ -15,28 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vitcli import __version__, files
-from vitcli.config import Config, apply, as_dict, layer, read_toml, to_toml
+from vitcli.config import Config, apply, as_dict, layer, read_toml, to_toml, uncompared
 from vitcli.errors import UsageError, VitError
 from vitcli.runs import RUNS, WEIGHTS, status
 from vitcli.train.plan import Plan
 from vitcli.weights.checkpoint import check_digest
 from vitcli.weights.describe import open_checkpoint
-
-UNCOMPARED = frozenset(
-    {
-        "data.workers",
-        "data.memory_mb",
-        "run.device",
-        "run.threads",
-        "train.accumulate",
-        "train.log_every_steps",
-        "train.eval_every_steps",
-        "train.save_every_steps",
-        "train.save_every_seconds",
-        "eval.batch_size",
-    }
-)
-"""Keys that may differ when a run goes on: they change how it is done, not what."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +43,7 @@ def identity(plan: Plan) -> dict[str, Any]:
     asked = {
         k: list(v) if isinstance(v, tuple) else v
         for k, v in plan.request.overrides.items()
-        if k not in UNCOMPARED and k not in ("data.source", "run.init", "run.command")
+        if k not in uncompared() and k not in ("data.source", "run.init", "run.command")
     }
     return {
         "command": plan.request.command,
@@ -88,7 +72,7 @@ def _counts(plan: Plan) -> dict[str, int]:
 
 def _comparable(config: Config) -> dict[str, Any]:
     flat = {f"{s}.{k}": v for s, values in as_dict(config).items() for k, v in values.items()}
-    return {k: v for k, v in flat.items() if k not in UNCOMPARED and k not in ("data.source", "run.init")}
+    return {k: v for k, v in flat.items() if k not in uncompared() and k not in ("data.source", "run.init")}
 
 
 def stored_config(folder: Path) -> Config:
@@ -210,7 +194,7 @@ def continued(plan: Plan, folder: Path) -> Config:
         f"{s}.{k}": v
         for s, values in as_dict(plan.config).items()
         for k, v in values.items()
-        if f"{s}.{k}" in UNCOMPARED
+        if f"{s}.{k}" in uncompared()
     }
     new |= {"data.source": plan.config.data.source, "run.init": plan.config.run.init}
     return apply(Config(), layer(read_toml(folder / "run.toml"), new))

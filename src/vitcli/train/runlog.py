@@ -5,7 +5,8 @@
 | `note`     | text: something decided that the user may want to know                                        |
 | `warning`  | text                                                                                           |
 | `progress` | what, done, total: decoding, evaluating                                                        |
-| `step`     | step, epoch, images_seen, loss, lr, grad_norm, images_per_second, seconds, total               |
+| `step`     | step, epoch, images_seen, loss, lr, grad_norm, images_per_second, seconds, total,              |
+|            | metrics: those of the objective, by name; in metrics.jsonl they stand beside the other fields |
 | `eval`     | step, epoch, images_seen, seconds, eval                                                        |
 | `saved`    | step, seconds: how long training stood still for it                                            |
 """
@@ -123,7 +124,11 @@ class Metrics:
 
     def add(self, fields: Event) -> str:
         """Write a line. Returns why it has to wait, where it has and none waited before; else nothing."""
-        line = {key: fields[key] for key in LINE_FIELDS if key in fields}
+        own = fields.get("metrics", {})
+        taken = next((name for name in own if name in LINE_FIELDS), None)
+        if taken is not None:
+            raise ValueError(f"the objective's metric {taken!r} has the name of a field of metrics.jsonl")
+        line = {key: fields[key] for key in LINE_FIELDS if key in fields} | own
         first = not self._waiting
         self._waiting.append(json.dumps(line, allow_nan=False) + "\n")
         try:

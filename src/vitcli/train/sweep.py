@@ -21,8 +21,10 @@ from vitcli import files, plots
 from vitcli.config import check_settable, parse_value
 from vitcli.errors import DivergedError, UsageError
 from vitcli.runs import RUNS
-from vitcli.train import loop, runfolder
-from vitcli.train.plan import Plan, Request, make_plan
+from vitcli.train import runfolder
+from vitcli.train.plan import Plan, Request
+from vitcli.train.planning import make_plan
+from vitcli.train.run import train as train_plan
 from vitcli.train.runlog import Log
 
 DEV = 0.1
@@ -103,7 +105,7 @@ class Sweep:
         }
 
 
-def make_sweep(request: Request, grid: Sequence[str], seeds: int) -> Sweep:
+def make_sweep(request: Request, grid: Sequence[str], seeds: int = 3) -> Sweep:
     """Check every point before the first run. Raises the error of whatever does not fit."""
     if seeds < 1:
         raise UsageError(f"--seeds {seeds}: must be at least 1", "3 are enough for a standard deviation")
@@ -141,9 +143,7 @@ def choose(sweep: Sweep, out: str) -> Path:
     same = [p for p in RUNS.glob("sweep-*") if not (p / "report.json").exists() and _asked(p) == asked]
     if same:
         return max(same, key=lambda p: (p / _ASKED).stat().st_mtime_ns)
-    numbers = [
-        int(m[1]) for p in RUNS.glob("sweep-*") if (m := re.fullmatch(re.escape(name) + r"-(\d+)", p.name))
-    ]
+    numbers = [int(m[1]) for p in RUNS.glob("sweep-*") if (m := re.fullmatch(re.escape(name) + r"-(\d+)", p.name))]
     return RUNS / f"{name}-{max(numbers, default=0) + 1}"
 
 
@@ -176,7 +176,7 @@ def run(sweep: Sweep, folder: Path, log_of: Callable[[], Log], say: Callable[[st
 
     def train(request: Request, where: Path) -> dict[str, Any]:
         plan = make_plan(replace(request, started=time.monotonic()))
-        return loop.train(plan, runfolder.choose(plan, str(where), "auto"), log_of())[1]
+        return train_plan(plan, runfolder.choose(plan, str(where), "auto"), log_of())[1]
 
     scores: list[float | None] = []
     choices: list[str] = []

@@ -16,7 +16,8 @@ from typing import Any
 
 from vitcli import files
 from vitcli.classes import Class, from_json
-from vitcli.config import EvalConfig, Size, check_eval, parse_value
+from vitcli.config import EvalConfig, Size, parse_value
+from vitcli.config_values import check_bounds
 from vitcli.errors import CheckpointError, UsageError
 from vitcli.weights import names as named
 from vitcli.weights.header import check_nodes
@@ -167,7 +168,7 @@ def _as_key(path: Path, name: str, key: str, value: Any) -> Any:
     try:
         read = parse_value(key, value)
         if key.startswith("eval."):
-            check_eval(replace(EvalConfig(), **{key.partition(".")[2]: read}))
+            check_bounds("eval", replace(EvalConfig(), **{key.partition(".")[2]: read}))
         return read
     except (UsageError, ValueError) as error:
         text = error.message if isinstance(error, UsageError) else f"{key}: {error!s:.80}"

@@ -14,20 +14,15 @@ import torch
 from torch import Tensor
 
 from vitcli import files
-from vitcli.config import ModelConfig, Overrides, Size, check_model, model_name
-from vitcli.errors import CheckpointError
-from vitcli.model.posemb import resize_patch_embedding, resize_position_embedding
-from vitcli.model.vit import ViT, init_head, init_weights
+from vitcli.config import Architecture, ModelConfig, Overrides, Size
+from vitcli.errors import CheckpointError, UsageError
+from vitcli.model.classifier import Classifier, build, class_of
 from vitcli.text import as_json
 from vitcli.weights.describe import Description, Opened, locate, open_checkpoint
-from vitcli.weights.layouts import Part, Stored, check_shapes, expected_shapes, scanned_key, strip_prefixes
+from vitcli.weights.layouts import Part, Stored, check_shapes, scanned_key, strip_prefixes
 from vitcli.weights.stored import Safetensors
 
 Tensors = dict[str, Tensor]
-
-HEADS = ("head.", "head_dist.")
-"""What the names of a head's weights begin with."""
-
 
 # --- reading -----------------------------------------------------------------------------------------------
 
@@ -45,7 +40,7 @@ class Lazy(Mapping[str, Tensor]):
             self._parts: Mapping[str, tuple[Part, ...]] = {name: (Part(key),) for key, name in names.items()}
         else:
             self._parts = opened.found.parts
-        self._names = expected_shapes(opened.description.model)
+        self._names = opened.description.model.shapes()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -201,11 +196,11 @@ def save(description: Description, tensors: Mapping[str, Tensor]) -> None:
 # --- models ------------------------------------------------------------------------------------------------
 
 
-def build(model: ModelConfig, tensors: Mapping[str, Tensor]) -> ViT:
-    """A ViT with these weights."""
-    vit = ViT(model)
-    vit.load_state_dict(tensors, strict=True)
-    return vit.eval()
+def model_with(config: Architecture, tensors: Mapping[str, Tensor]) -> Classifier:
+    """A model with these weights."""
+    model = build(config)
+    model.load_state_dict(tensors, strict=True)
+    return model.eval()
 
 
 def resized(
@@ -221,32 +216,37 @@ def resized(
     Raises UsageError where the one is not a multiple of the other.
     """
     old = description.model
-    new = dataclasses.replace(old, img_size=size, patch=patch or old.patch)
-    new = dataclasses.replace(new, name=model_name(new))
-    if (new.img_size, new.patch) == (old.img_size, old.patch):
+    new = dataclasses.replace(old, img_size=size)
+    if patch is not None:
+        new = _with_patches(new, patch)
+    if new == old:
         return description, tensors
-    check_model(new)
-    changed: Tensors = {}
-    if new.grid != old.grid:
-        table = tensors["pos_embed"]
-        changed["pos_embed"] = resize_position_embedding(
-            table, old.grid, new.grid, old.prefix_rows, method or old.posemb
-        )
-    if new.patch != old.patch:
-        changed["patch_embed.proj.weight"] = resize_patch_embedding(tensors["patch_embed.proj.weight"], new.patch)
+    new.check()
+    changed = class_of(old).resize(tensors, old, new, method)
     report = tuple(
         dataclasses.replace(row, fate="resampled") if row.to in changed else row for row in description.report
     )
     return dataclasses.replace(description, model=new, report=report), ChainMap(changed, tensors)  # type: ignore[arg-type]
 
 
-def adapt(tensors: Mapping[str, Tensor], model: ModelConfig, keep_head: bool, seed: int, head_bias: float = 0.0) -> ViT:
-    """A ViT for fine-tuning: these weights, and where the head is not kept a new one without the tanh layer (paper §3.2)."""
-    vit = ViT(model)
-    init_weights(vit, seed, head_bias)
-    weights = {name: t for name, t in tensors.items() if keep_head or not name.startswith((*HEADS, "pre_logits."))}
-    missing = set(vit.load_state_dict(weights, strict=False).missing_keys)
-    assert all(name.startswith(HEADS) for name in missing), missing
+def _with_patches(model: Architecture, patch: Size) -> Architecture:
+    """Raises UsageError for a model that has none."""
+    if not isinstance(model, ModelConfig):
+        raise UsageError(f"{model.name} has no patches", "leave --patch-size out")
+    model = dataclasses.replace(model, patch=patch)
+    return dataclasses.replace(model, name=model.spelled())
+
+
+def adapt(
+    tensors: Mapping[str, Tensor], config: Architecture, keep_head: bool, seed: int, head_bias: float = 0.0
+) -> Classifier:
+    """A model for fine-tuning: these weights, and where the head is not kept a new one (paper §3.2)."""
+    model = build(config)
+    model.initialise(seed, head_bias=head_bias)
+    replaced = model.replaced_names()
+    weights = {name: t for name, t in tensors.items() if keep_head or not name.startswith(replaced)}
+    missing = set(model.load_state_dict(weights, strict=False).missing_keys)
+    assert all(name.startswith(model.head_names()) for name in missing), missing
     if not keep_head:
-        init_head(vit, head_bias)
-    return vit
+        model.new_head(head_bias)
+    return model

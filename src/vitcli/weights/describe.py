@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 from vitcli import __version__, hub
 from vitcli.classes import Class, from_json, read_labels
 from vitcli.config import (
+    Architecture,
     EvalConfig,
     ModelConfig,
     Overrides,
     Size,
-    check_eval,
-    check_model,
     format_size,
     from_dict,
-    model_name,
 )
+from vitcli.config_values import check_bounds
 from vitcli.errors import CheckpointError, UsageError, VitError
 from vitcli.runs import WEIGHTS
 from vitcli.weights import names as by_name
@@ -58,7 +57,7 @@ class Description:
     """What a checkpoint says of itself; readable without its weights."""
 
     path: Path
-    model: ModelConfig
+    model: Architecture
     classes: tuple[Class, ...]  # empty: the outputs have no names
     eval: EvalConfig  # size aside, the preprocessing
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -82,6 +81,15 @@ class Description:
             "scores": self.scores,
             **({"trained_images": self.trained_images} if self.trained_images else {}),
         }
+
+    @property
+    def vit(self) -> ModelConfig:
+        """The architecture of a Vision Transformer. Raises CheckpointError for another model."""
+        if not isinstance(self.model, ModelConfig):
+            raise CheckpointError(
+                f"{self.path} is a {self.model.name}, no Vision Transformer", "this command is for those alone"
+            )
+        return self.model
 
     def record(self) -> Record:
         """The images that trained it and the runs before it, as far as it says. Raises CheckpointError."""
@@ -205,9 +213,7 @@ def _shards(path: Path) -> list[str]:
 # --- reading -----------------------------------------------------------------------------------------------
 
 
-DESCRIBED = frozenset(f.name for f in dataclasses.fields(ModelConfig)) - {
-    "name", "img_size", "classes", "dropout", "drop_path", "drop_path_rule",
-}  # fmt: skip
+DESCRIBED = ModelConfig.fixed() - {"name", "family"} | {"posemb"}
 """Keys of `model.` that say what weights are, which --set gives where a file does not."""
 _REPLACES = ("heads", "gelu", "norm_eps", "pool", "posemb")
 """Those that may differ from what was read or guessed; of the others the arrays leave no doubt."""
@@ -248,14 +254,13 @@ def open_checkpoint(path: Path, overrides: Overrides | None = None) -> Opened:
 def _kept(description: Description, asked: Overrides) -> Description:
     """A checkpoint of vit's own says what it is; only how its positions are resized is the user's. Raises UsageError."""
     for key, value in asked.items():
-        own = getattr(description.model, key)
-        if value != own and key != "posemb":
+        own = getattr(description.model, key, None)
+        if value != own and (own is None or key != "posemb"):
             raise UsageError(
-                f"model.{key} cannot be changed to {value}: {description.path} says that it is {own}",
+                f"model.{key} cannot be changed to {value}: {description.path} says that it is {own or 'none'}",
                 "a checkpoint of vit's own says what it is: leave it out",
             )
-    posemb = asked.get("posemb", description.model.posemb)
-    model = dataclasses.replace(description.model, posemb=posemb)
+    model = dataclasses.replace(description.model, **asked)
     return dataclasses.replace(description, model=model, asked={f"model.{k}": v for k, v in asked.items()})
 
 
@@ -264,14 +269,13 @@ def described(header: Header, document: dict[str, Any]) -> Description:
     try:
         check_document(document)
         seen = document["preprocessing"]
-        _check_keys("model", document["model"], dataclasses.asdict(ModelConfig()))
         _check_keys("preprocessing", seen, preprocessing((1, 1), EvalConfig()))
-        model = from_dict(ModelConfig, document["model"])
-        check_model(model)
+        model = from_dict("model", document["model"])
+        model.check()
         if tuple(seen.get("size", model.img_size)) != model.img_size:
             raise ValueError(f"preprocessing.size is not model.img_size, {format_size(model.img_size)}")
-        config = from_dict(EvalConfig, {k: v for k, v in seen.items() if k != "size"})
-        check_eval(config)
+        config = from_dict("eval", {k: v for k, v in seen.items() if k != "size"})
+        check_bounds("eval", config)
         description = Description(
             header.path,
             model,
@@ -398,11 +402,11 @@ def _as_asked(stored: Stored, asked: Overrides, path: Path) -> Stored:
                 f"model.{key} cannot be changed to {value}: the weights of {path} say {own}", "leave it out"
             )
     model = dataclasses.replace(stored.model, **asked)
-    model = dataclasses.replace(model, name=model_name(model))
-    check_model(model)
-    if model.head_inputs != stored.model.head_inputs and model.classes:
+    model = dataclasses.replace(model, name=model.spelled())
+    model.check()
+    if model.features != stored.model.features and model.classes:
         raise UsageError(
-            f"model.pool = {model.pool}: the head of {path} reads {stored.model.head_inputs} numbers, not {model.head_inputs}",
+            f"model.pool = {model.pool}: the head of {path} reads {stored.model.features} numbers, not {model.features}",
             f"leave it out for {stored.model.pool}",
         )
     guessed = tuple(key for key in stored.guessed if key not in asked)

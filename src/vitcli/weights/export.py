@@ -22,16 +22,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitcli import files, hub
+from vitcli.config import Overrides
 from vitcli.data.augment import normalise_, to_float
 from vitcli.data.decode import eval_view
 from vitcli.data.samples import sample_photographs
 from vitcli.errors import CheckpointError, ResourceError, UsageError, did_you_mean
 from vitcli.model.attention import Attention
-from vitcli.model.vit import ViT
+from vitcli.model.classifier import Classifier
 from vitcli.runs import WEIGHTS
 from vitcli.text import as_json, unicode
 from vitcli.weights import formats
-from vitcli.weights.checkpoint import Tensors, build, write_safetensors
+from vitcli.weights.asked import asked_checkpoint
+from vitcli.weights.checkpoint import Tensors, load, model_with, write_safetensors
 from vitcli.weights.describe import Description, preprocessing
 
 FORMATS = ("onnx", "timm", "transformers")
@@ -53,9 +55,9 @@ def check_format(form: str, description: Description) -> None:
             f"{description.path} has no classification head", "fine-tune it first: vit finetune CKPT --data DATA"
         )
     if form == "timm":
-        formats.check_timm(description.model)
+        formats.check_timm(description.vit)
     if form == "transformers":
-        formats.transformers_architecture(description.model)
+        formats.transformers_architecture(description.vit)
     missing = [name for name in _NEEDS[form] if importlib.util.find_spec(name) is None]
     if missing:
         extra = "'vitcli[onnx]'" if form == "onnx" else form
@@ -82,6 +84,22 @@ def check_place(out: Path, form: str, force: bool, source: Path) -> None:
         raise UsageError(f"{taken} is the checkpoint that is exported", "give another OUT")
 
 
+def export_asked(
+    reference: str, out: Path, form: str, *, labels: str = "", force: bool = False, overrides: Overrides | None = None
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Write a checkpoint for another tool: the fields of `vit export --json`, and what to say.
+
+    `overrides` are `model.` values for what somebody else's file does not say, and `eval.` values of its preprocessing.
+    Raises UsageError, CheckpointError, also where that tool gives other logits, or ResourceError.
+    """
+    described, _, _ = asked_checkpoint(reference, overrides or {}, ("model.", "eval."))
+    described = described.labelled(labels)
+    check_format(form, described)
+    check_place(out, form, force, described.path)
+    _, tensors = load(described)
+    return export(described, tensors, out, form, force), described.notes
+
+
 def export(description: Description, tensors: Tensors, out: Path, form: str, force: bool = False) -> dict[str, Any]:
     """Write `out` for another tool: a folder, or a file for ONNX. Returns the fields of `vit export --json`.
 
@@ -90,7 +108,7 @@ def export(description: Description, tensors: Tensors, out: Path, form: str, for
     """
     check_format(form, description)
     check_place(out, form, force, description.path)
-    model = build(description.model, tensors)
+    model = model_with(description.model, tensors)
     pixels = torch.from_numpy(sample_photographs(eval_view(description.model.img_size, description.eval)))
     images = normalise_(to_float(pixels), description.eval)
     with torch.inference_mode():
@@ -148,15 +166,17 @@ def _save(place: Path, tensors: Tensors, config: dict[str, Any], document: dict[
     files.write_json(place / "config.json", config)
 
 
-def _timm(description: Description, tensors: Tensors, model: ViT, place: Path) -> Callable[[Images], Logits]:
+def _timm(description: Description, tensors: Tensors, model: Classifier, place: Path) -> Callable[[Images], Logits]:
     _save(place, tensors, formats.timm_config(description), description.document())
     loaded = _import("timm").create_model(f"local-dir:{place.resolve()}", pretrained=True).eval()
     result: Callable[[Images], Logits] = loaded
     return result
 
 
-def _transformers(description: Description, tensors: Tensors, model: ViT, place: Path) -> Callable[[Images], Logits]:
-    weights = formats.transformers_weights(description.model, tensors)
+def _transformers(
+    description: Description, tensors: Tensors, model: Classifier, place: Path
+) -> Callable[[Images], Logits]:
+    weights = formats.transformers_weights(description.vit, tensors)
     _save(place, {name: t.contiguous() for name, t in weights.items()}, formats.transformers_config(description))
     files.write_json(place / "preprocessor_config.json", formats.preprocessor_config(description))
     auto = _import("transformers").AutoModelForImageClassification
@@ -169,7 +189,7 @@ def _transformers(description: Description, tensors: Tensors, model: ViT, place:
     return lambda images: loaded.eval()(images).logits
 
 
-def _onnx(description: Description, tensors: Tensors, model: ViT, place: Path) -> Callable[[Images], Logits]:
+def _onnx(description: Description, tensors: Tensors, model: Classifier, place: Path) -> Callable[[Images], Logits]:
     """An ONNX graph with a free batch size. Its metadata names the classes and says how pixels are made."""
     for module in model.modules():
         if isinstance(module, Attention):

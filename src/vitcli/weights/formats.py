@@ -50,7 +50,7 @@ def timm_config(description: Description) -> dict[str, Any]:
     It has no model_type, by which transformers would take it for a model of its own, and no num_classes among the
     arguments, which timm gives from beside them.
     """
-    model, config = description.model, description.eval
+    model, config = description.vit, description.eval
     arguments: dict[str, Any] = {
         "img_size": list(model.img_size),
         "patch_size": list(model.patch),
@@ -159,7 +159,7 @@ def _check_square(model: ModelConfig, family: str) -> None:
 
 def transformers_config(description: Description) -> dict[str, Any]:
     """`config.json` of the class that computes the same."""
-    model = description.model
+    model = description.vit
     architecture = transformers_architecture(model)
     names = [c.name for c in description.classes] or [f"LABEL_{i}" for i in range(model.classes)]
     encoder: dict[str, Any] = {

@@ -28,11 +28,10 @@ from vitcli.config import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     VARIANTS,
+    Architecture,
     EvalConfig,
     ModelConfig,
     Size,
-    check_model,
-    model_name,
 )
 from vitcli.errors import CheckpointError, UsageError
 from vitcli.weights.beside import Beside
@@ -652,51 +651,12 @@ def scanned_key(key: str, stored: Shapes) -> tuple[str, int | None]:
 # --- the architecture --------------------------------------------------------------------------------------
 
 
-def expected_shapes(model: ModelConfig) -> dict[str, Shape]:
-    """Every parameter of a ViT under timm's names."""
-    d, m = model.width, model.mlp
-    norm = "norm" if model.norm == "before" else "fc_norm"
-    shapes: dict[str, Shape] = {
-        "pos_embed": (1, model.position_rows, d),
-        "patch_embed.proj.weight": (d, 3, *model.patch),
-        "patch_embed.proj.bias": (d,),
-        f"{norm}.weight": (d,),
-        f"{norm}.bias": (d,),
-    }
-    if model.class_token:
-        shapes["cls_token"] = (1, 1, d)
-    if model.distilled:
-        shapes["dist_token"] = (1, 1, d)
-    if model.registers:
-        shapes["reg_token"] = (1, model.registers, d)
-    for i in range(model.depth):
-        for name, shape in {
-            "norm1": (d,),
-            "attn.qkv": (3 * d, d),
-            "attn.proj": (d, d),
-            "norm2": (d,),
-            "mlp.fc1": (m, d),
-            "mlp.fc2": (d, m),
-        }.items():
-            shapes[f"blocks.{i}.{name}.weight"] = shape
-            shapes[f"blocks.{i}.{name}.bias"] = shape[:1]
-        if model.layer_scale:
-            shapes |= {f"blocks.{i}.ls1.gamma": (d,), f"blocks.{i}.ls2.gamma": (d,)}
-    if model.pre_logits:
-        shapes |= {"pre_logits.fc.weight": (d, d), "pre_logits.fc.bias": (d,)}
-    if model.classes:
-        shapes |= {"head.weight": (model.classes, model.head_inputs), "head.bias": (model.classes,)}
-    if model.classes and model.distilled:
-        shapes |= {"head_dist.weight": (model.classes, d), "head_dist.bias": (model.classes,)}
-    return shapes
-
-
-def check_shapes(found: Shapes, model: ModelConfig, where: str) -> None:
+def check_shapes(found: Shapes, model: Architecture, where: str) -> None:
     """Raises CheckpointError naming the keys that are missing, unexpected or of another shape."""
     blocks = sum(re.fullmatch(r"blocks\.\d+\.norm1\.weight", key) is not None for key in found)
-    if model.depth > blocks + 1:
+    if isinstance(model, ModelConfig) and model.depth > blocks + 1:
         raise CheckpointError(f"{where} has {blocks} blocks, not the {model.depth} of {model.name}", _WHOLE)
-    wanted = expected_shapes(model)
+    wanted = model.shapes()
     missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     misfit = [
         f"{k} is {found[k]}, not {wanted[k]}" for k in sorted(wanted.keys() & found.keys()) if found[k] != wanted[k]
@@ -754,13 +714,13 @@ def architecture(found: Found, said: Beside, where: str) -> Stored:
         if head[0] and class_token and head[1:] == (2 * width,):
             pool = "cls+mean"
         model = ModelConfig(
-            "",
-            width,
-            depth,
-            said.heads or found.heads or usual_heads(width, depth, mlp),
-            mlp,
-            patch,
-            img_size,
+            name="",
+            width=width,
+            depth=depth,
+            heads=said.heads or found.heads or usual_heads(width, depth, mlp),
+            mlp=mlp,
+            patch=patch,
+            img_size=img_size,
             classes=head[0],
             pool=pool,  # type: ignore[arg-type]
             class_token=class_token,
@@ -776,10 +736,10 @@ def architecture(found: Found, said: Beside, where: str) -> Stored:
         )
         if model.registers:
             model = replace(model, prefix_positions=False)
-        model = replace(model, name=model_name(model))
+        model = replace(model, name=model.spelled())
         if width % model.heads:
             raise ValueError(f"a width of {width} has no {model.heads} heads")
-        check_model(model)
+        model.check()
     except (ValueError, IndexError, TypeError, UsageError, ZeroDivisionError) as error:
         text = error.message if isinstance(error, UsageError) else str(error)
         raise CheckpointError(f"{where} is not a ViT that vit can build: {text}", _WHOLE) from None

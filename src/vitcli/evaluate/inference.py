@@ -1,0 +1,110 @@
+"""A trained model with all that it takes to ask it about images."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vitcli.config import DataConfig, EvalConfig
+from vitcli.data.augment import normalise_, to_float
+from vitcli.data.cache import Images, open_images
+from vitcli.data.decode import View, eval_view
+from vitcli.data.loader import ahead
+from vitcli.data.split import Split
+from vitcli.machine import Machine
+from vitcli.model.classifier import Classifier
+from vitcli.model.linear import packed
+from vitcli.progress import Progress, silent
+
+Pixels = Float[Tensor, "batch 3 height width"]
+
+_TOKENS_AT_ONCE = {"cpu": 16_384, "mps": 32_768, "cuda": 131_072}
+"""On two AVX512-BF16 cores ViT-S/16 is as fast with 16 images as with 256, ViT-Ti/4 at 32 px from 64 on."""
+
+
+def batch_size(device: str, tokens: int) -> int:
+    """Images at a time: a power of two, 16 to 1024, from which on the device gets no faster."""
+    return int(2 ** min(10, max(4, round(math.log2(_TOKENS_AT_ONCE[device] / tokens)))))
+
+
+def logits_of(model: Classifier, images: Pixels, bf16: bool, views: int) -> Float[Tensor, "batch classes"]:
+    """Logits in float32; with two views the mean over the image and its mirror image.
+
+    A compiled model is run as it stands: compiling it once more for measuring would cost more than it gives.
+    """
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        result: Tensor = model.forward(images).float()
+        if views == 2:
+            result = (result + model.forward(images.flip(3)).float()) / 2
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class Inference:
+    """`preprocessing` is how the model wants its images, `data` how they are read."""
+
+    model: Classifier
+    preprocessing: EvalConfig
+    data: DataConfig
+    machine: Machine
+    progress: Progress = silent
+
+    @property
+    def view(self) -> View:
+        return eval_view(self.model.config.img_size, self.preprocessing)
+
+    @property
+    def batch_size(self) -> int:
+        return self.preprocessing.batch_size or batch_size(self.machine.device.type, self.model.config.tokens)
+
+    def open(self, split: Split) -> Images:
+        """The images of a split as the model sees them. Raises DataError."""
+        return open_images(split, self.view, self.data, self.progress, where="decode")
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Within it the weights do not change, and no gradient is kept."""
+        with torch.inference_mode(), packed(self.model.eval(), self.machine.bf16):
+            yield
+
+    def normalised(self, pixels: Int[Tensor, "batch 3 height width"]) -> Pixels:
+        """Decoded pixels as the model takes them, on its device."""
+        return normalise_(to_float(pixels.to(self.machine.device)), self.preprocessing)
+
+    def batches(
+        self, images: Images, positions: NDArray[np.int64], what: str = "evaluating"
+    ) -> Iterator[tuple[NDArray[np.int64], Pixels]]:
+        """(positions, images ready for the model), the next ones decoded while these are worked on."""
+        size = self.batch_size
+        parts = [positions[start : start + size] for start in range(0, len(positions), size)]
+
+        def read(index: int) -> Tensor:
+            return torch.from_numpy(images.read(parts[index])[0])
+
+        done = 0
+        depth = 2 if images.config.workers != 0 else 0
+        with contextlib.closing(ahead(read, range(len(parts)), depth)) as decoded:
+            for here, pixels in zip(parts, decoded, strict=True):
+                yield here, self.normalised(pixels)
+                done += len(here)
+                self.progress(what, done, len(positions))
+
+    def logits(self, images: Pixels) -> Float[Tensor, "batch classes"]:
+        """In float32; with `eval.views = 2` the mean over the image and its mirror image."""
+        return logits_of(self.model, images, self.machine.bf16, self.preprocessing.views)
+
+    def features(self, images: Pixels) -> Float[Tensor, "batch inputs"]:
+        """What the head reads, in float32; of two views the mean, of which a linear head makes the mean of their logits."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.machine.bf16):
+            found = self.model.features(images).float()
+            if self.preprocessing.views == 2:
+                found = (found + self.model.features(images.flip(3)).float()) / 2
+        return found

@@ -1,0 +1,1 @@
+"""Families of architectures as numbers: names, shapes, costs; without torch."""

@@ -1,0 +1,103 @@
+"""What the loop, the plan and the checkpoint ask of any objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vitcli import flops
+from vitcli.config import Config
+from vitcli.data.augment import Batch
+from vitcli.data.split import Split
+from vitcli.evaluate.inference import Inference
+from vitcli.model.classifier import Classifier
+
+
+@dataclass(frozen=True, eq=False)
+class Noise:
+    """What a step draws, for the global batch, from (seed, step); a micro-batch takes its rows. An objective that draws more
+    makes a subclass with further fields, and its own `rows`.
+    """
+
+    keep: Tensor | None = None  # the model's own (Classifier.draw), with images as the last axis
+
+    def rows(self, part: slice) -> Noise:
+        return Noise(None if self.keep is None else self.keep[..., part])
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """A mean over the images given, and further means for the log: a line of metrics.jsonl has their mean over micro-batches."""
+
+    loss: Float[Tensor, ""]
+    metrics: dict[str, Tensor | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extra:
+    """Numbers that an objective owns beside the model's: `parameters` are trained, `kept` are in a saved step without that."""
+
+    parameters: int = 0
+    kept: int = 0
+
+
+class Objective(nn.Module):
+    """A loss, with what it needs beyond the model: a decoder, a mask token, a teacher.
+
+    It is a module whose parameters are trained and whose state is saved and resumed with the run, under names that begin with
+    `objective.`; the checkpoint that a run leaves is the model alone. `model` is handed over in every call and must not become
+    a part of it. Its initial values follow from `config.run.seed`. It draws from torch's own generator or, for the whole batch,
+    in `draw`: both depend on nothing but seed, step and micro-batch.
+
+    An objective is a file here and a line in table.py; a section of the configuration by its name stands in
+    config.OBJECTIVE_SECTIONS, and is `config.settings_of(name)`.
+    """
+
+    needs_labels: ClassVar[bool] = True
+    """Without, the model has no head, the data may have no labels, and the report's eval is what `scores` says."""
+    views: ClassVar[int] = 1
+    """Augmented copies of an image that a batch holds."""
+
+    def __init__(self, model: Classifier, config: Config) -> None:
+        super().__init__()
+
+    def draw(self, model: Classifier, batch: Batch, seed: int, step: int) -> Noise:
+        """What a step draws for the global batch, by its address."""
+        keep = model.draw(seed, step, len(batch))
+        return Noise(None if keep is None else keep.to(batch.images.device))
+
+    def forward(self, model: Classifier, batch: Batch, noise: Noise) -> Loss:
+        """The loss of a micro-batch, a mean over its images. `noise` are its rows of what `draw` drew."""
+        raise NotImplementedError
+
+    def after_update(self, model: Classifier, step: int, progress: float) -> None:
+        """After update `step`, from 0, of a run that is a part `progress` done: a teacher follows the model here."""
+
+    def undecayed(self) -> frozenset[str]:
+        """Names of its parameters without weight decay, beside vectors: tokens."""
+        return frozenset()
+
+    def scores(self, inference: Inference, split: Split, outputs: NDArray[np.int64]) -> dict[str, Any] | None:
+        """The report's `eval` on a labelled split; None: null. `unreadable` among its fields counts images left out."""
+        return None
+
+    @classmethod
+    def extra(cls, config: Config) -> Extra:
+        """What it owns, for the estimates of memory and disk."""
+        return Extra()
+
+    @classmethod
+    def training_flops(cls, config: Config, images: int) -> int:
+        """Of training on so many images of `config.model.img_size`, decoder and teacher included."""
+        return flops.training_flops(config.model, images, config.train.freeze == "backbone")
+
+
+def of_generator(seed: int, index: int = 0) -> torch.Generator:
+    """A generator for an objective's initial values, apart from the model's."""
+    return torch.Generator().manual_seed((seed + 0x0B1EC7) * 1_000_003 % 2**62 + index)

@@ -1,0 +1,53 @@
+"""Learning classes from labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vitcli.config import Config
+from vitcli.data.augment import Batch
+from vitcli.data.split import Split
+from vitcli.evaluate.evaluator import evaluate
+from vitcli.evaluate.inference import Inference
+from vitcli.model.classifier import Classifier
+from vitcli.train.objectives.base import Loss, Noise, Objective
+
+
+class Classify(Objective):
+    """Softmax cross-entropy, or the sigmoid loss summed over classes (big_vision utils.sigmoid_xent).
+
+    Both are linear in the targets, so a mixed image's loss is the weighted sum of two, and smoothing ε puts
+    1 - ε + ε/K on the label and ε/K elsewhere.
+    """
+
+    def __init__(self, model: Classifier, config: Config) -> None:
+        super().__init__(model, config)
+        self.kind, self.smoothing = config.train.loss, config.train.label_smoothing
+
+    def forward(self, model: Classifier, batch: Batch, noise: Noise) -> Loss:
+        assert batch.labels is not None
+        logits = model(batch.images, noise.keep).float()
+        loss = self.of(logits, batch.labels)
+        if batch.partner_labels is not None:
+            loss = batch.weight * loss + (1 - batch.weight) * self.of(logits, batch.partner_labels)
+        return Loss(loss)
+
+    def of(self, logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
+        if self.kind == "softmax":
+            return F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
+        picked = logits.gather(1, labels[:, None]).squeeze(1)
+        target = (1 - self.smoothing) * picked + self.smoothing * logits.mean(1)
+        return (F.softplus(logits).sum(1) - target).mean()
+
+    def scores(self, inference: Inference, split: Split, outputs: NDArray[np.int64]) -> dict[str, Any]:
+        """What every metric measures (evaluate/metrics.py)."""
+        evaluation = evaluate(inference, split, outputs)
+        timing = ("seconds", "images_per_second")
+        measured = {name: value for name, value in evaluation.metrics.items() if name not in timing}
+        return measured | ({"unreadable": evaluation.unreadable} if evaluation.unreadable else {})

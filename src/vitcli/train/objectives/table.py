@@ -1,0 +1,18 @@
+"""The objectives by their names. One more is a file beside this one and a line here."""
+
+from __future__ import annotations
+
+from vitcli.config_values import shown
+from vitcli.errors import UsageError, did_you_mean
+from vitcli.train.objectives.base import Objective
+from vitcli.train.objectives.classify import Classify
+
+OBJECTIVES: dict[str, type[Objective]] = {"classify": Classify}
+
+
+def objective_named(name: str) -> type[Objective]:
+    """Raises UsageError for a name that there is not."""
+    if name not in OBJECTIVES:
+        known = ", ".join(OBJECTIVES)
+        raise UsageError(f"train.objective = {shown(name)}: not one of {known}", did_you_mean(name, OBJECTIVES))
+    return OBJECTIVES[name]

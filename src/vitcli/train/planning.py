@@ -1,0 +1,434 @@
+"""From what was asked to a plan: the checkpoint, the data, the classes, the recipe, the memory, each resolved in its turn."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitcli import classes as class_names
+from vitcli import flops, runs
+from vitcli.classes import Class
+from vitcli.config import (
+    LENGTHS,
+    Config,
+    DataConfig,
+    Overrides,
+    Size,
+    apply,
+    check,
+    check_imagined,
+    format_size,
+)
+from vitcli.config_values import usual
+from vitcli.data.identity import Record
+from vitcli.data.origin import own_source
+from vitcli.data.sources import PRESET, by_name, open_source
+from vitcli.data.split import NOTHING, Source, Split, also_trained, dev_split, fraction_of, typical_size
+from vitcli.errors import DataError, ResourceError, UsageError
+from vitcli.machine import Machine, peak_flops, set_up
+from vitcli.recipes import Facts, configure, default_recipe, evaluated_as_trained, fitted_to_data
+from vitcli.train import memory
+from vitcli.train.objectives.base import Objective
+from vitcli.train.objectives.table import objective_named
+from vitcli.train.plan import Plan, Request
+from vitcli.weights.describe import DESCRIBED, Description, describe, locate
+
+_UNEQUAL = 2
+"""Largest class over smallest from which a run says how it weighs them."""
+
+
+def make_plan(request: Request) -> Plan:
+    """Resolve and check everything. Raises the error of whatever does not fit; writes nothing."""
+    overrides = request.overrides
+    objective = objective_named(overrides.get("train.objective", "classify"))
+    # what it starts from, learns from and runs on
+    parent = _parent(request)
+    reading, notes = _data_config(overrides, parent)
+    machine = set_up(apply(Config(), {k: v for k, v in overrides.items() if k.startswith("run.")}).run)
+    data = _data(request, reading, objective, parent)
+    classes, outputs, keep_head = _classes(data.classes, parent)
+    # what the recipe makes of that, and what was asked for instead
+    facts = _facts(request, data, len(classes), parent, machine, new_head=bool(classes) and not keep_head)
+    config, unsuited = _configured(request, reading, facts, parent, objective, keep_head)
+    config, too_large = _in_memory(config, machine, overrides, data.source is None)
+    config, train, dev = _with_dev(config, data.train, "train.dev" in overrides)
+    plan = Plan(
+        config=config,
+        request=request,
+        machine=machine,
+        source=data.source,
+        train=train,
+        held_out=dev if config.train.report_on == "dev" else data.held_out,
+        dev=dev,
+        native=data.native,
+        uniform=data.uniform,
+        classes=classes,
+        outputs=outputs,
+        parent=parent,
+        keep_head=keep_head,
+        images=data.images if train is None else len(train),
+        warnings=(*data.warnings, *unsuited, *too_large),
+        record=data.record,
+    )
+    return replace(plan, notes=(*notes, *data.notes, *_said(plan)))
+
+
+# --- the checkpoint that it starts from --------------------------------------------------------------------
+
+
+def _parent(request: Request) -> Description | None:
+    """The checkpoint that finetune starts from: CKPT, the configuration's, or the newest finished run. What somebody else's
+    weights do not say, such as heads, is as it was asked for.
+    """
+    if request.command != "finetune":
+        return None
+    reference = _reference(request)
+    fixed = {f"model.{name}" for name in DESCRIBED - {"pre_logits"}}
+    asked = {key: value for key, value in request.overrides.items() if key in fixed}
+    found = describe(locate(reference) if reference else runs.newest_finished(), asked)
+    return found.labelled(request.overrides.get("run.labels", ""))
+
+
+def _reference(request: Request) -> str:
+    """CKPT as it was asked for, on the command line or in a configuration file; empty where it was not."""
+    reference: str = request.init or request.overrides.get("run.init", "")
+    return reference
+
+
+def _start(request: Request, parent: Description) -> str:
+    """The checkpoint as any working directory finds it: a file's whole path, or the name that it has on the hub."""
+    reference = _reference(request)
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
+        if reference and not Path(reference).expanduser().exists():
+            return reference
+    return str(parent.path.resolve())
+
+
+def _from_anywhere(name: str) -> str:
+    """`name`, if it is a path, as one that holds in every working directory, so that a run.toml repeats its run."""
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
+        path = Path(name).expanduser()
+        if name and path.exists():
+            return str(path.resolve())
+    return name
+
+
+def seen_since_random(provenance: dict[str, Any]) -> int | None:
+    """Images on which a checkpoint was trained, from random weights on, by its own run and those before it; None where the
+    chain does not begin with a run from random weights, or does not say.
+    """
+    before = provenance.get("ancestry") or []
+    runs = [provenance, *before] if isinstance(before, list) else []
+    if not all(isinstance(run, dict) for run in runs) or not runs or runs[-1].get("command") != "pretrain":
+        return None
+    seen = [run.get("images_seen") for run in runs]
+    return sum(seen) if all(isinstance(n, int) and n >= 0 for n in seen) else None
+
+
+# --- data --------------------------------------------------------------------------------------------------
+
+
+def _data_config(overrides: Overrides, parent: Description | None) -> tuple[DataConfig, list[str]]:
+    """How data are read, and what to say where they were not named."""
+    data = apply(Config(), {k: v for k, v in overrides.items() if k.startswith("data.")}).data
+    if "data.source" in overrides:
+        return data, []
+    if parent is None:
+        return replace(data, source=by_name(data.source)), [f"data: {data.source}, as --data was not given"]
+    data = replace(data, source=own_source(parent.provenance, str(parent.path)))
+    return data, [f"data: {data.source.removeprefix(PRESET)}, the checkpoint's own"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Data:
+    """What is known of the data of a run."""
+
+    images: int
+    classes: tuple[Class, ...]
+    source: Source | None = None
+    train: Split | None = None
+    held_out: Split | None = None
+    native: Size = (224, 224)
+    uniform: bool = False
+    mirror: bool = True
+    record: Record = NOTHING
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def _data(request: Request, config: DataConfig, objective: type[Objective], parent: Description | None) -> _Data:
+    """Raises DataError where they are not what the objective learns from."""
+    if config.source == "none":
+        return _imagined(request, config, objective)
+    source, record = open_source(config), parent.record() if parent is not None else NOTHING
+    train = source.train(config.train_split, record, request.progress)
+    held_out = source.held_out(record, request.progress)
+    train = fraction_of(train, config.fraction, request.overrides.get("run.seed", 0))
+    warnings: list[str] = []
+    if objective.needs_labels:
+        _check_labels(source, train, request.command)
+        warnings += _untrained(source, train)
+    if not request.dry_run:
+        warnings += also_trained(held_out, train, record, request.progress)
+    native, uniform = typical_size(train, config.max_megapixels)
+    return _Data(
+        images=len(train),
+        classes=source.classes if objective.needs_labels else (),
+        source=source,
+        train=train,
+        held_out=held_out,
+        native=native,
+        uniform=uniform,
+        mirror=source.mirror,
+        record=record,
+        notes=tuple(source.notes),
+        warnings=tuple(warnings),
+    )
+
+
+def _imagined(request: Request, config: DataConfig, objective: type[Objective]) -> _Data:
+    """Data `none`: numbers alone."""
+    if not request.dry_run:
+        raise UsageError("data 'none' has no images to train on", "add --dry-run, or name data with --data")
+    check_imagined(config)
+    named = tuple(Class(str(i)) for i in range(config.classes)) if objective.needs_labels else ()
+    return _Data(images=config.images, classes=named)
+
+
+def _check_labels(source: Source, train: Split, command: str) -> None:
+    """Raises DataError for data that no classifier learns from."""
+    if train.labels is None:
+        raise DataError(
+            f"{source.id} has no labels, and {command} learns from labels",
+            "put the images in a folder a class, or name the column with --set data.label_column=…",
+        )
+    if len(source.classes) < 2:
+        raise DataError(
+            f"{source.id} has {len(source.classes)} class; a classifier needs two", "put the images in a folder a class"
+        )
+
+
+def _untrained(source: Source, train: Split) -> list[str]:
+    """A warning of classes without a training image: their outputs learn nothing, and their images are counted as wrong."""
+    assert train.labels is not None
+    counts = np.bincount(train.labels, minlength=len(source.classes))
+    bare = [source.classes[i].name for i in np.flatnonzero(counts == 0)]
+    if not bare:
+        return []
+    shown = ", ".join(map(repr, bare[:20])) + (f" and {len(bare) - 20} more" if len(bare) > 20 else "")
+    return [f"{'a class has' if len(bare) == 1 else f'{len(bare)} classes have'} no training image: {shown}"]
+
+
+def _with_dev(config: Config, train: Split | None, asked: bool) -> tuple[Config, Split | None, Split | None]:
+    """(the configuration, what is trained on, what is chosen by)."""
+    if train is None or not config.train.dev:
+        return config, train, None
+    rest, dev = _kept_back(train, config.train.dev, asked or config.train.report_on == "dev")
+    return config if dev else replace(config, train=replace(config.train, dev=0.0)), rest, dev
+
+
+def _kept_back(train: Split, fraction: float, asked: bool) -> tuple[Split, Split | None]:
+    """(what is trained on, what is chosen by). Where too little is left of either, raises DataError if the part was asked for,
+    and keeps nothing back if it was not.
+    """
+    rest, dev = dev_split(train, fraction)
+    if len(dev) and len(rest):
+        return rest, dev
+    if not asked:
+        return train, None
+    raise DataError(
+        f"{len(train)} training images cannot be parted: train.dev = {fraction:g} leaves {len(rest)} and {len(dev)}",
+        "add images, or choose another --set train.dev=…",
+    )
+
+
+def _classes(known: tuple[Class, ...], parent: Description | None) -> tuple[tuple[Class, ...], NDArray[np.int64], bool]:
+    """The model's classes, the output of each class of the data, and whether the parent's head is kept."""
+    if parent is not None and parent.classes and known:
+        order = class_names.same_set(known, parent.classes)
+        if order is not None:
+            return parent.classes, np.array(order, np.int64), True
+    return known, np.arange(len(known), dtype=np.int64), False
+
+
+# --- the configuration -------------------------------------------------------------------------------------
+
+
+def _facts(
+    request: Request, data: _Data, classes: int, parent: Description | None, machine: Machine, new_head: bool
+) -> Facts:
+    """What a recipe decides by."""
+    overrides = request.overrides
+    return Facts(
+        command=request.command,
+        images=data.images,
+        classes=classes,
+        size=data.native,
+        mirror=data.mirror,
+        device=machine.device.type,
+        model=_other_name(overrides, parent),
+        img_size=overrides.get("model.img_size"),
+        parent=parent.model if parent else None,
+        parent_eval=parent.eval if parent else None,
+        new_head=new_head,
+        compute=_compute(machine, overrides),
+        parent_seen=seen_since_random(parent.provenance) if parent else None,
+        epochs=overrides.get("train.epochs"),
+        steps=overrides.get("train.steps"),
+        batch_size=overrides.get("train.batch_size"),
+    )
+
+
+def _configured(
+    request: Request,
+    data: DataConfig,
+    facts: Facts,
+    parent: Description | None,
+    objective: type[Objective],
+    keep_head: bool,
+) -> tuple[Config, list[str]]:
+    """The recipe's configuration with what was asked for in its place, checked, and warnings. Raises UsageError."""
+    overrides = request.overrides
+    recipe = overrides.get("run.recipe") or default_recipe(facts)
+    config = evaluated_as_trained(_with_overrides(configure(recipe, facts), overrides, parent), overrides)
+    model = config.model.with_head(facts.classes, parent is None or keep_head)
+    config = replace(
+        config,
+        run=replace(
+            config.run,
+            command=request.command,
+            recipe=recipe,
+            init=_start(request, parent) if parent else "",
+            labels=_from_anywhere(config.run.labels),
+        ),
+        model=replace(model, name=model.spelled()),
+        data=replace(
+            data,
+            source=_from_anywhere(by_name(data.source)),
+            balanced=overrides.get("data.balanced", config.data.balanced),
+        ),
+        augment=replace(config.augment, views=_views(config, overrides, objective)),
+    )
+    check(config)
+    if config.data.balanced and not facts.classes:
+        raise UsageError(
+            f"data.balanced needs labels, and train.objective = {config.train.objective} has none", "leave it out"
+        )
+    return fitted_to_data(config, facts, overrides)
+
+
+def _views(config: Config, overrides: Overrides, objective: type[Objective]) -> int:
+    """Raises UsageError where another number was asked for than the objective learns from."""
+    asked: int = overrides.get("augment.views", objective.views)
+    if asked != objective.views:
+        views = "one view" if objective.views == 1 else f"{objective.views} views"
+        raise UsageError(
+            f"augment.views = {asked}: train.objective = {config.train.objective} learns from {views} of an image",
+            usual(type(config.augment), "views") if objective.views == 1 else "leave it out",
+        )
+    return asked
+
+
+def _with_overrides(config: Config, overrides: Overrides, parent: Description | None) -> Config:
+    """`config` with what was asked for. Raises UsageError for what the checkpoint fixes."""
+    elsewhere = ("model.name", "model.classes", "model.family")
+    values = {k: v for k, v in overrides.items() if not k.startswith("data.") and k not in elsewhere}
+    if parent is not None:
+        for name in parent.model.fixed():
+            key = f"model.{name}"
+            if key in values and values[key] != getattr(parent.model, name) and name != "pre_logits":
+                raise UsageError(
+                    f"{key} cannot be changed: the checkpoint's is {getattr(parent.model, name)}",
+                    "train a new model with vit pretrain, or leave it out",
+                )
+            values.pop(key, None)
+    model = {k.partition(".")[2]: v for k, v in values.items() if k.startswith("model.")}
+    completed = {f"model.{k}": v for k, v in config.model.completed(model).items()}
+    return apply(config, values | completed)
+
+
+def _other_name(overrides: Overrides, parent: Description | None) -> str:
+    """The model's name that was asked for; empty where it is the trained model's own, as in a run.toml."""
+    asked: str = overrides.get("model.name", "")
+    return "" if parent is not None and asked in (parent.model.name, parent.model.spelled()) else asked
+
+
+def _compute(machine: Machine, overrides: Overrides) -> float | None:
+    """FLOPs of matrix products that fit into the time budget, at the rate measured now."""
+    budget = overrides.get("train.time_budget")
+    if budget is None:
+        return None
+    return float(budget * peak_flops(machine, side=1024))
+
+
+# --- memory ------------------------------------------------------------------------------------------------
+
+
+def _in_memory(config: Config, machine: Machine, asked: Overrides, only_planned: bool) -> tuple[Config, list[str]]:
+    """`config` in micro-batches that fit into the machine's memory where the batch is the recipe's own, and a warning where a
+    run that is `only_planned` does not fit. Raises ResourceError where one that is not does not.
+    """
+    room = memory.room_of(machine.device)
+    if room is None:
+        return config, []
+    device, bf16 = machine.device.type, machine.bf16
+    if not {"train.batch_size", "train.accumulate"} & asked.keys():
+        config = memory.fitted(config, device, bf16, memory.RECIPE_PART * room.total)
+    try:
+        memory.check(config, device, bf16, room)
+    except ResourceError as error:
+        if not only_planned:
+            raise
+        return config, [f"{error.message}; {error.hint}"]
+    return config, []
+
+
+# --- what is said ------------------------------------------------------------------------------------------
+
+
+def _said(plan: Plan) -> list[str]:
+    """What was decided without being asked for, in words."""
+    config, asked, said = plan.config, plan.request.overrides, []
+    if "run.recipe" not in asked:
+        said.append(f"recipe: {config.run.recipe}")
+    if plan.parent is None and "model.name" not in asked:
+        said.append(
+            f"model: {config.model.name} at {format_size(config.model.img_size)} px, "
+            f"{flops.parameters(config.model) / 1e6:.1f} M parameters, chosen for {plan.images:,} images of about "
+            f"{format_size(plan.native)} px on {plan.machine.device.type}"
+        )
+    if plan.parent is not None:
+        said += plan.parent.notes
+        kept = "kept: the classes are the same" if plan.keep_head else f"new, for {len(plan.classes)} classes"
+        kept += ", a linear probe of the frozen features at first" if plan.fits_head else ""
+        said.append(f"start: {plan.parent.path}; head {kept}")
+        if plan.parent.model.img_size != config.model.img_size:
+            how = config.model.resampled_from(plan.parent.model)
+            times = flops.macs(config.model) / flops.macs(plan.parent.model)
+            said.append(f"{how}{'; ' if how else ''}an image costs {times:.2g} times as much")
+    if not any(asked.get(key) is not None for key in LENGTHS):
+        said.append(
+            f"length: {config.train.epochs:g} epochs"
+            if config.train.epochs
+            else f"length: {config.train.steps:,} steps"
+        )
+    return [*said, *_said_of_classes(plan)]
+
+
+def _said_of_classes(plan: Plan) -> list[str]:
+    """That every image counts alike, where classes are of unequal size."""
+    if plan.train is None or plan.train.labels is None or not plan.classes or plan.config.data.balanced:
+        return []
+    counts = np.bincount(plan.train.labels)
+    largest, smallest = int(counts.max()), int(counts[counts > 0].min())
+    if largest <= _UNEQUAL * smallest:
+        return []
+    return [
+        f"classes: of {smallest:,} to {largest:,} images; every image counts alike, with --set data.balanced=true "
+        "every class"
+    ]

@@ -1,0 +1,102 @@
+"""What a run measures of itself, and how much of a time budget that takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sized
+from typing import Any
+
+import numpy as np
+
+from vitcli.data.split import Split
+from vitcli.errors import UsageError
+from vitcli.evaluate.evaluator import Evaluation, evaluate
+from vitcli.progress import Progress, silent
+from vitcli.train.session import Session
+
+EXIT_SECONDS = 2.5
+"""What pictures, the report and the interpreter's end take after the evaluation, kept back from a time budget."""
+_EVALUATION_MARGIN = 1.1
+"""Times its measured length that an evaluation is given: one of 10,000 images at 48 px took 25 s in place of 23."""
+_TIMED_IMAGES = 512
+
+
+class Scoring:
+    """`reserve` are the seconds of a time budget that are kept back for the end."""
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.plan, self.config = session, session.plan, session.config
+        self.reserve = EXIT_SECONDS
+
+    @property
+    def held_out(self) -> Split | None:
+        """What the run reports on, if it is labelled."""
+        part = self.plan.held_out
+        return part if part is not None and len(part) and part.labels is not None else None
+
+    @property
+    def chooses_by(self) -> Split | None:
+        """The dev part, where the choice of weights is open."""
+        return self.plan.dev if self.plan.fits_head and self.config.train.keep == "auto" else None
+
+    def evaluation(self, split: Split) -> Evaluation:
+        """The weights that the run leaves, as a classifier."""
+        with self.session.trainer.averaged() as model:
+            return evaluate(self.session.inference(model), split, self.plan.outputs)
+
+    def scores(self, split: Split, progress: Progress | None = None) -> dict[str, Any] | None:
+        """The weights that the run leaves, as their objective measures them."""
+        with self.session.trainer.averaged() as model:
+            inference = self.session.inference(model, progress)
+            return self.session.trainer.objective.scores(inference, split, self.plan.outputs)
+
+    def evaluate(self) -> dict[str, Any] | None:
+        """The report's scores, which are a line of metrics.jsonl as well."""
+        session, part = self.session, self.held_out
+        scores = self.scores(part) if part is not None else None
+        if scores is None or part is None:
+            return None
+        unreadable = scores.pop("unreadable", 0)
+        if unreadable:
+            session.unreadable[part.name] = unreadable
+            session.log("warning", text=f"{unreadable} unreadable images are left out of the evaluation")
+        session.record(
+            "eval",
+            step=session.at.step,
+            epoch=session.loader.epoch(session.at.step),
+            images_seen=session.at.step * self.config.train.batch_size,
+            seconds=session.seconds(),
+            eval=scores,
+        )
+        return scores
+
+    # --- with a time budget ---
+
+    def measure(self) -> None:
+        """Keep back what the evaluation at the end takes, measured on some of its images."""
+        sample, session = self.held_out or self.plan.dev, self.session
+        if self.config.train.time_budget is None or session.clock.finished(session.at.step) or sample is None:
+            return
+        sample = sample.subset(np.arange(min(_TIMED_IMAGES, len(sample))))
+        first = sample.subset(np.arange(min(64, len(sample))))
+        self.scores(first, silent)  # slower than the rest
+        started = time.monotonic()
+        self.scores(sample, silent)
+        self.reserve = self.needed_at_the_end(len(sample) / (time.monotonic() - started))
+        if session.at.resumed_from is None:
+            self.check_time(self.reserve)
+
+    def check_time(self, to_come: float) -> None:
+        """Raises UsageError where the budget is over before `to_come` seconds are."""
+        budget, needed = self.config.train.time_budget, self.session.seconds() + to_come
+        if budget is not None and needed > budget:
+            raise UsageError(
+                f"--time-budget {budget:g}s leaves no time to train: start and evaluation take {needed:.0f} s",
+                "give more time",
+            )
+
+    def needed_at_the_end(self, rate: float, selects: bool = True) -> float:
+        """Seconds: the held-out images once, the dev part for each candidate but the probe, which is scored before that."""
+        none: Sized = ()
+        images = len(self.held_out or none) + (2 * len(self.chooses_by or none) if selects else 0)
+        return EXIT_SECONDS + _EVALUATION_MARGIN * images / rate
