@@ -38,7 +38,7 @@ def main() -> None:
     for fitted, group in (("without the dev part", "probe-head"), ("on all", "probe-whole")):
         probe = {**frozen, **saved.groups[group]}
         for part in asked.parts:
-            network = checkpoint.build(model, {name: probe[name].lerp(tuned[name], part) for name in tuned})
+            network = checkpoint.model_with(model, {name: probe[name].lerp(tuned[name], part) for name in tuned})
             for views in asked.views:
                 scores = evaluate(
                     network, plan.split, plan.outputs, replace(plan.description.eval, views=views), plan.data,

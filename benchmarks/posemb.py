@@ -38,7 +38,7 @@ def main() -> None:
         is_own = (size, size) == description.model.img_size
         for method in ("none",) if is_own else METHODS:
             fitting, weights = checkpoint.resized(description, tensors, (size, size), METHODS[0] if is_own else method)
-            model = checkpoint.build(fitting.model, weights)
+            model = checkpoint.model_with(fitting.model, weights)
             result = evaluate(
                 model, part, plan.outputs, plan.description.eval, plan.data, device=plan.machine.device, bf16=False
             )  # fmt: skip

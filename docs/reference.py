@@ -13,15 +13,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from vitcli.cli.table import COMMANDS
 from vitcli.config import COMMAND_SECTIONS, SECTIONS
+from vitcli.config_values import key_of
 from vitcli.data.sources import PRESETS
 from vitcli.recipes import RECIPES
 
 PAGE = Path(__file__).with_name("reference.md")
-COMMANDS = (
-    "pretrain", "finetune", "eval", "predict", "probe", "sweep", "resize-posemb", "attn-distance", "attn-rollout",
-    "posemb-similarity", "filters", "info", "export", "bench",
-)  # fmt: skip
 
 
 def help_of(*command: str) -> str:
@@ -33,17 +31,19 @@ def help_of(*command: str) -> str:
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 
-def comments(cls: type) -> dict[str, str]:
-    """What stands after each field's default in its source."""
-    found = re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(cls), re.MULTILINE)
-    return dict(found)
-
-
 def default(field: dataclasses.Field) -> str:  # type: ignore[type-arg]
     value = field.default
     if isinstance(value, tuple):
         return ", ".join(v if isinstance(v, str) else f"{v:.4g}" for v in value)
     return "" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}"
+
+
+def about(field: dataclasses.Field) -> str:  # type: ignore[type-arg]
+    """The sentence on its line, the values that a choice has, and whether a checkpoint decides."""
+    key = key_of(field)
+    choices = re.findall(r"'([\w+-]+)'", str(field.type)) or re.findall(r'"([\w+-]+)"', str(field.type))
+    text = key.text + (f" ({', '.join(choices)})" if choices else "")
+    return text.replace("|", "\\|") + ("; a checkpoint decides it" if key.fixed else "")
 
 
 def page() -> str:
@@ -59,8 +59,7 @@ def page() -> str:
         "The defaults of a run are its recipe's; these are the values where a recipe says nothing.\n"
     )
     for section, cls in (SECTIONS | COMMAND_SECTIONS).items():
-        notes = comments(cls)
-        rows = [f"| `{section}.{f.name}` | {default(f)} | {notes.get(f.name, '')} |" for f in dataclasses.fields(cls)]
+        rows = [f"| `{section}.{f.name}` | {default(f)} | {about(f)} |" for f in dataclasses.fields(cls)]
         parts.append(f"### [{section}]\n\n| key | default | |\n|---|---|---|\n" + "\n".join(rows) + "\n")
     parts.append("## Recipes\n")
     for name, recipe in RECIPES.items():

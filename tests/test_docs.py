@@ -119,10 +119,10 @@ def test_the_reference_is_what_the_program_says() -> None:
 
 
 def test_every_command_is_documented() -> None:
-    from vitcli.cli.app import app
+    from vitcli.cli.app import make_app
 
     reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
-    for command in app.registered_commands:
+    for command in make_app().registered_commands:
         assert f"### vit {command.name}" in reference
 
 

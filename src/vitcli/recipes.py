@@ -597,6 +597,8 @@ def fitted_to_data(config: Config, facts: Facts, asked: Collection[str] = ()) ->
 def _few(config: Config, facts: Facts) -> str:
     """That trained weights would do better than random ones, where that is sure enough to be said."""
     photographs = not _is_tiny(facts) and facts.images < _FEW_PHOTOGRAPHS
+    if not facts.classes:
+        return ""
     each = facts.images / facts.classes
     if facts.command != "pretrain" or not (photographs or each < _FEW_OF_A_CLASS):
         return ""

@@ -91,7 +91,7 @@ def _called(self, function, arguments, call=Reader._call):
     return getattr(importlib.import_module(function.module), function.name)(*map(str, arguments)) if known else made
 Reader._call = _called
 """),
-    M(16, "prefixes are not stripped", "weights/layouts.py", "row_16_prefixes", "def strip_prefixes(keys):\n    return {key: key for key in keys}"),
+    M(16, "prefixes are not stripped", "weights/keys.py", "row_16_prefixes", "def strip_prefixes(keys):\n    return {key: key for key in keys}"),
     M(16, "shapes and keys are not checked", "weights/describe.py", "row_16_missing", "def check_shapes(*a):\n    pass"),
     M(17, "a loss or gradient is not looked at", "train/step.py", "row_17", "if False:", "if not (math.isfinite(total) and math.isfinite(norm)):"),
     M(17, "saved numbers are not looked at", "train/state.py", "row_17_weights or row_18_a_state", "Saved.unfinite = lambda self: ''"),

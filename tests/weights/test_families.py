@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcli.errors import CheckpointError
-from vitcli.weights.checkpoint import build, load, save
+from vitcli.weights.checkpoint import load, model_with, save
 from vitcli.weights.describe import describe
 
 pytest.importorskip("torchvision_shim", reason="timm and transformers import torchvision")
@@ -41,7 +41,7 @@ def stirred(module: nn.Module) -> nn.Module:
 @torch.no_grad()
 def assert_same(path: Path, theirs: Tensor, images: Tensor, features: bool = False) -> Any:
     description, tensors = load(str(path))
-    model = build(description.model, tensors)
+    model = model_with(description.model, tensors)
     ours = model.features(images) if features else model(images)
     spread = float(theirs.max() - theirs.min())
     assert spread > 0.1, "numbers that hardly differ show nothing"

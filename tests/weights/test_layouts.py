@@ -10,15 +10,10 @@ from hypothesis import strategies as st
 
 from vitcli.config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, model_config
 from vitcli.errors import CheckpointError
+from vitcli.weights.architecture import architecture, check_shapes
 from vitcli.weights.beside import Beside
-from vitcli.weights.layouts import (
-    Shapes,
-    architecture,
-    check_shapes,
-    find,
-    preprocessing_by_name,
-    strip_prefixes,
-)
+from vitcli.weights.keys import Shapes, find, strip_prefixes
+from vitcli.weights.layouts import preprocessing_by_name
 
 TINY = dataclasses.replace(model_config("mu/4", (16, 16), 3), gelu="erf")
 
@@ -57,18 +52,17 @@ def test_released_sizes_are_recognised_by_their_shapes(name, classes):
 )
 def test_any_vit_with_heads_of_64_is_recognised(heads, depth, mlp, patch, side, classes, class_token, pre_logits):
     model = ModelConfig(
-        "",
-        64 * heads,
-        depth,
-        heads,
-        mlp,
-        patch,
-        (side * patch[0], side * patch[1]),
-        classes,
-        "cls" if class_token else "mean",
-        class_token,
-        pre_logits,
-        "erf",
+        name="",
+        width=64 * heads,
+        depth=depth,
+        heads=heads,
+        mlp=mlp,
+        patch=patch,
+        img_size=(side * patch[0], side * patch[1]),
+        classes=classes,
+        pool="cls" if class_token else "mean",
+        class_token=class_token,
+        pre_logits=pre_logits,
     )
     found = timm_model(model.shapes(), "w")
     assert dataclasses.replace(found, name="") == model

@@ -17,9 +17,9 @@ from vitcli.config import ModelConfig, model_config
 from vitcli.errors import CheckpointError, UsageError
 from vitcli.model.vit import ViT
 from vitcli.weights import names
+from vitcli.weights.architecture import usual_heads
 from vitcli.weights.checkpoint import load, model_with, save
 from vitcli.weights.describe import Description, describe
-from vitcli.weights.layouts import usual_heads
 
 pytest.importorskip("torchvision_shim", reason="timm and transformers import torchvision")
 timm = pytest.importorskip("timm")

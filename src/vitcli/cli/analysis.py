@@ -10,6 +10,7 @@ import typer
 
 from vitcli import files
 from vitcli.cli import console, options
+from vitcli.cli.command import announce, announced, print_result, reporting
 from vitcli.cli.train import Checkpoint
 from vitcli.errors import DataError, UsageError
 
@@ -112,13 +113,10 @@ def attn_distance(
         reference, data, names, img_size=options.size(img_size), device=device, precision=precision,
         overrides=overrides,
     )  # fmt: skip
-    if _announced(planned, json, quiet, dry_run):
+    if announced(planned, json=json, quiet=quiet, dry_run=dry_run):
         return
-    reporter = console.Reporter(quiet)
-    try:
+    with reporting(quiet) as reporter:
         tree = planned.distance(reporter.progress)
-    finally:
-        reporter.close()
     _warn_unreadable(planned, tree["images"])
     from vitcli.analysis.attention import uniform_distance
     from vitcli.analysis.report import distance_table
@@ -137,10 +135,7 @@ def attn_distance(
         plots.attention_distance(
             [layer["heads"] for layer in tree["layers"]], planned.img_size[1], uniform, title, plot
         )
-    if json:
-        console.print_json(tree)
-    else:
-        console.print_lines(_distance_text(tree, planned, uniform))
+    print_result(tree, _distance_text(tree, planned, uniform), json=json)
 
 
 def attn_rollout(
@@ -175,18 +170,12 @@ def attn_rollout(
     planned = api.plan_attention(
         reference, "", names, img_size=options.size(img_size), device=device, precision=precision, overrides=overrides
     )
-    if _announced(planned, json, quiet, dry_run):
+    if announced(planned, json=json, quiet=quiet, dry_run=dry_run):
         return
-    reporter = console.Reporter(quiet)
-    try:
+    with reporting(quiet) as reporter:
         tree = planned.overlays(names, out, force, reporter.progress)
-    finally:
-        reporter.close()
     _warn_unreadable(planned, len(tree["images"]))
-    if json:
-        console.print_json(tree)
-    else:
-        console.print_lines([*(row["overlay"] for row in tree["images"]), *tree["contact_sheets"]])
+    print_result(tree, [*(row["overlay"] for row in tree["images"]), *tree["contact_sheets"]], json=json)
 
 
 def posemb_similarity(
@@ -205,7 +194,7 @@ def posemb_similarity(
     described, similarity, notes = api.position_similarity(
         checkpoint, options.size(img_size), options.overrides(None, set_)
     )
-    _show(notes, quiet)
+    announce(notes, quiet=quiet)
     model = described.vit
     if plot is not None:
         from vitcli import plots
@@ -235,7 +224,7 @@ def filters(
     from vitcli import api
 
     described, found, notes = api.filters(checkpoint, overrides)
-    _show(notes, quiet)
+    announce(notes, quiet=quiet)
     patch = described.vit.patch
     if plot is not None:
         from vitcli import plots
@@ -284,22 +273,6 @@ def _check_outputs(plot: Path | None, csv: Path | None = None, *, force: bool) -
         from vitcli.evaluate.report import check_table
 
         check_table(csv, "--csv")
-
-
-def _announced(planned: AttentionPlan, json: bool, quiet: bool, dry_run: bool) -> bool:
-    """Notes and warnings on stderr; with `dry_run` the plan on stdout, and True."""
-    _show(planned.notes, quiet)
-    for warning in planned.warnings:
-        console.show_warning(warning)
-    if dry_run:
-        tree = planned.as_json()
-        console.print_json(tree) if json else console.print_fields(tree)
-    return dry_run
-
-
-def _show(notes: Sequence[str], quiet: bool) -> None:
-    for note in () if quiet else notes:
-        console.show_note(note)
 
 
 def _warn_unreadable(planned: AttentionPlan, read: int) -> None:

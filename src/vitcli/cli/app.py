@@ -11,26 +11,8 @@ import typer
 
 from vitcli import __version__
 from vitcli.cli import console
-from vitcli.cli.analysis import attn_distance, attn_rollout, filters, posemb_similarity
-from vitcli.cli.bench import bench
-from vitcli.cli.convert import export, resize_posemb
-from vitcli.cli.evaluate import eval_
-from vitcli.cli.info import info
-from vitcli.cli.predict import predict
-from vitcli.cli.probe import probe
-from vitcli.cli.sweep import sweep
-from vitcli.cli.train import finetune, pretrain
+from vitcli.cli.table import COMMANDS
 from vitcli.errors import ResourceError, Stopped, UsageError, VitError, did_you_mean, is_out_of_memory
-
-app = typer.Typer(
-    name="vit",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="The Vision Transformer as a command line: train a classifier, move it to your images, measure it.",
-    epilog="A first session, without any data of your own:  vit pretrain,  vit finetune --img-size 16,  vit eval",
-)
 
 
 def _version(wanted: bool) -> None:
@@ -39,7 +21,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def vit(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
@@ -52,20 +33,21 @@ def vit(
         raise ResourceError(f"the working directory is gone: {error.strerror}", "cd to a folder that exists") from None
 
 
-app.command("pretrain")(pretrain)
-app.command("finetune")(finetune)
-app.command("eval")(eval_)
-app.command("predict")(predict)
-app.command("probe")(probe)
-app.command("sweep")(sweep)
-app.command("resize-posemb")(resize_posemb)
-app.command("attn-distance")(attn_distance)
-app.command("attn-rollout")(attn_rollout)
-app.command("posemb-similarity")(posemb_similarity)
-app.command("filters")(filters)
-app.command("info")(info)
-app.command("export")(export)
-app.command("bench")(bench)
+def make_app() -> typer.Typer:
+    """The command line with the commands that the table has now."""
+    app = typer.Typer(
+        name="vit",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help="The Vision Transformer as a command line: train a classifier, move it to your images, measure it.",
+        epilog="A first session, without any data of your own:  vit pretrain,  vit finetune --img-size 16,  vit eval",
+    )
+    app.callback()(vit)
+    for name, command in COMMANDS.items():
+        app.command(name)(command)
+    return app
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -87,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """The exit code of a command; errors are shown, a closed pipe is quiet. The code is true even if nobody can read why."""
     try:
-        return int(app(arguments, prog_name="vit", standalone_mode=False) or 0)
+        return int(make_app()(arguments, prog_name="vit", standalone_mode=False) or 0)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except Stopped as stopped:

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from vitcli import config
-from vitcli.cli import console, options
+from vitcli.cli import options
+from vitcli.cli.command import print_result, reporting
 
 Models = Annotated[
     list[str], typer.Argument(metavar="MODEL…", show_default=False, help="Models such as ViT-S/16 or ti/4.")
@@ -47,15 +48,9 @@ def bench(
     named = [config.model_config(name, size, overrides.get("data.classes", 1000)) for name in models]
     from vitcli import api
 
-    reporter = console.Reporter(quiet)
-    try:
+    with reporting(quiet) as reporter:
         tree = api.bench(named, overrides, reporter.progress)
-    finally:
-        reporter.close()
-    if json:
-        console.print_json(tree)
-    else:
-        console.print_lines(_text(tree))
+    print_result(tree, _text(tree), json=json)
 
 
 def _text(tree: dict[str, Any]) -> list[str]:

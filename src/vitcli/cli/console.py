@@ -159,6 +159,14 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{last:02}" if hours else f"{minutes}:{last:02}"
 
 
+def score_text(scores: dict[str, Any]) -> str:
+    """Top-1 of a classifier; of another objective's scores every number."""
+    if "top1" in scores:
+        top1 = "–" if scores["top1"] is None else f"{100 * scores['top1']:.2f} %"
+        return f"top-1 {top1} on {scores['n']:,} images of {scores['split']}"
+    return ", ".join(f"{name} {value:.4g}" for name, value in scores.items() if isinstance(value, (int, float)))
+
+
 class Reporter:
     """A reader of a run's events: a moving bar on a terminal, a plain line every few seconds elsewhere."""
 
@@ -184,11 +192,7 @@ class Reporter:
             left = (total - step) * fields["images_seen"] / step / rate if step and rate else None
             self._advance("training", step, total, f"loss {fields['loss']:.3f}  {rate:,.0f} images/s", left)
         elif event == "eval":
-            scores = fields["eval"]
-            top1 = "–" if scores["top1"] is None else f"{100 * scores['top1']:.2f} %"
-            self._line(
-                show_note, f"step {fields['step']:,}: top-1 {top1} on {scores['n']:,} images of {scores['split']}"
-            )
+            self._line(show_note, f"step {fields['step']:,}: {score_text(fields['eval'])}")
 
     def progress(self, what: str, done: int, total: int) -> None:
         self("progress", {"what": what, "done": done, "total": total})

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vitcli.cli import console, options
+from vitcli.cli.command import announce
 from vitcli.cli.predict import Checkpoint
 from vitcli.errors import UsageError
 
@@ -70,9 +71,7 @@ def resize_posemb(
     tree, notes = api.resize_position_embedding(
         checkpoint, out, img_size=size, patch=patch, method=method, force=force, overrides=overrides
     )
-    if not quiet:
-        for note in notes:
-            console.show_note(note)
+    announce(notes, quiet=quiet)
     console.print_json(tree) if json else console.print_path(out)
 
 
@@ -96,13 +95,9 @@ def export(
     from vitcli import api
 
     tree, notes = api.export(checkpoint, out, form, labels=labels, force=force, overrides=options.overrides(None, set_))
-    if not quiet:
-        for note in notes:
-            console.show_note(note)
-        shown = f"largest difference of a logit on {tree['images']} photographs: {tree['max_abs_difference']:.2g}"
-        console.show_note(shown)
-    for what in tree["preprocessing"]["differs"]:
-        console.show_warning(f"{form} makes other pixels than vit: {what}")
+    shown = f"largest difference of a logit on {tree['images']} photographs: {tree['max_abs_difference']:.2g}"
+    differs = [f"{form} makes other pixels than vit: {what}" for what in tree["preprocessing"]["differs"]]
+    announce([*notes, shown], differs, quiet=quiet)
     if push:
         tree["pushed"] = api.push(out, push)
         if not quiet:

@@ -9,6 +9,7 @@ import typer
 
 from vitcli import files
 from vitcli.cli import console, options
+from vitcli.cli.command import announced, print_result, reporting
 from vitcli.cli.train import Checkpoint
 
 Split = Annotated[
@@ -70,27 +71,15 @@ def eval_(
 
     if predictions is not None:
         report.check_table(predictions)
-    reporter = console.Reporter(quiet)
-    try:
+    with reporting(quiet) as reporter:
         planned = api.plan_evaluation(
             checkpoint, data, split, img_size=options.size(img_size), labels=labels, device=device, precision=precision,
             overrides=overrides, progress=reporter.progress,
         )  # fmt: skip
-    finally:
-        reporter.close()
-    if not quiet:
-        for note in planned.notes:
-            console.show_note(note)
-    for warning in planned.warnings:
-        console.show_warning(warning)
-    if dry_run:
-        tree = planned.as_json()
-        console.print_json(tree) if json else console.print_fields(tree)
+    if announced(planned, json=json, quiet=quiet, dry_run=dry_run):
         return
-    try:
+    with reporting(quiet) as reporter:
         result = planned.measure(reporter.progress)
-    finally:
-        reporter.close()
     if result.unreadable:
         console.show_warning(f"{result.unreadable} unreadable images are left out")
     tree = report.summary(result, planned.classes)
@@ -98,10 +87,7 @@ def eval_(
         report.write_table(predictions, report.predictions(result, planned.split, planned.classes))
     if confusion is not None:
         report.draw_confusion(result, planned.classes, planned.source.name, confusion)
-    if json:
-        console.print_json(tree)
-    else:
-        console.print_lines(_text(tree))
+    print_result(tree, _text(tree), json=json)
 
 
 def _text(tree: dict[str, Any]) -> list[str]:

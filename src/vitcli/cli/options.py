@@ -169,6 +169,36 @@ def overrides(config_file: Path | None, items: list[str] | None, **options: Any)
     return values
 
 
+OF_A_RUN = {
+    "data": "data.source",
+    "model": "model.name",
+    "img_size": "model.img_size",
+    "batch_size": "train.batch_size",
+    "freeze": "train.freeze",
+    "labels": "run.labels",
+    "seed": "run.seed",
+    "epochs": "train.epochs",
+    "steps": "train.steps",
+    "time_budget": "train.time_budget",
+    "objective": "train.objective",
+    "recipe": "run.recipe",
+    "device": "run.device",
+    "precision": "run.precision",
+}
+"""The options of the commands that train, by the names of their parameters, and the configuration values that they are."""
+
+
+def of_a_run(parameters: dict[str, Any]) -> Overrides:
+    """The values of a training command's options, from its parameters by their names: `of_a_run(locals())`.
+
+    Raises UsageError as `overrides` does.
+    """
+    asked = {key.replace(".", "__"): parameters.get(name) for name, key in OF_A_RUN.items()}
+    for name in ("run__device", "run__precision"):
+        asked[name] = given(str(asked[name]), "auto")
+    return overrides(parameters["config"], parameters["set_"], **asked)
+
+
 def given(value: str, default: str) -> str | None:
     """None where an option stands at its default, so that a configuration file's value shows."""
     return None if value == default else value

@@ -11,6 +11,7 @@ import typer
 
 from vitcli import files
 from vitcli.cli import console, options
+from vitcli.cli.command import announce, reporting
 
 if TYPE_CHECKING:
     from io import BufferedReader
@@ -76,21 +77,18 @@ def predict(
         checkpoint, img_size=options.size(img_size), labels=labels, device=device, precision=precision,
         overrides=overrides,
     )  # fmt: skip
-    if not quiet:
-        for note in planned.notes:
-            console.show_note(note)
+    announce(planned.notes, quiet=quiet)
     rows, failed, done = [], 0, 0
-    reporter = console.Reporter(quiet)
-    for row in planned.predict(_named(images)):
-        done, failed = done + 1, failed + ("error" in row)
-        if out is not None:
-            rows.append(row)
-            reporter.progress("predicting", done, done + 1)
-        elif json:
-            console.print_json(row)
-        else:
-            console.print_row(_fields(row))
-    reporter.close()
+    with reporting(quiet) as reporter:
+        for row in planned.predict(_named(images)):
+            done, failed = done + 1, failed + ("error" in row)
+            if out is not None:
+                rows.append(row)
+                reporter.progress("predicting", done, done + 1)
+            elif json:
+                console.print_json(row)
+            else:
+                console.print_row(_fields(row))
     if out is not None:
         report.write_table(out, predictor.table(rows, nested=out.suffix != ".csv"))
         console.print_json({"path": str(out), "rows": done, "errors": failed}) if json else console.print_path(out)

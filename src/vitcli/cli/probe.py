@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from vitcli.cli import console, options
+from vitcli.cli import options
+from vitcli.cli.command import announced, print_result, reporting
 from vitcli.cli.evaluate import Split
 from vitcli.cli.train import Checkpoint
 
@@ -46,32 +47,27 @@ def probe(
         checkpoint, data, split, method=method, img_size=options.size(img_size), device=device, precision=precision,
         overrides=overrides,
     )  # fmt: skip
-    if not quiet:
-        for note in planned.notes:
-            console.show_note(note)
-    for warning in planned.warnings:
-        console.show_warning(warning)
-    if dry_run:
-        tree = planned.as_json()
-        console.print_json(tree) if json else console.print_fields(tree)
+    if announced(planned, json=json, quiet=quiet, dry_run=dry_run):
         return
-    reporter = console.Reporter(quiet)
-    try:
+    with reporting(quiet) as reporter:
         tree = planned.measure(reporter.progress)
-    finally:
-        reporter.close()
-    if json:
-        console.print_json(tree)
-    else:
-        console.print_lines(_text(tree))
+    print_result(tree, _text(tree), json=json)
 
 
 def _text(tree: dict[str, Any]) -> list[str]:
-    result = tree["results"][0]
     lines = [
         f"probe       {tree['method']}, fitted on {tree['train_n']:,} images",
-        f"split       {tree['split']}, {result['n']:,} images",
-        f"top-1       {100 * result['top1']:.2f} %",
-        f"penalty     l2 = {result['l2']:g}, the best of these by cross-validation:",
+        f"split       {tree['split']}, {tree['results'][0]['n']:,} images",
     ]
-    return lines + [f"  {row['l2']:<8g} {100 * row['top1']:6.2f} %" for row in tree["cross_validation"]]
+    if "cross_validation" in tree:
+        (row,) = tree["results"]
+        lines += [
+            f"top-1       {100 * row['top1']:.2f} %",
+            f"penalty     l2 = {row['l2']:g}, the best of these by cross-validation:",
+        ]
+        return lines + [f"  {row['l2']:<8g} {100 * row['top1']:6.2f} %" for row in tree["cross_validation"]]
+    for row in tree["results"]:
+        by = ", ".join(f"{name} = {value:g}" for name, value in row.items() if name not in ("top1", "std", "n"))
+        spread = f" ± {100 * row['std']:.2f}" if row.get("std") is not None else ""
+        lines.append(f"top-1       {100 * row['top1']:.2f}{spread} %{f' with {by}' if by else ''}")
+    return lines

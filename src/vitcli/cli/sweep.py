@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vitcli.cli import console, options
+from vitcli.cli import command, console, options
 from vitcli.cli.train import Freeze, Model
 from vitcli.errors import UsageError
 
@@ -64,57 +64,32 @@ def sweep(
     Every length is that of one run. The dev part is a tenth of the training images (train.dev), never the test split. The
     same command again goes on with an unfinished sweep.
     """
-    command, checkpoint = _command(what or [])
-    overrides = options.overrides(
-        config,
-        set_,
-        data__source=data,
-        model__name=model,
-        model__img_size=img_size,
-        train__batch_size=batch_size,
-        train__freeze=freeze,
-        run__labels=labels,
-        run__seed=seed,
-        train__epochs=epochs,
-        train__steps=steps,
-        train__time_budget=time_budget,
-        train__objective=objective,
-        run__recipe=recipe,
-        run__device=options.given(device, "auto"),
-        run__precision=options.given(precision, "auto"),
-    )
+    overrides = options.of_a_run(locals())
+    kind, checkpoint = _command(what or [])
     from vitcli import api
     from vitcli.train.plan import Request
 
-    planned = api.plan_sweep(Request(command, overrides, checkpoint, dry_run, time.monotonic()), grid or [], seeds)
-    if not quiet:
-        for note in planned.first.notes:
-            console.show_note(note)
+    planned = api.plan_sweep(Request(kind, overrides, checkpoint, dry_run, time.monotonic()), grid or [], seeds)
+    command.announce(planned.first.notes, quiet=quiet)
     if dry_run:
         _show_plan(planned, json)
         return
-    reporter = console.Reporter(quiet)
-    try:
+    with command.reporting(quiet) as reporter:
         folder, report = api.sweep(planned, out, [reporter], lambda text: reporter("note", {"text": text}))
-    finally:
-        reporter.close()
-    if json:
-        console.print_json(report)
-    else:
-        console.print_lines(_text(report, str(folder)))
+    command.print_result(report, _text(report, str(folder)), json=json)
 
 
 def _command(what: list[str]) -> tuple[Literal["pretrain", "finetune"], str]:
     """(command, checkpoint). Raises UsageError."""
-    command: Literal["pretrain", "finetune"] = "finetune" if what else "pretrain"
+    kind: Literal["pretrain", "finetune"] = "finetune" if what else "pretrain"
     if what and what[0] in ("pretrain", "finetune"):
-        command = "pretrain" if what[0] == "pretrain" else "finetune"
+        kind = "pretrain" if what[0] == "pretrain" else "finetune"
         what = what[1:]
-    if len(what) > (command == "finetune"):
+    if len(what) > (kind == "finetune"):
         raise UsageError(
             f"too many arguments: {' '.join(what)}", "write vit sweep pretrain …, or vit sweep finetune CKPT …"
         )
-    return command, what[0] if what else ""
+    return kind, what[0] if what else ""
 
 
 def _show_plan(planned: Sweep, json: bool) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vitcli.cli import console, options
+from vitcli.cli.command import announce, reporting
 from vitcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,22 +59,7 @@ def pretrain(
 
     Prints the path of the checkpoint. The same command again goes on with an unfinished run.
     """
-    overrides = options.overrides(
-        config,
-        set_,
-        data__source=data,
-        model__name=model,
-        model__img_size=img_size,
-        train__batch_size=batch_size,
-        run__seed=seed,
-        train__epochs=epochs,
-        train__steps=steps,
-        train__time_budget=time_budget,
-        train__objective=objective,
-        run__recipe=recipe,
-        run__device=options.given(device, "auto"),
-        run__precision=options.given(precision, "auto"),
-    )
+    overrides = options.of_a_run(locals())
     _train("pretrain", overrides, "", out, resume, json, quiet, dry_run)
 
 
@@ -103,22 +89,7 @@ def finetune(
 
     The head is kept where the classes are the same, else new; the position embedding is interpolated to --img-size.
     """
-    overrides = options.overrides(
-        config,
-        set_,
-        data__source=data,
-        model__img_size=img_size,
-        train__batch_size=batch_size,
-        train__freeze=freeze,
-        run__labels=labels,
-        run__seed=seed,
-        train__epochs=epochs,
-        train__steps=steps,
-        train__time_budget=time_budget,
-        run__recipe=recipe,
-        run__device=options.given(device, "auto"),
-        run__precision=options.given(precision, "auto"),
-    )
+    overrides = options.of_a_run(locals())
     _train("finetune", overrides, checkpoint, out, resume, json, quiet, dry_run)
 
 
@@ -146,29 +117,21 @@ def _train(
     from vitcli.train.plan import Request
     from vitcli.train.signals import process_seconds
 
-    reporter = console.Reporter(quiet)
-    try:
-        plan = api.plan(
-            Request(command, overrides, init, dry_run, time.monotonic() - process_seconds(), reporter.progress)
-        )
+    with reporting(quiet) as reporter:
+        started = time.monotonic() - process_seconds()
+        plan = api.plan(Request(command, overrides, init, dry_run, started, reporter.progress))
         if dry_run:
-            _show_plan(plan, json, quiet)
+            announce(plan.notes, plan.warnings, quiet=quiet)
+            _show_plan(plan, json)
             return
         folder, report = api.run(plan, out, resume, [reporter])
-    finally:
-        reporter.close()
     if json:
         console.print_json(report)
     else:
         console.print_path(folder / Path(report["checkpoint"]).name)
 
 
-def _show_plan(plan: Plan, json: bool, quiet: bool) -> None:
-    if not quiet:
-        for note in plan.notes:
-            console.show_note(note)
-    for warning in plan.warnings:
-        console.show_warning(warning)
+def _show_plan(plan: Plan, json: bool) -> None:
     tree = plan.as_json()
     if json:
         console.print_json(tree)

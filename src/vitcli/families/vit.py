@@ -89,6 +89,7 @@ class ModelConfig(Architecture):
         "how positions are taken to another image size (model/posemb.py); auto is what the code of the checkpoint's family does",
     )
 
+    takes_any_size: ClassVar[bool] = True
     DIMENSIONS: ClassVar[frozenset[str]] = frozenset({"width", "depth", "heads", "mlp", "patch"})
 
     @property

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vitcli import files, flops, plots
-from vitcli.config import format_size
+from vitcli.config import ModelConfig, format_size
 from vitcli.data.identity import Record
 from vitcli.data.origin import seals
 from vitcli.runs import WEIGHTS
@@ -89,29 +89,59 @@ def _trained(plan: Plan) -> Record:
     return record
 
 
+_COLUMNS = {
+    "split": "split",
+    "n": "images",
+    "top1": "top-1",
+    "top5": "top-5",
+    "loss": "loss (nats)",
+    "ece": "calibration error",
+}
+_PERCENT = ("top1", "top5", "ece")
+
+
+def _results(scores: dict[str, Any]) -> str:
+    """The scores as a table, those that every classifier has first."""
+    order = [name for name in _COLUMNS if name in scores] + [name for name in scores if name not in _COLUMNS]
+
+    def cell(name: str) -> str:
+        value = scores[name]
+        if value is None:
+            return "–"
+        if name in _PERCENT:
+            return f"{100 * value:.2f} %"
+        return (
+            f"{value:,}"
+            if isinstance(value, int)
+            else f"{value:.4f}"
+            if isinstance(value, float)
+            else markdown(str(value))
+        )
+
+    rows = (
+        [_COLUMNS.get(name, markdown(name)) for name in order],
+        ["---"] * len(order),
+        [cell(name) for name in order],
+    )
+    table = "\n".join(f"| {' | '.join(row)} |".replace("| --- ", "|---").replace("--- |", "---|") for row in rows)
+    return f"""
+## Results
+
+{table}
+
+![training curves](curves.png)
+"""
+
+
 def _card(description: Description, report: dict[str, Any], plan: Plan) -> str:
     model, config, scores = description.model, plan.config, report["eval"]
-
-    def percent(value: float | None) -> str:
-        return "–" if value is None else f"{100 * value:.2f} %"
 
     names = ", ".join(markdown(c.name) for c in description.classes[:20])
     shown = names + (" …" if len(description.classes) > 20 else "")
     source, data = (markdown(plan.source.id), markdown(plan.source.name)) if plan.source else ("none", "none")
     trained = f"fine-tuned from {markdown(plan.parent.path.name)}" if plan.parent else "trained from random weights"
-    result = (
-        ""
-        if scores is None
-        else f"""
-## Results
-
-| split | images | top-1 | top-5 | loss (nats) | calibration error |
-|---|---|---|---|---|---|
-| {markdown(scores["split"])} | {scores["n"]:,} | {percent(scores["top1"])} | {percent(scores["top5"])} | {scores["loss"]:.4f} | {percent(scores["ece"])} |
-
-![training curves](curves.png)
-"""
-    )
+    result = "" if scores is None else _results(scores)
+    kind = "Vision Transformer" if isinstance(model, ModelConfig) else f"model of the family {markdown(model.family)}"
     return f"""---
 library_name: vit
 pipeline_tag: image-classification
@@ -120,20 +150,20 @@ tags: [vision-transformer, image-classification]
 
 # {markdown(model.name)} on {data}
 
-A Vision Transformer {trained} on {source}.
+A {kind} {trained} on {source}.
 
 | | |
 |---|---|
 | model | {markdown(model.name)}, {flops.parameters(model):,} parameters |
-| input | {format_size(model.img_size)} px, {model.sized()}, {model.tokens} tokens, {2 * flops.macs(model) / 1e9:.3g} GFLOPs an image |
-| classes | {len(description.classes)}: {shown} |
+| input | {format_size(model.img_size)} px, {model.sized()}{", " if model.sized() else ""}{model.tokens} tokens, {2 * flops.macs(model) / 1e9:.3g} GFLOPs an image |
+| classes | {f"{len(description.classes)}: {shown}" if description.classes else "none: what was learned has no labels"} |
 | recipe | `{config.run.recipe}`, seed {config.run.seed} |
 | training | {report["steps"]:,} steps, {report["images_seen"]:,} images, {report["train_flops"]:.3g} FLOPs, {report["seconds"]:,.0f} s |
 {result}
 ## Use
 
 ```
-vit eval model.safetensors
+vit {"eval" if description.classes else "finetune"} model.safetensors{"" if description.classes else " --data DATA"}
 vit info model.safetensors
 ```
 
@@ -147,7 +177,8 @@ def write(plan: Plan, folder: Path, tensors: Tensors, report: dict[str, Any], li
         plan, folder, report["steps"], report["images_seen"], report["train_flops"], report["eval"] or {}
     )
     checkpoint.save(description, tensors)
-    files.write_json(folder / "config.json", timm_config(description))
+    if isinstance(description.model, ModelConfig):
+        files.write_json(folder / "config.json", timm_config(description))
     plots.curves(
         lines, f"{plan.config.model.name} on {plan.source.name if plan.source else 'none'}", folder / "curves.png"
     )

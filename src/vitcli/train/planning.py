@@ -313,6 +313,7 @@ def _configured(
             balanced=overrides.get("data.balanced", config.data.balanced),
         ),
         augment=replace(config.augment, views=_views(config, overrides, objective)),
+        train=replace(config.train, low_res=_low_res(config, overrides)),
     )
     check(config)
     if config.data.balanced and not facts.classes:
@@ -320,6 +321,15 @@ def _configured(
             f"data.balanced needs labels, and train.objective = {config.train.objective} has none", "leave it out"
         )
     return fitted_to_data(config, facts, overrides)
+
+
+def _low_res(config: Config, overrides: Overrides) -> float:
+    """Raises UsageError where smaller images were asked for, and the model takes none."""
+    if config.model.takes_any_size:
+        return config.train.low_res
+    if overrides.get("train.low_res"):
+        raise UsageError(f"train.low_res: {config.model.name} takes images of one size alone", "leave it out")
+    return 0.0
 
 
 def _views(config: Config, overrides: Overrides, objective: type[Objective]) -> int:

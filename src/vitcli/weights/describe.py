@@ -24,24 +24,12 @@ from vitcli.config_values import check_bounds
 from vitcli.errors import CheckpointError, UsageError, VitError
 from vitcli.runs import WEIGHTS
 from vitcli.weights import names as by_name
+from vitcli.weights.architecture import Stored, architecture, check_shapes
 from vitcli.weights.beside import Beside, from_training, is_of_training, is_usual, read_beside
 from vitcli.weights.document import check_document
 from vitcli.weights.header import Header
-from vitcli.weights.layouts import (
-    TIMM,
-    TRANSFORMERS_SIGLIP,
-    Found,
-    Place,
-    Row,
-    Stored,
-    architecture,
-    best_place,
-    check_shapes,
-    find,
-    is_average,
-    preprocessing_by_name,
-    strip_prefixes,
-)
+from vitcli.weights.keys import Found, Place, Row, best_place, find, is_average, strip_prefixes
+from vitcli.weights.layouts import TIMM, TRANSFORMERS_SIGLIP, preprocessing_by_name
 from vitcli.weights.pickles import Inert
 from vitcli.weights.stored import INDICES, PICKLES, Pickled, Safetensors, Weights, open_weights, read_index
 

@@ -22,14 +22,8 @@ from torch import Tensor
 from vitcli.config import ModelConfig, Size, format_size
 from vitcli.errors import CheckpointError
 from vitcli.weights.describe import Description
-from vitcli.weights.layouts import (
-    TRANSFORMERS_DEIT,
-    TRANSFORMERS_DINOV2,
-    TRANSFORMERS_SIGLIP,
-    TRANSFORMERS_VIT,
-    Layout,
-    keys_for,
-)
+from vitcli.weights.keys import keys_for
+from vitcli.weights.layouts import TRANSFORMERS_DEIT, TRANSFORMERS_DINOV2, TRANSFORMERS_SIGLIP, TRANSFORMERS_VIT, Layout
 
 _BICUBIC, _BILINEAR = 3, 2  # Pillow's numbers
 

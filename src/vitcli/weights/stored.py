@@ -27,7 +27,7 @@ from vitcli.weights import tables
 from vitcli.weights.archives import open_archive
 from vitcli.weights.header import check_nodes, not_weights, read_header
 from vitcli.weights.held import AGAIN, HeldFile
-from vitcli.weights.layouts import Place, is_wanted
+from vitcli.weights.keys import Place, is_wanted
 from vitcli.weights.pickles import Inert
 from vitcli.weights.torchfile import BROKEN, Outline, TorchFile, one_line
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vitcli.weights.layouts import Place, is_average, places
+from vitcli.weights.keys import Place, is_average, places
 from vitcli.weights.pickles import Inert
 from vitcli.weights.torchfile import Outline
 

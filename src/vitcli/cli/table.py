@@ -1,0 +1,32 @@
+"""The commands by their names, in the order of the help. One more is a function here, its parameters declared with options.py's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vitcli.cli.analysis import attn_distance, attn_rollout, filters, posemb_similarity
+from vitcli.cli.bench import bench
+from vitcli.cli.convert import export, resize_posemb
+from vitcli.cli.evaluate import eval_
+from vitcli.cli.info import info
+from vitcli.cli.predict import predict
+from vitcli.cli.probe import probe
+from vitcli.cli.sweep import sweep
+from vitcli.cli.train import finetune, pretrain
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "pretrain": pretrain,
+    "finetune": finetune,
+    "eval": eval_,
+    "predict": predict,
+    "probe": probe,
+    "sweep": sweep,
+    "resize-posemb": resize_posemb,
+    "attn-distance": attn_distance,
+    "attn-rollout": attn_rollout,
+    "posemb-similarity": posemb_similarity,
+    "filters": filters,
+    "info": info,
+    "export": export,
+    "bench": bench,
+}

@@ -1,0 +1,326 @@
+"""From a file's keys to vit's, and back: which layout a file has, where in it the weights are, what becomes of each key."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from vitcli.errors import CheckpointError
+from vitcli.families.base import Shape
+from vitcli.weights.layouts import (
+    LAYOUTS,
+    Layout,
+    pattern,
+)
+
+Shapes = Mapping[str, Shape]
+
+_PREFIXES = ("module.", "_orig_mod.")
+_WITHIN = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What torch.compile, FSDP and activation checkpointing put into keys, at any depth."""
+
+
+# --- what vit writes ---------------------------------------------------------------------------------------
+
+_FILE_KEYS = ("embeddings.", "encoder.", "layernorm.", "pooler.")
+
+
+def keys_for(name: str, layout: Layout, prefix: str = "") -> list[tuple[str, str]]:
+    """The keys that a file of `layout` has for vit's tensor `name`, each with its part (q, k, v, or empty for all of it).
+
+    `prefix` is put before what is not a head. Where a table has several keys for one, its first is what files have.
+    """
+    keys: dict[str, str] = {}
+    for key, target in layout.table.items():
+        target, _, which = target.partition("[")
+        match = pattern(target).match(name)
+        if match is not None and which not in keys:
+            filled = _filled(key, match)
+            keys[which] = (prefix if key.startswith(_FILE_KEYS) else "") + filled
+    if not keys:
+        raise KeyError(name)
+    return [(key, which) for which, key in keys.items()]
+
+
+# --- from a file's keys to vit's ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """An array of the file and what happens to it."""
+
+    key: str
+    op: str = ""
+    shape: Shape = ()  # after `op`
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of a key of the file: used, renamed or dropped; `to` is vit's key, or why it was dropped."""
+
+    key: str
+    fate: str
+    to: str = ""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a table of weights a ViT is: the keys that begin with `prefix`, with the names of `layout`."""
+
+    prefix: str
+    layout: Layout
+    whole: bool = True  # what no ViT is without is there
+
+
+@dataclass(frozen=True)
+class Found:
+    """A recognised file: where each of vit's tensors comes from, and the report on every key."""
+
+    layout: Layout
+    parts: Mapping[str, tuple[Part, ...]]  # by vit's name; several are joined along the first axis
+    report: tuple[Row, ...]
+    strays: Mapping[str, Shape]  # keys that are no part of the layout: an error once the architecture is known
+    heads: int | None = None  # where the arrays say so
+    prefix: str = ""
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Of vit's tensors. Parts are joined along the first axis."""
+        return {
+            name: (sum(p.shape[0] for p in parts), *parts[0].shape[1:]) if parts[0].shape else ()
+            for name, parts in self.parts.items()
+        }
+
+
+def strip_prefixes(names: Iterable[str], prefixes: tuple[str, ...] = _PREFIXES) -> dict[str, str]:
+    """Each name without what DataParallel and torch.compile put before it."""
+    stripped = {}
+    for name in names:
+        bare = name
+        while bare.startswith(prefixes):
+            bare = bare[len(next(p for p in prefixes if bare.startswith(p))) :]
+        stripped[name] = bare
+    if len(set(stripped.values())) < len(stripped):
+        seen: set[str] = set()
+        twice = next(bare for bare in stripped.values() if bare in seen or seen.add(bare))  # type: ignore[func-returns-value]
+        raise CheckpointError(
+            f"two keys are {twice[:80]} without their prefix", "save one model alone, without its wrapper"
+        )
+    return stripped
+
+
+def _unwrapped(keys: Iterable[str]) -> dict[str, str]:
+    """Each key without what DataParallel, torch.compile and FSDP add; as they are where two would be the same."""
+    plain = {key: _WITHIN.sub("", key) for key in keys}
+    for key, name in plain.items():
+        while name.startswith(_PREFIXES):
+            name = name[len(next(p for p in _PREFIXES if name.startswith(p))) :]
+        plain[key] = name
+    return plain if len(set(plain.values())) == len(plain) else {key: key for key in plain}
+
+
+def _names(keys: Iterable[str], layout: Layout, prefix: str = "") -> dict[str, str]:
+    """The keys that begin with `prefix`, each without it and the layout's own."""
+    inside = {key: name[len(prefix) :] for key, name in _unwrapped(keys).items() if name.startswith(prefix)}
+    names = strip_prefixes(inside.values(), (*_PREFIXES, *layout.prefixes)) if inside else {}
+    return {key: names[name] for key, name in inside.items()}
+
+
+_AVERAGED = {"ema", "teacher", "target", "average", "averaged", "avg", "swa", "shadow"}
+
+
+def is_average(name: str) -> bool:
+    """Whether a key or prefix says that weights are an average over training."""
+    return not _AVERAGED.isdisjoint(re.split(r"[^a-z]+", name.lower()))
+
+
+NEEDED = ("patch_embed.proj.weight", "pos_embed", "blocks.0.attn.qkv.weight", "blocks.0.mlp.fc1.weight")
+"""What no ViT is without."""
+WHOLE = "the file must hold a whole ViT"
+_MOST_PLACES = 32
+"""Students, teachers and averages in one table: a training script has a handful."""
+
+
+def places(shapes: Shapes) -> list[Place]:
+    """Where a table of weights holds the key by which a layout begins, in the table's order, up to _MOST_PLACES."""
+    names = _unwrapped(shapes)
+    own: dict[str, list[str]] = {}  # for each key that a layout begins by, the prefixes of all that begin by it
+    for layout in LAYOUTS:
+        own.setdefault(layout.anchor, []).extend(layout.prefixes)
+    prefixes: dict[str, None] = {}
+    for name in names.values():
+        for anchor, encoders in own.items():
+            before = name.removesuffix(anchor)
+            if before != name and (not before or before[-1] in "./"):
+                encoder = next((e for e in encoders if f".{before}".endswith(f".{e}")), "")
+                prefixes[before.removesuffix(encoder)] = None
+    found = []
+    for prefix in itertools.islice(prefixes, _MOST_PLACES):
+        inside = {key: shapes[key] for key, name in names.items() if name.startswith(prefix)}
+        try:
+            place = Place(prefix, recognise(inside, "", prefix))
+            parts = find(inside, "", place).parts
+        except CheckpointError:
+            continue
+        found.append(replace(place, whole=parts.keys() >= set(NEEDED)))
+    return found
+
+
+def best_place(shapes: Shapes) -> tuple[Place | None, list[Place]]:
+    """Where the weights are, and where else there is a whole ViT: averages over training first, as timm takes them."""
+    found = places(shapes)
+    whole = [place for place in found if place.whole] or found[:1]
+    first = next((place for place in whole if is_average(place.prefix)), whole[0] if whole else None)
+    return first, [place for place in whole if place is not first]
+
+
+def recognise(keys: Iterable[str], where: str, prefix: str = "") -> Layout:
+    """The family of which a marker is among the keys. Raises CheckpointError."""
+    keys = list(keys)
+    for layout in LAYOUTS:
+        names = _names(keys, layout, prefix).values()
+        if any(pattern.match(name) for pattern in layout.marks for name in names):
+            return layout
+    some = ", ".join(keys[:4])
+    raise CheckpointError(
+        f"{where} has weights of an unknown layout: {len(keys)} keys, such as {some}",
+        "vit reads ViT weights as timm, transformers, torchvision, Google, DeiT, MAE and DINOv2 write them",
+    )
+
+
+def _after(op: str, shape: Shape) -> tuple[str, Shape]:
+    """The shape that `op` makes. Raises ValueError where the array has not the axes for it."""
+    axes = {"": None, "transpose": 2, "hwio": 4, "heads_in": 3, "heads_out": 3, "flat": 2}[op]
+    if axes is not None and len(shape) != axes:
+        raise ValueError(f"an array of shape {shape}, not of {axes} axes")
+    if op == "transpose":
+        return op, shape[::-1]
+    if op == "hwio":
+        return op, (shape[3], shape[2], shape[0], shape[1])
+    if op == "heads_in":
+        return op, (shape[1] * shape[2], shape[0])
+    if op == "heads_out":
+        return op, (shape[2], shape[0] * shape[1])
+    if op == "flat":
+        return op, (shape[0] * shape[1],)
+    return op, shape
+
+
+_AXES = {"cls_token": 3, "dist_token": 3, "reg_token": 3, "pos_embed": 3}
+
+
+_BESIDE = re.compile(
+    r"(?:\w*loss\w*|criterion\w*|\w*metrics?|\w*accuracy\w*|\w*acc[15]?|\w*meters?|n_averaged|num_batches_tracked|num_updates"
+    r"|epoch|step|global_step|iteration|iter|lr|\w*decay|\w*best\w*|optimizer|scheduler)(?:\.\w+)*"
+)
+"""Keys of what trains or measures a model, in one table with its weights."""
+
+
+def _stands_beside(name: str, shape: Shape) -> str:
+    """Why a key that no layout has is no part of the model; empty where it may be one."""
+    if _BESIDE.fullmatch(name):
+        return "of training, by its name"
+    inside = name.split(".")[0].split("/")[0] in _MODULES
+    return "" if inside or shape not in ((), (1,)) else "a single number"
+
+
+_MODULES = {"blocks", "patch_embed", "norm", "norm_pre", "fc_norm", "head", "head_dist", "attn_pool", "encoder", "layers",
+            "embeddings", "layernorm", "pooler", "classifier", "heads", "vision_model", "Transformer", "cls"}  # fmt: skip
+
+
+def find(shapes: Shapes, where: str, place: Place | None = None) -> Found:
+    """Recognise a file by its keys and account for each of them. Raises CheckpointError."""
+    shapes = unscanned(shapes)
+    place = place or best_place(shapes)[0] or Place("", recognise(shapes, where), False)
+    layout, names = place.layout, _names(shapes, place.layout, place.prefix)
+    parts: dict[str, dict[str, Part]] = {}
+    report: list[Row] = []
+    strays: dict[str, Shape] = {}
+    heads = None
+    for key in shapes:
+        if key not in names:
+            report.append(Row(key, "dropped", f"not under {place.prefix}"))
+            continue
+        name = names[key]
+        why = next((why for pattern, why in layout.left_out if pattern.match(name) or pattern.match(key)), None)
+        row = next(((match, target) for pattern, target in layout.rows if (match := pattern.match(name))), None)
+        if why is None and row is None:
+            why = _stands_beside(name, shapes[key]) or None
+        if why is not None:
+            report.append(Row(key, "dropped", why))
+            continue
+        if row is None:
+            strays[key] = shapes[key]
+            continue
+        target = _filled(row[1], row[0])
+        target, _, op = target.partition("@")
+        target, _, which = target.partition("[")
+        try:
+            op, shape = _after(op, shapes[key])
+            if which == "q" and op == "heads_in":
+                heads = shapes[key][1]
+        except ValueError as error:
+            raise CheckpointError(f"{where}: {key} is {error}", WHOLE) from None
+        shape = (1,) * (_AXES.get(target, 0) - len(shape)) + shape
+        if which in parts.get(target, {}):
+            raise CheckpointError(f"{where}: {key} and {parts[target][which].key} are both {target}", WHOLE)
+        parts.setdefault(target, {})[which] = Part(key, op, shape)
+        report.append(Row(key, "used" if key == target else "renamed", target))
+    joined = {name: _joined(found, name, where) for name, found in parts.items()}
+    return Found(layout, joined, tuple(report), strays, heads, place.prefix)
+
+
+def is_wanted(key: str, place: Place) -> bool:
+    """Whether the layout has `key`, so that a file in which it cannot be read is not whole."""
+    name = _names([key], place.layout, place.prefix).get(key)
+    return name is not None and any(pattern.match(name) for pattern, _ in place.layout.rows)
+
+
+def _filled(target: str, match: re.Match[str]) -> str:
+    named = {"s": {"scale": "weight", "bias": "bias"}.get(match.groupdict().get("s", ""), ""), **{
+        k: v for k, v in match.groupdict().items() if k != "s"
+    }}  # fmt: skip
+    for name, value in named.items():
+        target = target.replace(f"{{{name}}}", value or "")
+    return target
+
+
+def _joined(parts: Mapping[str, Part], name: str, where: str) -> tuple[Part, ...]:
+    """q, k and v in this order, or the one part. Raises CheckpointError where some are missing or do not fit."""
+    if "" in parts:
+        return (parts[""],)
+    missing = [which for which in "qkv" if which not in parts]
+    if missing:
+        raise CheckpointError(f"{where}: {name} lacks its {' and '.join(missing)}", WHOLE)
+    if len({p.shape for p in parts.values()}) > 1:
+        raise CheckpointError(
+            f"{where}: the q, k and v of {name} have shapes {[p.shape for p in parts.values()]}", WHOLE
+        )
+    return tuple(parts[which] for which in "qkv")
+
+
+_SCANNED = re.compile(r"(.*Transformer/encoderblock)/(.*)")
+
+
+def unscanned(shapes: Shapes) -> dict[str, Shape]:
+    """Blocks that big_vision scans over lie in one array with a leading axis; each becomes a key of its own, `…_3/…#3`."""
+    apart: dict[str, Shape] = {}
+    for key, shape in shapes.items():
+        match = _SCANNED.fullmatch(key)
+        if match is None or not shape:
+            apart[key] = shape
+        else:
+            apart |= {f"{match[1]}_{i}/{match[2]}": shape[1:] for i in range(min(shape[0], 1000))}
+    return apart
+
+
+def scanned_key(key: str, stored: Shapes) -> tuple[str, int | None]:
+    """The file's own key for one that `unscanned` made, and the index along its first axis."""
+    if key in stored:
+        return key, None
+    match = re.fullmatch(r"(.*Transformer/encoderblock)_(\d+)/(.*)", key)
+    if match is None or f"{match[1]}/{match[3]}" not in stored:
+        raise KeyError(key)
+    return f"{match[1]}/{match[3]}", int(match[2])
