@@ -76,7 +76,10 @@ def commands(config: ModelConfig, batch: int, precision: str) -> dict[str, float
         model = ViT(config)
         init_weights(model, 0)
         classes = tuple(Class(str(index)) for index in range(config.classes))
-        save(Description(place / "b.safetensors", config, classes, EvalConfig()), model.state_dict())
+        save(
+            Description(path=place / "b.safetensors", model=config, classes=classes, eval=EvalConfig()),
+            model.state_dict(),
+        )
         del model
         random = np.random.default_rng(0)
         (place / "photos" / "0").mkdir(parents=True)

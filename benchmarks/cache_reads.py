@@ -20,9 +20,9 @@ from opponents import alternate, show
 
 from vitcli import files
 from vitcli.config import Config, RunConfig, apply, model_config
-from vitcli.data.augment import Batch
+from vitcli.data.batch import Batch
 from vitcli.data.cache import FORMAT, Cached, checksums
-from vitcli.data.loader import ahead
+from vitcli.data.prefetch import ahead
 from vitcli.machine import set_up
 from vitcli.train.bench import trainer
 

@@ -23,7 +23,7 @@ from opponents import alternate, import_timm, show
 
 from vitcli import flops
 from vitcli.config import Config, ModelConfig, RunConfig, apply, model_config, parse_size
-from vitcli.data.augment import Batch
+from vitcli.data.batch import Batch
 from vitcli.evaluate.inference import logits_of
 from vitcli.machine import Machine, peak_flops, set_up
 from vitcli.model.linear import packed

@@ -16,8 +16,8 @@ from pathlib import Path
 from vitcli.cli.table import COMMANDS
 from vitcli.config import COMMAND_SECTIONS, SECTIONS
 from vitcli.config_values import key_of
-from vitcli.data.sources import PRESETS
-from vitcli.recipes import RECIPES
+from vitcli.data.presets import PRESETS
+from vitcli.recipes.table import RECIPES
 
 PAGE = Path(__file__).with_name("reference.md")
 

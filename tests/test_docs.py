@@ -49,7 +49,7 @@ def weights_in_the_hubs_cache(tmp_path_factory: pytest.TempPathFactory) -> Itera
     vit = ViT(model)
     init_weights(vit, 0)
     write_safetensors(snapshot / "model.safetensors", vit.state_dict())
-    config = timm_config(Description(snapshot / "model.safetensors", model, (), EvalConfig()))
+    config = timm_config(Description(path=snapshot / "model.safetensors", model=model, classes=(), eval=EvalConfig()))
     (snapshot / "config.json").write_text(json.dumps(config))
     before = os.environ.get("HF_HUB_CACHE")
     os.environ["HF_HUB_CACHE"] = str(cache)

@@ -15,6 +15,7 @@ import pytest
 from conftest import mounted_disk
 from vitcli import files
 from vitcli.errors import ResourceError, UsageError
+from vitcli.plain import read_at, write_at
 
 
 def names(folder: Path) -> list[str]:
@@ -278,9 +279,9 @@ def test_reading_and_writing_at_places_by_threads(tmp_path: Path, monkeypatch: p
     parts = [bytes([i]) * 1000 for i in range(50)]
     descriptor = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda i: files.write_at(descriptor, memoryview(parts[i]), 1000 * i), range(50)))
+        list(pool.map(lambda i: write_at(descriptor, memoryview(parts[i]), 1000 * i), range(50)))
         buffers = [bytearray(1000) for _ in parts]
-        counts = list(pool.map(lambda i: files.read_at(descriptor, memoryview(buffers[i]), 1000 * i), range(50)))
+        counts = list(pool.map(lambda i: read_at(descriptor, memoryview(buffers[i]), 1000 * i), range(50)))
     assert counts == [1000] * 50 and list(map(bytes, buffers)) == parts
-    assert files.read_at(descriptor, memoryview(bytearray(10)), 49_995) == 5
+    assert read_at(descriptor, memoryview(bytearray(10)), 49_995) == 5
     os.close(descriptor)

@@ -17,7 +17,8 @@ from vitcli import api
 from vitcli.config import Config, EvalConfig, ModelConfig, apply, check, model_config
 from vitcli.errors import UsageError
 from vitcli.flops import training_flops
-from vitcli.recipes import RECIPES, Facts, configure, default_recipe, evaluated_as_trained, fitted_to_data
+from vitcli.recipes.facts import Facts
+from vitcli.recipes.table import RECIPES, configure, default_recipe, evaluated_as_trained, fitted_to_data
 from vitcli.train import memory
 from vitcli.train.planning import seen_since_random
 

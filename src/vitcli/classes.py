@@ -12,8 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from vitcli import files
 from vitcli.errors import CheckpointError, DataError
+from vitcli.plain import read_plain
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def read_labels(source: str, outputs: int) -> tuple[Class, ...]:
         classes = imagenet_1k()
     else:
         try:
-            text = files.read_plain(Path(source), _LARGEST).decode("utf-8-sig")
+            text = read_plain(Path(source), _LARGEST).decode("utf-8-sig")
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"cannot read the labels in {source}: {error}",

@@ -17,11 +17,10 @@ import secrets
 import shutil
 import socket
 import stat
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from vitcli.errors import ResourceError, UsageError
 from vitcli.text import as_json
@@ -59,53 +58,6 @@ def inside(folder: str, path: str) -> str:
     root = os.path.normpath(folder)
     full = os.path.normpath(os.path.join(root, path))  # noqa: PTH118 (as fast as the rows of a table are read)
     return full if full.startswith(root.rstrip(os.sep) + os.sep) else ""
-
-
-def open_plain(path: Path) -> BinaryIO:
-    """A file, opened to be read. Raises OSError, also for what is no file, such as a pipe, which would be waited for."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "not a file", str(path))
-        return os.fdopen(descriptor, "rb")
-    except BaseException:
-        os.close(descriptor)
-        raise
-
-
-def read_plain(path: Path, most: int) -> bytes:
-    """The bytes of a file. Raises OSError as `open_plain`, and for one of more than `most` bytes."""
-    with open_plain(path) as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise OSError(errno.EFBIG, f"more than {most:,} bytes", str(path))
-    return content
-
-
-_PLACE = threading.Lock()  # of a file's own position, where a system reads and writes only there
-
-
-def read_at(descriptor: int, buffer: memoryview, offset: int) -> int:
-    """Bytes from `offset` on into a buffer, by any number of threads; how many there were. Raises OSError."""
-    if hasattr(os, "preadv"):
-        return os.preadv(descriptor, [buffer], offset)
-    with _PLACE:
-        os.lseek(descriptor, offset, os.SEEK_SET)
-        found = os.read(descriptor, buffer.nbytes)
-    buffer.cast("B")[: len(found)] = found
-    return len(found)
-
-
-def write_at(descriptor: int, content: memoryview, offset: int) -> None:
-    """All bytes of `content` from `offset` on, by any number of threads. Raises OSError."""
-    while content:
-        if hasattr(os, "pwrite"):
-            written = os.pwrite(descriptor, content, offset)
-        else:
-            with _PLACE:
-                os.lseek(descriptor, offset, os.SEEK_SET)
-                written = os.write(descriptor, content)
-        content, offset = content[written:], offset + written
 
 
 def fsync_path(path: Path) -> None:

@@ -32,7 +32,9 @@ def write_checkpoint(path: Path, config: ModelConfig = TINY, data: str = "") -> 
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     classes = tuple(Class(name) for name in ("blue", "green", "red"))
     trained = {"data": {"id": data, "seals": seals(data)}} if data else {}
-    save(Description(path, config, classes, EvalConfig(), trained), model.state_dict())
+    save(
+        Description(path=path, model=config, classes=classes, eval=EvalConfig(), provenance=trained), model.state_dict()
+    )
     return path
 
 

@@ -26,7 +26,10 @@ from vitcli.weights.describe import Description, describe
 def written(path: Path, model: ModelConfig) -> Path:
     vit = ViT(model)
     init_weights(vit, 0)
-    save(Description(path, model, (), EvalConfig(crop=0.9), scores={"top1": 0.5}), vit.state_dict())
+    save(
+        Description(path=path, model=model, classes=(), eval=EvalConfig(crop=0.9), scores={"top1": 0.5}),
+        vit.state_dict(),
+    )
     return path
 
 

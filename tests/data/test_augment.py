@@ -18,18 +18,10 @@ from torch import Tensor
 
 import torchvision_shim  # noqa: F401
 from vitcli.config import AugmentConfig, EvalConfig
-from vitcli.data import augment
-from vitcli.data.augment import (
-    OPERATIONS,
-    Augmenter,
-    Batch,
-    erase_,
-    geometry,
-    mix,
-    noise_of,
-    randaugment_layer,
-    resized_crop_parts,
-)
+from vitcli.data import augment, randaugment
+from vitcli.data.augment import Augmenter, erase_, geometry, mix, noise_of, resized_crop_parts
+from vitcli.data.batch import Batch, to_float
+from vitcli.data.randaugment import OPERATIONS, randaugment_layer
 from vitcli.randomness import uniforms
 
 NAMES = [
@@ -53,7 +45,7 @@ def planes(*images: np.ndarray) -> np.ndarray:
 
 
 def tensor(*images: np.ndarray) -> Tensor:
-    return augment.to_float(torch.from_numpy(planes(*images)))
+    return to_float(torch.from_numpy(planes(*images)))
 
 
 def array(image: Tensor) -> np.ndarray:
@@ -247,7 +239,7 @@ def test_affine_maps_are_torchs(height: int, width: int, matrix: list[float], se
     random = np.random.default_rng(seed)
     images = torch.from_numpy(random.integers(0, 256, (2, 3, height, width)).astype(np.float32))
     wanted = torch.tensor(matrix).view(2, 2, 3)
-    result = augment._affine(images, wanted)
+    result = randaugment._affine(images, wanted)
     grid = F.affine_grid(wanted, [2, 3, height, width], align_corners=False)
     expected = F.grid_sample(images - 128, grid, mode="nearest", padding_mode="zeros", align_corners=False) + 128
     places = ((grid.double() + 1) * torch.tensor([width, height]) - 1) / 2
@@ -261,7 +253,7 @@ def test_affine_maps_are_torchs_nearly_everywhere() -> None:
     wanted = torch.tensor([[[0.93, 0.31, 0.077], [-0.29, 0.88, -0.13]], [[1.0, 0.0, 0.333], [0.211, 1.0, 0.0]]])
     grid = F.affine_grid(wanted, list(images.shape), align_corners=False)
     expected = F.grid_sample(images - 128, grid, mode="nearest", padding_mode="zeros", align_corners=False) + 128
-    assert (augment._affine(images, wanted) == expected).float().mean() > 0.995
+    assert (randaugment._affine(images, wanted) == expected).float().mean() > 0.995
     assert (expected == 128).float().mean() > 0.02  # some comes from outside
 
 

@@ -20,8 +20,9 @@ from PIL.PngImagePlugin import PngInfo
 import torchvision_shim  # noqa: F401
 from conftest import draw_image
 from vitcli.config import EvalConfig
-from vitcli.data import decode
-from vitcli.data.decode import BadImage, View, eval_view, open_rgb, render
+from vitcli.data import colour, decode
+from vitcli.data.colour import BadImage
+from vitcli.data.decode import View, eval_view, open_rgb, render
 
 LIMIT = 89.0
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -290,7 +291,7 @@ MODES: dict[str, tuple[Any, list[int]]] = {
 def test_every_mode_of_pillow_has_its_conversion(mode: str, turn: int) -> None:
     value, expected = MODES[mode]
     image = Image.new(mode, (3, 2), value)
-    result = decode.to_rgb(image, turn, decode._Stored(""))
+    result = colour.to_rgb(image, turn, colour.StoredImage(""))
     assert result.mode == "RGB" and result.size == ((2, 3) if turn == 6 else (3, 2))
     assert np.abs(np.asarray(result).astype(int) - expected).max() <= 1
 

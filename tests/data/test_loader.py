@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from conftest import draw_image
 from vitcli.config import AugmentConfig, Config, DataConfig, EvalConfig, RunConfig, TrainConfig, model_config
 from vitcli.data import loader as loader_module
-from vitcli.data.augment import Batch
+from vitcli.data.batch import Batch
 from vitcli.data.cache import open_images, working_view
-from vitcli.data.loader import Order, TrainLoader, ahead
+from vitcli.data.loader import Order, TrainLoader
+from vitcli.data.prefetch import ahead
 from vitcli.data.sources import open_source
 from vitcli.errors import DataError
 
@@ -109,11 +110,11 @@ def make(folder: Path) -> Make:
     def loader(seed: int = 0, workers: int = 0, augment: AugmentConfig = AUGMENT, size: int = 8, where: Any = "auto",
                **data: Any) -> TrainLoader:  # fmt: skip
         config = Config(
-            RunConfig(seed=seed),
-            model_config("mu/4", (12, 12), 3),
-            DataConfig(str(folder), workers=workers, on_bad_image="skip", **data),
-            augment,
-            TrainConfig(batch_size=size),
+            run=RunConfig(seed=seed),
+            model=model_config("mu/4", (12, 12), 3),
+            data=DataConfig(str(folder), workers=workers, on_bad_image="skip", **data),
+            augment=augment,
+            train=TrainConfig(batch_size=size),
             eval=EvalConfig(),
         )
         part = open_source(config.data).split("all")

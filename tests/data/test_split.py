@@ -19,7 +19,7 @@ from vitcli.data.split import Split, by_class, dev_split, stratified
 
 def images_of(blobs: Sequence[bytes], labels: NDArray[np.int64] | None, names: Sequence[str] | None = None) -> Split:
     table = Dataset.from_dict({"image": [{"bytes": blob, "path": None} for blob in blobs]})
-    return Split("train", table, "image", np.arange(len(blobs)), labels, Contents(len(blobs), names=names))
+    return Split("train", table, "image", np.arange(len(blobs)), labels, Contents(rows=len(blobs), names=names))
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=200), st.data())

@@ -167,8 +167,8 @@ def write_into_folder(path, fill, size=0):
     M(43, "pipes and devices are opened", "files.py", "row_43_what_stands", "if False:", "if not stat.S_ISREG(os.fstat(descriptor).st_mode):"),
     M(46, "a header's preprocessing is believed", "weights/describe.py", "row_46_a_field", "def check_eval(config):\n    pass"),
     M(46, "a header's fields are believed", "weights/describe.py", "row_46_a_field", "def check_document(document):\n    pass"),
-    M(46, "a configuration is believed", "weights/beside.py", "row_46_a_value_of_timm", "def _as_key(path, name, key, value):\n    return value"),
-    M(46, "an argument is believed", "weights/beside.py", "row_46_an_argument", "def _as_key(path, name, key, value):\n    return value"),
+    M(46, "a configuration is believed", "weights/sidecar.py", "row_46_a_value_of_timm", "def _as_key(path, name, key, value):\n    return value"),
+    M(46, "an argument is believed", "weights/sidecar.py", "row_46_an_argument", "def _as_key(path, name, key, value):\n    return value"),
     M(46, "preprocessing that is asked for is believed", "api.py", "row_46_preprocessing", "def check_eval(config):\n    pass"),
     M(48, "an image is its size", "data/identity.py", "row_48", "def digest(blob):\n    return len(blob)"),
     M(49, "the cache is mapped", "data/cache.py", "row_49", """

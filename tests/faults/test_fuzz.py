@@ -32,7 +32,8 @@ from conftest import draw_image
 from vitcli import api, files
 from vitcli.classes import read_labels
 from vitcli.config import DataConfig, read_toml
-from vitcli.data.decode import BadImage, View, decode
+from vitcli.data.colour import BadImage
+from vitcli.data.decode import View, decode
 from vitcli.data.sources import open_source
 from vitcli.errors import VitError
 from vitcli.train import state

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from processes import pretrain, run
 
 from conftest import Result, draw_image
-from vitcli.data.decode import BadImage, View, decode, open_rgb
+from processes import pretrain, run
+from vitcli.data.colour import BadImage
+from vitcli.data.decode import View, decode, open_rgb
 
 Command = Callable[..., Result]
 SKIP = ("--set", "data.on_bad_image=skip")
@@ -379,7 +380,8 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
 MEASURED = """
 import resource, sys, time
 from pathlib import Path
-from vitcli.data.decode import BadImage, View, decode
+from vitcli.data.decode import View, decode
+from vitcli.data.colour import BadImage
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()

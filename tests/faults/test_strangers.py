@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from processes import run
 
 from conftest import Vit, draw_image
 from listening import listening
+from processes import run
 from vitcli.config import DataConfig
 from vitcli.data.identity import Contents
 from vitcli.data.sources import open_source
@@ -290,7 +290,7 @@ def test_row_52_a_hundred_thousand_classes_are_parted_in_seconds(shared: int) ->
             return np.uint64(7919) * (1 + self.rows.astype(np.uint64))
 
     count = 100_000 * shared
-    part = Numbered("train", None, "image", np.arange(count), np.arange(count) // shared, Contents(count))
+    part = Numbered("train", None, "image", np.arange(count), np.arange(count) // shared, Contents(rows=count))
     started = time.monotonic()
     rest, held = carve(part)
     assert time.monotonic() - started < 20

@@ -43,9 +43,9 @@ def nearest_mean(train: Features, held_out: Features, classes: int, settings: Pr
 
 
 UPPER = Layout(
-    "UPPER",
-    ("PATCH.weight",),
-    {
+    name="UPPER",
+    markers=("PATCH.weight",),
+    table={
         "PATCH.{p}": "patch_embed.proj.{p}",
         "POSITIONS": "pos_embed",
         "CLASS": "cls_token",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vitcli import config, flops
 from vitcli.config import Config
 from vitcli.config_values import key
-from vitcli.data.augment import Batch
+from vitcli.data.batch import Batch
 from vitcli.model.classifier import Classifier
 from vitcli.randomness import generator
 from vitcli.train.objectives.base import Extra, Loss, Noise, Objective, of_generator

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from vitcli.config import Config, TrainConfig, model_config
-from vitcli.data.augment import Batch
+from vitcli.data.batch import Batch
 from vitcli.model.vit import ViT, init_weights
 from vitcli.train.objectives.base import Noise
 from vitcli.train.objectives.classify import Classify

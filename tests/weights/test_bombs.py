@@ -339,7 +339,7 @@ def test_types_of_safetensors_that_are_no_plain_numbers(tmp_path, kind, own):
 
     path = tmp_path / "w.safetensors"
     names = tuple(map(Class, "abc"))
-    description = Description(path, model_config("mu/4", (8, 8), 3), names, EvalConfig())
+    description = Description(path=path, model=model_config("mu/4", (8, 8), 3), classes=names, eval=EvalConfig())
     checkpoint.write_safetensors(path, state(), description.document() if own else None)
     content = path.read_bytes()
     size = int.from_bytes(content[:8], "little")

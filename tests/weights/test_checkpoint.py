@@ -28,8 +28,9 @@ from vitcli.errors import CheckpointError, UsageError
 from vitcli.model.posemb import resize_position_embedding
 from vitcli.model.vit import ViT, init_weights
 from vitcli.weights import checkpoint
-from vitcli.weights.describe import Description, describe, locate
+from vitcli.weights.describe import Description, describe
 from vitcli.weights.header import read_header
+from vitcli.weights.locate import locate
 
 MODEL = model_config("mu/4", (16, 24), 3)
 CLASSES = (Class("tench", "n01440764"), Class("Schnäuzer"), Class("老虎"))
@@ -45,7 +46,9 @@ def weights(model: ModelConfig = MODEL, seed: int = 0) -> dict[str, Tensor]:
 
 def described(path: Path, model: ModelConfig = MODEL, **changes: Any) -> Description:
     provenance, scores = {"data": {"id": "digits"}, "steps": 7}, {"top1": 0.5, "split": "test"}
-    return dataclasses.replace(Description(path, model, CLASSES, SEEN, provenance, scores), **changes)
+    return dataclasses.replace(
+        Description(path=path, model=model, classes=CLASSES, eval=SEEN, provenance=provenance, scores=scores), **changes
+    )
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def checkpoint(path: Path, model: ModelConfig = PLAIN, **seen: Any) -> Path:
     tensors = {n: t + 0.1 * torch.randn(t.shape, generator=generator) for n, t in vit.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     config = EvalConfig(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), **seen)
-    save(Description(path, model, CLASSES, config), tensors)
+    save(Description(path=path, model=model, classes=CLASSES, eval=config), tensors)
     return path
 
 
@@ -344,7 +344,9 @@ def test_timm_makes_the_same_pixels_of_an_exported_folder(size, resize, interpol
 
     for crop in (1.0, 0.95, 0.9, 0.875, 0.8, 32 / 36):
         config = EvalConfig(crop=crop, resize=resize, interpolation=interpolation, **UNSCALED)  # type: ignore[arg-type]
-        description = Description(Path("w"), dataclasses.replace(PLAIN, patch=(1, 1), img_size=size), (), config)
+        description = Description(
+            path=Path("w"), model=dataclasses.replace(PLAIN, patch=(1, 1), img_size=size), classes=(), eval=config
+        )
         exported = json.loads(json.dumps(timm_config(description)))["pretrained_cfg"]
         transform = timm.data.create_transform(**timm.data.resolve_data_config({}, pretrained_cfg=exported))
         assert formats.preprocessing_differences(description, "timm") == []
@@ -363,7 +365,9 @@ def test_transformers_makes_the_same_pixels_or_the_export_says_in_what_they_diff
 
     for crop in (1.0, 0.95, 0.9, 0.875, 0.8):
         config = EvalConfig(crop=crop, resize=resize, interpolation=interpolation, **UNSCALED)  # type: ignore[arg-type]
-        description = Description(Path("w"), dataclasses.replace(PLAIN, patch=(1, 1), img_size=size), (), config)
+        description = Description(
+            path=Path("w"), model=dataclasses.replace(PLAIN, patch=(1, 1), img_size=size), classes=(), eval=config
+        )
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(formats.preprocessor_config(description)))
         exact = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
         usual = transformers.AutoImageProcessor.from_pretrained(tmp_path)
@@ -393,7 +397,7 @@ def test_the_command_says_in_what_the_pixels_are_not_the_same(tmp_path, form, se
 
 @pytest.mark.parametrize("cut", [32, 224, 299, 384])
 def test_the_crop_of_another_tool_s_processor_is_read_to_the_pixel(cut):
-    from vitcli.weights.beside import _part
+    from vitcli.weights.transformers_sidecar import _part
 
     for side in range(cut, 2 * cut):
         assert int(cut / _part(cut, side)) == side

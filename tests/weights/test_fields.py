@@ -58,7 +58,16 @@ class Header:
         self.path = path
         classes = tuple(Class(str(digit)) for digit in range(10))
         checkpoint.save(
-            Description(path, MODEL, classes, EvalConfig(), PROVENANCE, SCORES, trained_images=RECORD), weights()
+            Description(
+                path=path,
+                model=MODEL,
+                classes=classes,
+                eval=EvalConfig(),
+                provenance=PROVENANCE,
+                scores=SCORES,
+                trained_images=RECORD,
+            ),
+            weights(),
         )
         header, self._whole = read_header(path), path.read_bytes()
         tree = json.loads(self._whole[8 : header.data_start])
@@ -89,7 +98,7 @@ class Header:
 
 @pytest.fixture
 def header(tmp_path: Path) -> Header:
-    return Header(tmp_path / "w.safetensors")
+    return Header(path=tmp_path / "w.safetensors")
 
 
 @pytest.fixture

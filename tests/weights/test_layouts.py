@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from vitcli.config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, model_config
 from vitcli.errors import CheckpointError
 from vitcli.weights.architecture import architecture, check_shapes
-from vitcli.weights.beside import Beside
 from vitcli.weights.keys import Shapes, find, strip_prefixes
 from vitcli.weights.layouts import preprocessing_by_name
+from vitcli.weights.sidecar import Sidecar
 
 TINY = dataclasses.replace(model_config("mu/4", (16, 16), 3), gelu="erf")
 
 
 def timm_model(shapes: Shapes, where: str) -> ModelConfig:
     """The architecture of a bare file with timm's names."""
-    return architecture(find(shapes, where), Beside(), where).model
+    return architecture(find(shapes, where), Sidecar(), where).model
 
 
 def test_prefixes_of_wrappers_are_taken_off_however_nested():

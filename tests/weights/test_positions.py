@@ -121,7 +121,7 @@ def written(path: Path, **changes: Any) -> Path:
     init_weights(vit, 0)
     generator = torch.Generator().manual_seed(0)
     tensors = {n: t + 0.5 * torch.randn(t.shape, generator=generator) for n, t in vit.state_dict().items()}
-    save(Description(path, model, (), EvalConfig()), tensors)
+    save(Description(path=path, model=model, classes=(), eval=EvalConfig()), tensors)
     return path
 
 

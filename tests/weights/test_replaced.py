@@ -45,7 +45,15 @@ def own(path: Path, seed: int, names: list[str] = DIGITS) -> Path:
     """Of vit's own, with a digest."""
     provenance = {"data": {"id": "digits"}}
     checkpoint.save(
-        Description(path, MODEL, tuple(map(Class, names)), EvalConfig(), provenance, {"top1": seed / 10}), weights(seed)
+        Description(
+            path=path,
+            model=MODEL,
+            classes=tuple(map(Class, names)),
+            eval=EvalConfig(),
+            provenance=provenance,
+            scores={"top1": seed / 10},
+        ),
+        weights(seed),
     )
     return path
 

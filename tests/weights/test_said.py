@@ -107,7 +107,7 @@ def test_what_cannot_be_is_a_usage_error(tmp_path, four, asked, said):
 def own(path: Path, **changes: Any) -> Path:
     model = dataclasses.replace(model_config("mu/4", (16, 16), 5), **changes)
     vit = stirred(ViT(model))
-    save(Description(path, model, (), describe_eval()), vit.state_dict())
+    save(Description(path=path, model=model, classes=(), eval=describe_eval()), vit.state_dict())
     return path
 
 

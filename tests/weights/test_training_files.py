@@ -25,7 +25,8 @@ from vitcli.config import model_config
 from vitcli.errors import CheckpointError
 from vitcli.model.vit import ViT, init_weights
 from vitcli.weights.checkpoint import load
-from vitcli.weights.describe import describe, locate
+from vitcli.weights.describe import describe
+from vitcli.weights.locate import locate
 from vitcli.weights.stored import open_weights
 
 MODEL = dataclasses.replace(model_config("mu/4", (16, 16), 3), gelu="erf")
@@ -77,7 +78,7 @@ FILES: dict[str, Any] = {
     "net_key": {"net": state(), "acc": 0.9},
     "numpy scalars": {"state_dict": state(), "best": np.float64(0.5), "at": np.int64(3), "rng": np.arange(5)},
     "defaultdict": {"state_dict": state(), "x": collections.defaultdict(list), "c": collections.Counter("ab")},
-    "a dictionary's subclass": {"state_dict": Config(state())},
+    "a dictionary's subclass": {"state_dict": Config(run=state())},
     "parameters": {"params": {k: torch.nn.Parameter(t) for k, t in state().items()}},
     "deep": {"checkpoint": {"trainer": {"agent": [{"weights": under("encoder.vit.", state())}]}}},
     "a list": [state(), 3],

@@ -245,7 +245,7 @@ def _arguments(checkpoint: str, names: Sequence[str]) -> tuple[str, list[str]]:
 
     Raises DataError where folders or patterns hold no image.
     """
-    from vitcli.data.sources import IMAGE_ENDINGS
+    from vitcli.data.decode import IMAGE_ENDINGS
 
     if Path(checkpoint).suffix.lower() in IMAGE_ENDINGS:
         checkpoint, names = "", [checkpoint, *names]

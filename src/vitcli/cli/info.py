@@ -43,7 +43,8 @@ def info(
         model = replace(named, img_size=size or (224, 224), classes=classes)
         said: dict[str, Any] = {}
     else:
-        from vitcli.weights.describe import describe, locate
+        from vitcli.weights.describe import describe
+        from vitcli.weights.locate import locate
 
         for key in overrides:
             if not key.startswith("model."):

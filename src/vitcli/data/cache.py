@@ -30,10 +30,12 @@ from numpy.typing import NDArray
 from vitcli import files
 from vitcli.config import AugmentConfig, DataConfig, Size
 from vitcli.data import decode
-from vitcli.data.decode import BadImage, View
+from vitcli.data.colour import BadImage
+from vitcli.data.decode import View
 from vitcli.data.split import Rows, Split
 from vitcli.errors import DataError, ResourceError
 from vitcli.files import cache_home
+from vitcli.plain import read_at, write_at
 from vitcli.progress import Progress, silent
 
 Pixels = NDArray[np.uint8]
@@ -84,7 +86,7 @@ class Cached:
         size = math.prod(self.shape[1:])
         with contextlib.suppress(OSError):  # then what comes next is not what was written
             for position, image in zip(positions.tolist(), pixels, strict=True):
-                files.read_at(self._file, image.data, position * size)
+                read_at(self._file, image.data, position * size)
         return pixels, checksums(pixels) == self._sums[positions]
 
     def discard(self) -> None:
@@ -109,7 +111,7 @@ def checksums(pixels: Pixels) -> NDArray[np.uint64]:
     return flat[:, :whole].view(np.uint64).sum(1) + flat[:, whole:].sum(1, dtype=np.uint64)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Images:
     """Decoded images of a split. `valid` are the positions in the split that can be read, in order."""
 
@@ -258,7 +260,7 @@ def open_images(
     else:
         bad = cached.bad
         _check_bad(split, bad, config)
-    return Images(split, view, config, _valid(split, bad), bad, cached)
+    return Images(split=split, view=view, config=config, valid=_valid(split, bad), bad=bad, cached=cached)
 
 
 def _cached(split: Split, view: View, config: DataConfig, progress: Progress, insists: bool) -> Cached | None:
@@ -336,7 +338,7 @@ def _build(
             pixels = np.empty((len(positions), *shape[1:]), np.uint8)
             faults = _decode_into(split, positions, view, config, pixels, sizes[part], opened)
             sums[part] = checksums(pixels)
-            files.write_at(file.fileno(), pixels.data.cast("B"), part.start * size)
+            write_at(file.fileno(), pixels.data.cast("B"), part.start * size)
             return faults
 
         with (temporary / "pixels.u8").open("wb") as file:

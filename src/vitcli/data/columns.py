@@ -82,15 +82,15 @@ def make_source(
     if len(splits) == 1:
         candidates = []
     source = Source(
-        re.sub(r"[^\w.-]+", "-", name).strip("-") or "data",
-        id_,
-        revision,
-        named,
-        splits,
-        mirror,
-        candidates[0] if candidates else "",
-        (),
-        known_as,
+        name=re.sub(r"[^\w.-]+", "-", name).strip("-") or "data",
+        id=id_,
+        revision=revision,
+        classes=named,
+        splits=splits,
+        mirror=mirror,
+        held_out_split=candidates[0] if candidates else "",
+        notes=(),
+        known_as=known_as,
     )
     return replace(source, notes=(*_of_splits(source), *_alike(named), *notes))
 

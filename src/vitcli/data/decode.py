@@ -33,13 +33,14 @@ import re
 import stat
 import warnings
 from dataclasses import dataclass
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from vitcli.config import EvalConfig, Size
+from vitcli.data.colour import BadImage, StoredImage, orientation, to_rgb
 
 VERSION = 4
 """Raised whenever a conversion changes, so that older decode caches are not used."""
@@ -60,15 +61,6 @@ IMAGE_ENDINGS = (
 )  # fmt: skip
 """Every ending that Pillow registers for `FORMATS`, in lower case."""
 
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _LARGEST_RESIZE = 16_000_000
 """Pixels above which only the part of an image that the frame shows is resized: a strip of 20,000 x 1 would need gigabytes."""
 
@@ -130,10 +122,6 @@ def read_file(path: str, most: int = _LARGEST_FILE) -> bytes:
 
 def _at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-class BadImage(Exception):
-    """An image that cannot be read, and why."""
 
 
 _MOST_PIECES, _MOST_STRIPS, _MOST_SCANS = 5_000_000, 500_000, 100
@@ -230,101 +218,12 @@ def _strips(stream: IO[bytes]) -> int:
     return max(counts, default=0)
 
 
-def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) to 8; 1 where the tag says anything else or cannot be read."""
-    try:
-        value = image.getexif().get(0x0112, 1)
-    except Exception:  # of many types: the bytes are a stranger's, and no pixel depends on them
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
 def upright_size(image: Image.Image, turn: int | None = None) -> Size:
     """(height, width) once turned upright, of an image that is open but not loaded; from orientation 5 on they change
     places. `turn` is its orientation, where that is known.
     """
     turned = (turn or orientation(image)) >= 5 and image.format != "TIFF"  # Pillow has turned a TIFF's size already
     return (image.width, image.height) if turned else (image.height, image.width)
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """What a file says about its pixels that Pillow forgets when it loads them."""
-
-    form: str
-    raw: str = ""  # how a pixel lies in the file, in Pillow's words: L;2, RGB;16B, I;12
-    white_is_zero: bool = False
-
-    @classmethod
-    def of(cls, image: Image.Image) -> _Stored:
-        tiles = getattr(image, "tile", None)
-        tile = tiles[0] if tiles else None
-        arguments: Any = tile[3] if tile is not None else ""
-        raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
-        tags = getattr(image, "tag_v2", {})
-        return cls(image.format or "", raw if isinstance(raw, str) else "", bool(tags) and tags.get(262) == 0)
-
-
-def to_rgb(image: Image.Image, turn: int, stored: _Stored) -> Image.Image:
-    """A loaded image turned upright from the orientation `turn`, and in RGB by the table above. Raises BadImage."""
-    key = image.info.get("transparency")
-    if turn in _UPRIGHT:
-        image = image.transpose(_UPRIGHT[turn])
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _gray(image, stored, key)
-    if image.mode in ("1", "L", "RGB"):
-        return _keyed(image, stored, key)
-    if image.mode in ("La", "RGBa"):
-        image = image.convert("LA" if image.mode == "La" else "RGBA")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
-_LEVELS = {"L;2": 85, "L;4": 17}
-"""What Pillow multiplies gray of fewer than eight bits by; the colour key stays as it is in the file."""
-
-
-def _keyed(image: Image.Image, stored: _Stored, key: Any) -> Image.Image:
-    """1, L or RGB in RGB, white where it has the colour `key`."""
-    colour = image if image.mode == "RGB" else image.convert("RGB")
-    if isinstance(key, int) and image.mode != "RGB":
-        scale = _LEVELS.get(stored.raw, 1)
-        key = (key * scale,) * 3 if image.mode == "1" else (key % (255 // scale + 1) * scale,) * 3
-    if not (isinstance(key, tuple) and len(key) == 3):
-        return colour
-    key = [part >> 8 if stored.raw.startswith("RGB;16") else part & 255 for part in key]
-    pixels = np.array(colour)
-    pixels[(pixels == np.array(key, np.uint8)).all(-1)] = 255
-    return Image.fromarray(pixels)
-
-
-def _gray(image: Image.Image, stored: _Stored, key: Any) -> Image.Image:
-    """Gray of more than eight bits in RGB. Raises BadImage where nothing says what is white."""
-    values = np.asarray(image)
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise BadImage("pixels that are NaN or infinite: gray in floating point is read where all are numbers")
-    low, high = values.min(), values.max()
-    declared = image.mode.startswith("I;16") or (stored.form in ("PNG", "PPM", "JPEG2000") and image.mode == "I")
-    if low < 0 or high > 65535:
-        raise BadImage(
-            f"pixels of {low:g} to {high:g}: gray is read where all lie within 0..1, 0..255, 0..4095 or 0..65535"
-        )
-    if declared:
-        white = 4095.0 if stored.raw.startswith("I;12") else 65535.0
-    else:
-        above = 1.02 if values.dtype.kind == "f" else 1.0  # what a bicubic resize leaves, 1.004 or 255.3
-        white = next(w for w in (1.0, 255.0, 4095.0, 65535.0) if high <= above * w)
-    gray = values.astype(np.float32)  # holds every integer below 2²⁴, and divides by 257 to the right side of a half
-    gray = np.minimum(np.rint(gray / 257 if white == 65535 else gray * np.float32(255 / white)), 255)
-    if stored.white_is_zero:
-        gray = 255 - gray
-    shown = gray.astype(np.uint8)
-    if isinstance(key, int):
-        shown[values == key] = 255
-    return Image.fromarray(shown).convert("RGB")
 
 
 def open_rgb(blob: bytes, max_megapixels: float, draft: Size | None = None) -> tuple[Image.Image, Size]:
@@ -342,7 +241,7 @@ def open_rgb(blob: bytes, max_megapixels: float, draft: Size | None = None) -> t
                     f"{image.width} x {image.height} pixels are {megapixels:.0f} megapixels, "
                     f"over the limit of {max_megapixels:g} (data.max_megapixels)"
                 )
-            stored, size = _Stored.of(image), None
+            stored, size = StoredImage.of(image), None
             if image.format in ("JPEG", "MPO"):
                 scans = blob.count(b"\xff\xda")
                 if scans > _MOST_SCANS or scans * megapixels > max(_MOST_SCANNED_MEGAPIXELS, 2 * megapixels):

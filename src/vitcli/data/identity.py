@@ -69,7 +69,7 @@ def stamps_of_rows(base: int, count: int) -> Digests:
         return (np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) ^ np.uint64(base)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Contents:
     """The digests of a table's images, each read once, and what else says which part an image belongs to.
 

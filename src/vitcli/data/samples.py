@@ -61,4 +61,4 @@ def _split(name: str, items: list[dict[str, Any]]) -> Split:
     import datasets
 
     table = datasets.Dataset.from_dict({"image": items})
-    return Split(name, table, "image", np.arange(len(items)), None, Contents(len(items)))
+    return Split(name, table, "image", np.arange(len(items)), None, Contents(rows=len(items)))

@@ -132,7 +132,7 @@ def _read(path: str) -> bytes | None:
         return None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Source:
     """What DATA named. Where `held_out_split` is empty, a part is held out of the images that are trained on."""
 

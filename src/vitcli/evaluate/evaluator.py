@@ -21,7 +21,7 @@ from vitcli.progress import Progress, silent
 from vitcli.weights.asked import asked_checkpoint, check_names
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Evaluation:
     """`metrics` has the fields of the command line; the arrays are aligned with `positions` in the split."""
 
@@ -59,7 +59,7 @@ def evaluate(inference: Inference, split: Split, outputs: NDArray[np.int64]) -> 
     assert isinstance(tally, Tally)
     measured = {name: value for metric in metrics.values() for name, value in metric.result().items()}
     return Evaluation(
-        {
+        metrics={
             "split": split.name,
             **measured,
             "seconds": seconds,

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitcli.config import DataConfig, EvalConfig
-from vitcli.data.augment import normalise_, to_float
+from vitcli.data.batch import normalise_, to_float
 from vitcli.data.cache import Images, open_images
 from vitcli.data.decode import View, eval_view
-from vitcli.data.loader import ahead
+from vitcli.data.prefetch import ahead
 from vitcli.data.split import Split
 from vitcli.machine import Machine
 from vitcli.model.classifier import Classifier

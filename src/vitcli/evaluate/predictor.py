@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from vitcli.classes import Class, imagenet_1k
 from vitcli.config import Overrides, Size
-from vitcli.data.decode import BadImage, View, decode, read_file
+from vitcli.data.colour import BadImage
+from vitcli.data.decode import View, decode, read_file
 from vitcli.data.layout import list_folder
 from vitcli.errors import VitError
 from vitcli.evaluate.inference import Inference

@@ -61,12 +61,12 @@ def describe_run(
     if plan.parent is not None:
         provenance["ancestry"] = _ancestry(plan.parent)
     return Description(
-        folder / WEIGHTS,
-        config.model,
-        plan.classes,
-        config.eval,
-        provenance,
-        scores,
+        path=folder / WEIGHTS,
+        model=config.model,
+        classes=plan.classes,
+        eval=config.eval,
+        provenance=provenance,
+        scores=scores,
         trained_images=_trained(plan).as_json() if source is not None else {},
     )
 

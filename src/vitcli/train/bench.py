@@ -14,7 +14,7 @@ import torch
 from vitcli import flops
 from vitcli.config import Architecture, BenchConfig, Config, Overrides, apply, check
 from vitcli.config_values import check_bounds
-from vitcli.data.augment import Batch
+from vitcli.data.batch import Batch
 from vitcli.errors import UsageError
 from vitcli.evaluate.inference import batch_size, logits_of
 from vitcli.machine import Machine, peak_flops, seconds_of, set_up
@@ -29,7 +29,7 @@ TRAIN_BATCH = {"cpu": 32, "mps": 64, "cuda": 256}
 _WARM_UP, _FEWEST = 2, 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Speed:
     """Medians over the repetitions; FLOPs are counted by flops.py, whatever the code really does."""
 
@@ -77,8 +77,8 @@ def bench(
         compiled = machine.compile and done == "train"
         results.append(
             Speed(
-                model.name, done, precision, compiled, batch, batch / seconds, rate / 1e12, rate / peak,
-                max(0.0, first - seconds) if compiled else None,
+                model=model.name, mode=done, precision=precision, compile=compiled, batch_size=batch, images_per_second=batch / seconds, tflops=rate / 1e12, share_of_peak=rate / peak,
+                compile_seconds=max(0.0, first - seconds) if compiled else None,
             )
         )  # fmt: skip
     return {"results": [vars(r) for r in results], "peak_tflops": {precision: peak / 1e12}}

@@ -24,7 +24,7 @@ from vitcli.train.plan import Plan
 from vitcli.weights.checkpoint import Tensors
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Start:
     """A linear probe of frozen features: `head` was fitted without the dev part, `whole` with it.
 
@@ -54,7 +54,7 @@ class Start:
     def of(cls, groups: dict[str, Tensors], values: dict[str, Any]) -> Start:
         """The inverse of `groups` and `values`. Raises KeyError."""
         right = groups["probe-dev"]["right"].numpy() > 0 if "probe-dev" in groups else None
-        return cls(groups["probe-head"], groups["probe-whole"], **values["probe"], dev_right=right)
+        return cls(head=groups["probe-head"], whole=groups["probe-whole"], **values["probe"], dev_right=right)
 
 
 class Pace:
@@ -98,7 +98,9 @@ def fit_head(inference: Inference, plan: Plan, enough: Enough | None = None) -> 
         right = probe.right_on(dev)
         probe = refitted(probe, features.and_(dev))
     top1 = None if right is None else float(right.mean())
-    return Start(head, _head(model, probe), probe.l2, top1, len(features), dev_right=right)
+    return Start(
+        head=head, whole=_head(model, probe), l2=probe.l2, dev_top1=top1, images=len(features), dev_right=right
+    )
 
 
 def _head(model: Classifier, probe: Probe) -> Tensors:

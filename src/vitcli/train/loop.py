@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from vitcli import files, flops
-from vitcli.data.augment import Batch
+from vitcli.data.batch import Batch
 from vitcli.errors import DivergedError, Interrupted, ResourceError, is_out_of_memory
 from vitcli.machine import peak_flops
 from vitcli.runs import WEIGHTS

@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitcli import classes as class_names
-from vitcli import flops, runs
+from vitcli import runs
 from vitcli.classes import Class
 from vitcli.config import (
-    LENGTHS,
     Config,
     DataConfig,
     Overrides,
@@ -22,7 +21,6 @@ from vitcli.config import (
     apply,
     check,
     check_imagined,
-    format_size,
 )
 from vitcli.config_values import usual
 from vitcli.data.identity import Record
@@ -31,15 +29,15 @@ from vitcli.data.sources import PRESET, by_name, open_source
 from vitcli.data.split import NOTHING, Source, Split, also_trained, dev_split, fraction_of, typical_size
 from vitcli.errors import DataError, ResourceError, UsageError
 from vitcli.machine import Machine, peak_flops, set_up
-from vitcli.recipes import Facts, configure, default_recipe, evaluated_as_trained, fitted_to_data
+from vitcli.recipes.facts import Facts
+from vitcli.recipes.table import configure, default_recipe, evaluated_as_trained, fitted_to_data
 from vitcli.train import memory
+from vitcli.train.narration import said_of
 from vitcli.train.objectives.base import Objective
 from vitcli.train.objectives.table import objective_named
 from vitcli.train.plan import Plan, Request
-from vitcli.weights.describe import DESCRIBED, Description, describe, locate
-
-_UNEQUAL = 2
-"""Largest class over smallest from which a run says how it weighs them."""
+from vitcli.weights.describe import DESCRIBED, Description, describe
+from vitcli.weights.locate import locate
 
 
 def make_plan(request: Request) -> Plan:
@@ -75,7 +73,7 @@ def make_plan(request: Request) -> Plan:
         warnings=(*data.warnings, *unsuited, *too_large),
         record=data.record,
     )
-    return replace(plan, notes=(*notes, *data.notes, *_said(plan)))
+    return replace(plan, notes=(*notes, *data.notes, *said_of(plan)))
 
 
 # --- the checkpoint that it starts from --------------------------------------------------------------------
@@ -399,46 +397,3 @@ def _in_memory(config: Config, machine: Machine, asked: Overrides, only_planned:
 
 
 # --- what is said ------------------------------------------------------------------------------------------
-
-
-def _said(plan: Plan) -> list[str]:
-    """What was decided without being asked for, in words."""
-    config, asked, said = plan.config, plan.request.overrides, []
-    if "run.recipe" not in asked:
-        said.append(f"recipe: {config.run.recipe}")
-    if plan.parent is None and "model.name" not in asked:
-        said.append(
-            f"model: {config.model.name} at {format_size(config.model.img_size)} px, "
-            f"{flops.parameters(config.model) / 1e6:.1f} M parameters, chosen for {plan.images:,} images of about "
-            f"{format_size(plan.native)} px on {plan.machine.device.type}"
-        )
-    if plan.parent is not None:
-        said += plan.parent.notes
-        kept = "kept: the classes are the same" if plan.keep_head else f"new, for {len(plan.classes)} classes"
-        kept += ", a linear probe of the frozen features at first" if plan.fits_head else ""
-        said.append(f"start: {plan.parent.path}; head {kept}")
-        if plan.parent.model.img_size != config.model.img_size:
-            how = config.model.resampled_from(plan.parent.model)
-            times = flops.macs(config.model) / flops.macs(plan.parent.model)
-            said.append(f"{how}{'; ' if how else ''}an image costs {times:.2g} times as much")
-    if not any(asked.get(key) is not None for key in LENGTHS):
-        said.append(
-            f"length: {config.train.epochs:g} epochs"
-            if config.train.epochs
-            else f"length: {config.train.steps:,} steps"
-        )
-    return [*said, *_said_of_classes(plan)]
-
-
-def _said_of_classes(plan: Plan) -> list[str]:
-    """That every image counts alike, where classes are of unequal size."""
-    if plan.train is None or plan.train.labels is None or not plan.classes or plan.config.data.balanced:
-        return []
-    counts = np.bincount(plan.train.labels)
-    largest, smallest = int(counts.max()), int(counts[counts > 0].min())
-    if largest <= _UNEQUAL * smallest:
-        return []
-    return [
-        f"classes: of {smallest:,} to {largest:,} images; every image counts alike, with --set data.balanced=true "
-        "every class"
-    ]

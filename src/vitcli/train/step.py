@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vitcli.data.augment import Batch
+from vitcli.data.batch import Batch
 from vitcli.errors import DivergedError
 from vitcli.randomness import generator
 from vitcli.train.trainer import Trainer

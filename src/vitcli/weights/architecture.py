@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from vitcli.config import VARIANTS, Architecture, ModelConfig, Size
 from vitcli.errors import CheckpointError, UsageError
 from vitcli.families.base import Shape
-from vitcli.weights.beside import Beside
 from vitcli.weights.keys import NEEDED, WHOLE, Found, Shapes
 from vitcli.weights.layouts import (
     BIG_VISION,
@@ -17,6 +16,7 @@ from vitcli.weights.layouts import (
     TIMM,
     Layout,
 )
+from vitcli.weights.sidecar import Sidecar
 
 
 def check_shapes(found: Shapes, model: Architecture, where: str) -> None:
@@ -51,7 +51,7 @@ class Stored:
     guessed: tuple[str, ...] = ()  # keys of the model that neither the arrays nor anything beside them tell
 
 
-def architecture(found: Found, said: Beside, where: str) -> Stored:
+def architecture(found: Found, said: Sidecar, where: str) -> Stored:
     """The architecture of a recognised file, `said` by its configuration where that is there. Raises CheckpointError."""
     shapes, layout = found.shapes, found.layout
     missing = [key for key in NEEDED if key not in shapes]
@@ -113,7 +113,7 @@ def architecture(found: Found, said: Beside, where: str) -> Stored:
     return stored
 
 
-def _guessed(model: ModelConfig, found: Found, said: Beside) -> tuple[str, ...]:
+def _guessed(model: ModelConfig, found: Found, said: Sidecar) -> tuple[str, ...]:
     """Which keys of the model nothing told, in an order for people."""
     open_ = not found.layout.fixed
     reads_either = model.classes > 0 and model.class_token and model.norm == "before" and not model.distilled

@@ -11,7 +11,8 @@ from vitcli.errors import CheckpointError, UsageError
 from vitcli.model.classifier import Classifier
 from vitcli.runs import newest_finished
 from vitcli.weights import checkpoint
-from vitcli.weights.describe import Description, Opened, describe, locate, open_checkpoint
+from vitcli.weights.describe import Description, Opened, describe, open_checkpoint
+from vitcli.weights.locate import locate
 
 
 def located(reference: str) -> tuple[Path, list[str]]:

@@ -19,8 +19,9 @@ from vitcli.errors import CheckpointError, UsageError
 from vitcli.model.classifier import Classifier, build, class_of
 from vitcli.text import as_json
 from vitcli.weights.architecture import Stored, check_shapes
-from vitcli.weights.describe import Description, Opened, locate, open_checkpoint
+from vitcli.weights.describe import Description, Opened, open_checkpoint
 from vitcli.weights.keys import Part, scanned_key, strip_prefixes
+from vitcli.weights.locate import locate
 from vitcli.weights.stored import Safetensors
 
 Tensors = dict[str, Tensor]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitcli import __version__, hub
+from vitcli import __version__
 from vitcli.classes import Class, from_json, read_labels
 from vitcli.config import (
     Architecture,
@@ -22,25 +21,24 @@ from vitcli.config import (
 )
 from vitcli.config_values import check_bounds
 from vitcli.errors import CheckpointError, UsageError, VitError
-from vitcli.runs import WEIGHTS
 from vitcli.weights import names as by_name
 from vitcli.weights.architecture import Stored, architecture, check_shapes
-from vitcli.weights.beside import Beside, from_training, is_of_training, is_usual, read_beside
 from vitcli.weights.document import check_document
 from vitcli.weights.header import Header
 from vitcli.weights.keys import Found, Place, Row, best_place, find, is_average, strip_prefixes
 from vitcli.weights.layouts import TIMM, TRANSFORMERS_SIGLIP, preprocessing_by_name
+from vitcli.weights.locate import left_by_training
 from vitcli.weights.pickles import Inert
-from vitcli.weights.stored import INDICES, PICKLES, Pickled, Safetensors, Weights, open_weights, read_index
+from vitcli.weights.sidecar import Sidecar
+from vitcli.weights.sidecars import is_of_training, is_usual, read_sidecars
+from vitcli.weights.stored import Pickled, Safetensors, Weights, open_weights
+from vitcli.weights.timm_sidecar import from_training
 
 if TYPE_CHECKING:
     from vitcli.data.identity import Record
 
-_USUAL = (WEIGHTS, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-_BY_TIMM = ("model_best.pth.tar", "last.pth.tar")
 
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Description:
     """What a checkpoint says of itself; readable without its weights."""
 
@@ -111,93 +109,6 @@ def preprocessing(size: Size, config: EvalConfig) -> dict[str, Any]:
 # --- finding -----------------------------------------------------------------------------------------------
 
 
-def locate(reference: str) -> Path:
-    """The weights file that CKPT names: a file, a run or export folder, or a hub id. Raises CheckpointError."""
-    try:
-        path = Path(reference).expanduser()
-        folder = path.is_dir()
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(
-            f"no checkpoint {reference[:200]!r}: {str(error)[:100]}", "give a weights file, a run folder or a hub id"
-        ) from None
-    if folder:
-        for name in _USUAL:
-            if (path / name).is_file():
-                return path / name
-        kept = _of_training(path)
-        if kept:
-            return kept[0]
-        alone = [f for f in sorted(path.iterdir()) if f.is_file() and f.suffix in (".safetensors", ".npz", *PICKLES)]
-        if len(alone) == 1:
-            return alone[0]
-        unfinished = " yet: the run is unfinished" if (path / "state").is_dir() else ""
-        raise CheckpointError(
-            f"{path} holds no {WEIGHTS}{unfinished}" if len(alone) < 2 else f"{path} holds {len(alone)} weights files",
-            "run the same command again to finish it" if unfinished else "give a weights file or a run folder",
-        )
-    if path.is_file():
-        return path
-    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", reference) and path.suffix not in (
-        ".safetensors",
-        ".npz",
-        *PICKLES,
-    ):
-        return _from_hub(reference)
-    raise CheckpointError(
-        f"no checkpoint {reference!r}: not a file, a folder or a hub id",
-        "give a .safetensors file, a run folder, or a hub id such as user/name",
-    )
-
-
-def _of_training(folder: Path) -> list[Path]:
-    """The checkpoints that timm's train.py left in a folder: the best, the last, the others from the latest on."""
-    found = [file for file in folder.glob("*.pth.tar") if is_of_training(file) and file.is_file()]
-    numbers = {file: [int(n) for n in re.findall(r"\d+", file.name)] for file in found}
-    return sorted(
-        found,
-        key=lambda f: (_BY_TIMM.index(f.name) if f.name in _BY_TIMM else 9, [-n for n in numbers[f]], f.name),
-    )
-
-
-def _from_hub(reference: str) -> Path:
-    """The weights of a hub id, from the hub or from its local cache where the hub cannot be asked."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import disable_progress_bars
-
-    name, _, revision = reference.partition("@")
-    disable_progress_bars()
-    offline = hub.is_offline()
-    error = None if offline else hub.obstacle(name, "model", revision)
-    cached = offline or error is not None
-
-    def get(file: str) -> Path:
-        return Path(hf_hub_download(name, file, revision=revision or None, local_files_only=cached))
-
-    for file in _USUAL:
-        try:
-            found = get(file)
-            for shard in _shards(found):
-                get(shard)
-        except Exception as problem:  # the hub's errors are many; the next file may be there
-            error = error or problem
-            continue
-        for beside in ("config.json", "preprocessor_config.json"):
-            with contextlib.suppress(Exception):  # a bare file: its layout is recognised by its keys
-                get(beside)
-        return found
-    assert error is not None
-    first = (str(error).splitlines() or [type(error).__name__])[0]
-    hint = "HF_HUB_OFFLINE is set: unset it to download, or give a file" if offline else hub.hint(error)
-    raise CheckpointError(f"cannot get {reference} from the hub or its local cache: {first}", hint) from None
-
-
-def _shards(path: Path) -> list[str]:
-    """The files that an index of shards names."""
-    if not path.name.endswith(INDICES):
-        return []
-    return [shard for shard in read_index(path)[1] if Path(shard).name == shard]
-
-
 # --- reading -----------------------------------------------------------------------------------------------
 
 
@@ -265,13 +176,13 @@ def described(header: Header, document: dict[str, Any]) -> Description:
         config = from_dict("eval", {k: v for k, v in seen.items() if k != "size"})
         check_bounds("eval", config)
         description = Description(
-            header.path,
-            model,
-            from_json(document["classes"]),
-            config,
-            document.get("provenance", {}),
-            document.get("scores", {}),
-            document.get("sha256", ""),
+            path=header.path,
+            model=model,
+            classes=from_json(document["classes"]),
+            eval=config,
+            provenance=document.get("provenance", {}),
+            scores=document.get("scores", {}),
+            sha256=document.get("sha256", ""),
             trained_images=document.get("trained_images", {}),
         )
     except (ValueError, UsageError) as error:
@@ -311,7 +222,7 @@ def _bare(weights: Weights, asked: Overrides) -> Opened:
     script = _script(weights, path)
     name = path.parent.name if is_usual(path) or is_of_training(path) else path.name.partition(".pt")[0]
     usual, _ = preprocessing_by_name(name, found.layout)
-    said = read_beside(path, usual, "pre_logits.fc.weight" in found.shapes)
+    said = read_sidecars(path, usual, "pre_logits.fc.weight" in found.shapes)
     said = said.over(from_training(script, usual, path))
     names = (*said.names, name, *((path.stem, path.parent.name) if not is_usual(path) else ()))
     config, why = preprocessing_by_name(" ".join((*said.names, name)), found.layout)
@@ -323,10 +234,10 @@ def _bare(weights: Weights, asked: Overrides) -> Opened:
         config, why = said.eval, ""
     report = (*found.report, *_beside_report(weights))
     description = Description(
-        path,
-        stored.model,
-        tuple(said.classes) if len(said.classes) == stored.model.classes else (),
-        config,
+        path=path,
+        model=stored.model,
+        classes=tuple(said.classes) if len(said.classes) == stored.model.classes else (),
+        eval=config,
         notes=tuple(f"{path.name}: {note}" for note in _notes(weights, found, stored, why, others)),
         layout=found.layout.name,
         report=report,
@@ -357,14 +268,14 @@ def _script(weights: Weights, path: Path) -> dict[str, Any]:
     return known | {key: root[key] for key in ("arch", "model_name") if isinstance(root.get(key), str)}
 
 
-def _by_name(names: tuple[str, ...], found: Found) -> Beside:
+def _by_name(names: tuple[str, ...], found: Found) -> Sidecar:
     """What the first of `names` that is a ViT's with these dimensions tells of it. Raises CheckpointError."""
     shapes = found.shapes
     try:
         width, _, *sides = shapes["patch_embed.proj.weight"]
         patch = (sides[0], sides[1])
     except (KeyError, ValueError, IndexError):
-        return Beside()
+        return Sidecar()
     depth = sum(re.fullmatch(r"blocks\.\d+\.attn\.qkv\.weight", key) is not None for key in shapes)
     for name in names:
         heads = by_name.heads(name, width, depth, patch)
@@ -373,12 +284,12 @@ def _by_name(names: tuple[str, ...], found: Found) -> Beside:
             own = found.layout is TRANSFORMERS_SIGLIP
             pool = by_name.pooling(name, "cls_token" in shapes) if found.layout is TIMM else None
             pool = None if "fc_norm.weight" in shapes else pool
-            return Beside(
+            return Sidecar(
                 heads=heads, gelu=found.layout.gelu if own else gelu, pool=pool, norm_eps=found.layout.norm_eps
             )
         if heads:
-            return Beside(heads=heads)
-    return Beside()
+            return Sidecar(heads=heads)
+    return Sidecar()
 
 
 def _as_asked(stored: Stored, asked: Overrides, path: Path) -> Stored:
@@ -434,8 +345,8 @@ def _notes(weights: Weights, found: Found, stored: Stored, why: str, others: lis
         average = ", the average over training" if is_average(taken) else ""
         notes.append(f"{taken or 'the outermost table'} is taken{average}; {', '.join(others[:3])} would do as well")
     path = weights.path
-    if is_of_training(path) and len(_of_training(path.parent)) > 1:
-        notes.append(f"one of {len(_of_training(path.parent))} checkpoints in its folder")
+    if is_of_training(path) and len(left_by_training(path.parent)) > 1:
+        notes.append(f"one of {len(left_by_training(path.parent))} checkpoints in its folder")
     left_out = [row.key for row in found.report if row.fate == "dropped"]
     if isinstance(weights, Pickled):
         left_out += [name for name, tensors in weights.beside if tensors and name not in others]

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vitcli import files, hub
 from vitcli.config import Overrides
-from vitcli.data.augment import normalise_, to_float
+from vitcli.data.batch import normalise_, to_float
 from vitcli.data.decode import eval_view
 from vitcli.data.samples import sample_photographs
 from vitcli.errors import CheckpointError, ResourceError, UsageError, did_you_mean

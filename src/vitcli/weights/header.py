@@ -35,7 +35,7 @@ MAX_NODES = 500_000
 _MAX_AXES = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Header:
     path: Path
     metadata: dict[str, str]
@@ -109,7 +109,9 @@ def read_header(path: Path) -> Header:
     shapes = {name: shape for name, (shape, _, _, _) in entries.items()}
     dtypes = {name: dtype for name, (_, dtype, _, _) in entries.items()}
     places = {name: 8 + length + begin for name, (_, _, begin, _) in entries.items()}
-    return Header(path, metadata, shapes, dtypes, places, 8 + length, file)
+    return Header(
+        path=path, metadata=metadata, shapes=shapes, dtypes=dtypes, places=places, data_start=8 + length, file=file
+    )
 
 
 def check_nodes(text: bytes) -> None:

@@ -10,8 +10,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from vitcli import files
 from vitcli.errors import CheckpointError
+from vitcli.plain import open_plain, read_at
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ class HeldFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.stream: BinaryIO = files.open_plain(path)
+            self.stream: BinaryIO = open_plain(path)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise CheckpointError(f"cannot read {path}: {reason}", "does it exist, and may you read it?") from None
@@ -50,7 +50,7 @@ class HeldFile:
         done = 0
         while done < len(buffer):
             try:
-                count = files.read_at(self.stream.fileno(), buffer[done : done + (1 << 30)], start + done)
+                count = read_at(self.stream.fileno(), buffer[done : done + (1 << 30)], start + done)
             except OSError as error:
                 raise CheckpointError(f"cannot read {self.path}: {error.strerror}", AGAIN) from None
             if not count:

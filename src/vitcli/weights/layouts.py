@@ -16,7 +16,7 @@ _HALF = EvalConfig(crop=0.9)  # pixels in -1…1
 _IMAGENET = EvalConfig(crop=0.875, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layout:
     """A family of checkpoints: how it is recognised, its keys, and what its numbers mean."""
 
@@ -74,19 +74,25 @@ _OWN_KEYS = (
 )
 _SAME = {key: key for key in _OWN_KEYS}
 
-TIMM = Layout("timm", ("blocks.{i}.attn.qkv.weight", "patch_embed.proj.weight"), _SAME, fixed=False, eval=_IMAGENET)
+TIMM = Layout(
+    name="timm",
+    markers=("blocks.{i}.attn.qkv.weight", "patch_embed.proj.weight"),
+    table=_SAME,
+    fixed=False,
+    eval=_IMAGENET,
+)
 
 DEIT3 = Layout(
-    "DeiT-III",  # facebookresearch/deit models_v2.py
-    ("blocks.{i}.gamma_1",),
-    _SAME | {"blocks.{i}.gamma_1": "blocks.{i}.ls1.gamma", "blocks.{i}.gamma_2": "blocks.{i}.ls2.gamma"},
+    name="DeiT-III",  # facebookresearch/deit models_v2.py
+    markers=("blocks.{i}.gamma_1",),
+    table=_SAME | {"blocks.{i}.gamma_1": "blocks.{i}.ls1.gamma", "blocks.{i}.gamma_2": "blocks.{i}.ls2.gamma"},
     eval=replace(_IMAGENET, crop=1.0),
 )
 
 MAE = Layout(
-    "MAE",  # facebookresearch/mae models_mae.py
-    ("decoder_blocks.{i}.attn.qkv.weight",),
-    _SAME,
+    name="MAE",  # facebookresearch/mae models_mae.py
+    markers=("decoder_blocks.{i}.attn.qkv.weight",),
+    table=_SAME,
     dropped={
         "mask_token": "the decoder's",
         "decoder_*": "the decoder's",
@@ -95,9 +101,9 @@ MAE = Layout(
 )
 
 DINOV2 = Layout(
-    "DINOv2",  # facebookresearch/dinov2 models/vision_transformer.py
-    ("mask_token", "register_tokens"),
-    _SAME | {"register_tokens": "reg_token"},
+    name="DINOv2",  # facebookresearch/dinov2 models/vision_transformer.py
+    markers=("mask_token", "register_tokens"),
+    table=_SAME | {"register_tokens": "reg_token"},
     dropped={"mask_token": "stands for masked patches in training"},
     eval=_IMAGENET,
 )
@@ -137,9 +143,9 @@ _HF_DROPPED = {
 }
 
 TRANSFORMERS_VIT = Layout(
-    "transformers ViT",  # huggingface/transformers models/vit/modeling_vit.py
-    ("encoder.layer.{i}.layernorm_before.weight", "layers.{i}.layernorm_before.weight"),
-    _HF_EMBEDDINGS | _HF_BLOCK | _HF_NEW_BLOCK | {"pooler.dense.{p}": "pre_logits.fc.{p}"},
+    name="transformers ViT",  # huggingface/transformers models/vit/modeling_vit.py
+    markers=("encoder.layer.{i}.layernorm_before.weight", "layers.{i}.layernorm_before.weight"),
+    table=_HF_EMBEDDINGS | _HF_BLOCK | _HF_NEW_BLOCK | {"pooler.dense.{p}": "pre_logits.fc.{p}"},
     dropped=_HF_DROPPED,
     prefixes=("vit.",),
     anchor=_HF_ANCHOR,
@@ -149,9 +155,9 @@ TRANSFORMERS_VIT = Layout(
 )
 
 TRANSFORMERS_DEIT = Layout(
-    "transformers DeiT",  # models/deit/modeling_deit.py
-    ("embeddings.distillation_token",),
-    {
+    name="transformers DeiT",  # models/deit/modeling_deit.py
+    markers=("embeddings.distillation_token",),
+    table={
         "embeddings.distillation_token": "dist_token",
         "cls_classifier.{p}": "head.{p}",
         "distillation_classifier.{p}": "head_dist.{p}",
@@ -168,9 +174,9 @@ TRANSFORMERS_DEIT = Layout(
 )
 
 TRANSFORMERS_DINOV2 = Layout(
-    "transformers DINOv2",  # models/dinov2, models/dinov2_with_registers
-    ("encoder.layer.{i}.layer_scale1.lambda1", "layers.{i}.layer_scale1.lambda1"),
-    _HF_EMBEDDINGS
+    name="transformers DINOv2",  # models/dinov2, models/dinov2_with_registers
+    markers=("encoder.layer.{i}.layer_scale1.lambda1", "layers.{i}.layer_scale1.lambda1"),
+    table=_HF_EMBEDDINGS
     | {
         "embeddings.register_tokens": "reg_token",
         **{
@@ -202,9 +208,9 @@ TRANSFORMERS_DINOV2 = Layout(
 )
 
 TRANSFORMERS_SIGLIP = Layout(
-    "transformers SigLIP vision encoder",  # models/siglip: what export writes for models without a class token
-    ("vision_model.embeddings.patch_embedding.weight",),
-    {
+    name="transformers SigLIP vision encoder",  # models/siglip: what export writes for models without a class token
+    markers=("vision_model.embeddings.patch_embedding.weight",),
+    table={
         "vision_model.embeddings.patch_embedding.{p}": "patch_embed.proj.{p}",
         "vision_model.embeddings.position_embedding.weight": "pos_embed",
         "vision_model.encoder.layers.{i}.layer_norm1.{p}": "blocks.{i}.norm1.{p}",
@@ -224,9 +230,9 @@ TRANSFORMERS_SIGLIP = Layout(
 )
 
 TORCHVISION = Layout(
-    "torchvision",  # torchvision/models/vision_transformer.py
-    ("encoder.layers.encoder_layer_{i}.self_attention.in_proj_weight",),
-    {
+    name="torchvision",  # torchvision/models/vision_transformer.py
+    markers=("encoder.layers.encoder_layer_{i}.self_attention.in_proj_weight",),
+    table={
         "class_token": "cls_token",
         "encoder.pos_embedding": "pos_embed",
         "conv_proj.{p}": "patch_embed.proj.{p}",
@@ -279,9 +285,9 @@ def _google(norm2: str, attention: str, mlp: str) -> dict[str, str]:
 _FLAX_DROPPED = {"opt/state/*": "the optimizer's", "state/*": "the optimizer's", "step": "the step number"}
 
 GOOGLE = Layout(
-    "Google ViT and AugReg",  # google-research/vision_transformer vit_jax/models_vit.py
-    ("Transformer/encoderblock_{i}/MultiHeadDotProductAttention_1/query/kernel",),
-    _google("LayerNorm_2", "MultiHeadDotProductAttention_1", "MlpBlock_3")
+    name="Google ViT and AugReg",  # google-research/vision_transformer vit_jax/models_vit.py
+    markers=("Transformer/encoderblock_{i}/MultiHeadDotProductAttention_1/query/kernel",),
+    table=_google("LayerNorm_2", "MultiHeadDotProductAttention_1", "MlpBlock_3")
     | {"Transformer/posembed_input/pos_embedding": "pos_embed"},
     dropped=_FLAX_DROPPED,
     anchor="embedding/kernel",
@@ -290,9 +296,9 @@ GOOGLE = Layout(
 )
 
 BIG_VISION = Layout(
-    "big_vision",  # google-research/big_vision models/vit.py
-    ("Transformer/encoderblock_{i}/MultiHeadDotProductAttention_0/query/kernel",),
-    _google("LayerNorm_1", "MultiHeadDotProductAttention_0", "MlpBlock_0")
+    name="big_vision",  # google-research/big_vision models/vit.py
+    markers=("Transformer/encoderblock_{i}/MultiHeadDotProductAttention_0/query/kernel",),
+    table=_google("LayerNorm_1", "MultiHeadDotProductAttention_0", "MlpBlock_0")
     | {"pos_embedding": "pos_embed", "Transformer/posembed_input/pos_embedding": "pos_embed"},
     dropped=_FLAX_DROPPED,
     anchor="embedding/kernel",

@@ -21,8 +21,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitcli import files
 from vitcli.errors import CheckpointError
+from vitcli.plain import read_plain
 from vitcli.weights import tables
 from vitcli.weights.archives import open_archive
 from vitcli.weights.header import check_nodes, not_weights, read_header
@@ -168,7 +168,7 @@ class Sharded(Weights):
 
 def read_index(path: Path) -> tuple[set[str], list[str]]:
     """The keys that an index lists, and the names of its shards. Raises what BROKEN lists."""
-    text = files.read_plain(path, _MAX_INDEX)
+    text = read_plain(path, _MAX_INDEX)
     check_nodes(text)
     where = json.loads(text)["weight_map"]
     shards = sorted({shard[:255] for shard in where.values()})

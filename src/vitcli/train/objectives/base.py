@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vitcli import flops
 from vitcli.config import Config
-from vitcli.data.augment import Batch
+from vitcli.data.batch import Batch
 from vitcli.data.split import Split
 from vitcli.evaluate.inference import Inference
 from vitcli.model.classifier import Classifier

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitcli.config import Config
-from vitcli.data.augment import Batch
+from vitcli.data.batch import Batch
 from vitcli.data.split import Split
 from vitcli.evaluate.evaluator import evaluate
 from vitcli.evaluate.inference import Inference

@@ -1,0 +1,68 @@
+"""A batch on its way from pixels to the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vitcli.config import EvalConfig, Size
+
+Images = Float[Tensor, "batch 3 height width"]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Images ready for the model with the ids of their samples.
+
+    `labels` is None for unlabelled data. After mixup or cutmix an image counts `weight` for `labels` and
+    1 - weight for `partner_labels`. Several views of the same samples lie in `views`; `images` is the first.
+    """
+
+    views: tuple[Images, ...]
+    labels: Int[Tensor, " batch"] | None
+    ids: Int[Tensor, " batch"]
+    partner_labels: Int[Tensor, " batch"] | None = None
+    weight: float = 1.0
+
+    @property
+    def images(self) -> Images:
+        return self.views[0]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def resized(self, size: Size) -> Batch:
+        """The same batch at another size, by an antialiased bilinear resize."""
+        views = tuple(F.interpolate(v, size, mode="bilinear", align_corners=False, antialias=True) for v in self.views)
+        return replace(self, views=views)
+
+    def rows(self, part: slice) -> Batch:
+        """A micro-batch, or a process's share."""
+
+        def cut(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t[part]
+
+        return Batch(
+            tuple(v[part] for v in self.views), cut(self.labels), self.ids[part], cut(self.partner_labels), self.weight
+        )
+
+
+def to_float(pixels: Int[Tensor, "batch 3 height width"]) -> Images:
+    """As float32, values unchanged."""
+    return pixels.to(torch.float32)
+
+
+def normalise_(images: Images, config: EvalConfig) -> Images:
+    """(x / 255 - mean) / std for each channel, in place."""
+    mean = torch.tensor(config.mean, device=images.device).view(1, 3, 1, 1)
+    std = torch.tensor(config.std, device=images.device).view(1, 3, 1, 1)
+    return images.sub_(255 * mean).div_(255 * std)
+
+
+Uniforms = NDArray[np.float64]

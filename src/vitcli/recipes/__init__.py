@@ -1,0 +1,1 @@
+"""Recipes: functions from the facts of a run to a complete configuration."""

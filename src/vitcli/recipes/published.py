@@ -1,0 +1,135 @@
+"""Published recipes; each docstring names the table that it restates."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vitcli.config import (
+    AugmentConfig,
+    Config,
+    EvalConfig,
+    OptimConfig,
+    RunConfig,
+    Size,
+    TrainConfig,
+)
+from vitcli.recipes.facts import Facts, evaluation_for, model_for, vit_for
+
+
+def _paper_augment(facts: Facts) -> AugmentConfig:
+    """Inception's crop, and mirroring where a mirror image keeps its class: the papers' data have no digits."""
+    return AugmentConfig(crop="resized", scale=(0.05, 1.0), flip=0.5 if facts.mirror else 0.0)
+
+
+_PAPER_EVAL = EvalConfig(crop=0.875)
+
+
+def _paper(
+    facts: Facts,
+    recipe: str,
+    epochs: float,
+    lr: float,
+    decay: str,
+    weight_decay: float,
+    dropout: float,
+    clip: float = 0.0,
+) -> Config:
+    """A row of the paper's Table 3: batch 4096, 10,000 warm-up steps, 224 px, Adam (0.9, 0.999), tanh pre-logits."""
+    model = replace(vit_for(facts, recipe), pre_logits=True, dropout=dropout)
+    return Config(
+        run=RunConfig(recipe=recipe),
+        model=model,
+        augment=_paper_augment(facts),
+        train=TrainConfig(batch_size=4096, epochs=epochs),
+        optim=OptimConfig(
+            name="adamw",
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup_steps=10_000,
+            clip=clip,
+            schedule="linear" if decay == "linear" else "cosine",
+        ),
+        eval=_PAPER_EVAL,
+    )
+
+
+def _paper_size(facts: Facts) -> str:
+    """B, L or H, or the nearest of them, and the patch: the key of a row of Table 3."""
+    name = vit_for(facts, "paper-jft").name
+    variant, patch = name.removeprefix("ViT-").split("/")
+    return f"{variant if variant in 'BLH' else 'B'}/{patch}"
+
+
+def paper_jft(facts: Facts) -> Config:
+    """JFT-300M rows of Table 3 (Dosovitskiy et al., 2021): 7 epochs, 14 for H/14; L/16 was trained for 7 and for 14."""
+    lr = {"B": 8e-4, "L": 4e-4 if _paper_size(facts) == "L/16" else 6e-4, "H": 3e-4}[_paper_size(facts)[0]]
+    return _paper(facts, "paper-jft", 14.0 if _paper_size(facts)[0] == "H" else 7.0, lr, "linear", 0.1, 0.0)
+
+
+def paper_i21k(facts: Facts) -> Config:
+    """ImageNet-21k rows of Table 3 (Dosovitskiy et al., 2021): 90 epochs; L was trained for 30 and for 90."""
+    return _paper(facts, "paper-i21k", 90.0, 1e-3, "linear", 0.03, 0.1)
+
+
+def paper_i1k(facts: Facts) -> Config:
+    """ImageNet row of Table 3 (Dosovitskiy et al., 2021): 300 epochs, cosine, gradients clipped at norm 1."""
+    return _paper(facts, "paper-i1k", 300.0, 3e-3, "cosine", 0.3, 0.1, clip=1.0)
+
+
+def paper_finetune(facts: Facts) -> Config:
+    """Table 4 (Dosovitskiy et al., 2021): SGD with momentum 0.9, batch 512, cosine, no weight decay, clip 1, 384 px.
+
+    Steps are the table's for data of that size: 20,000 (ImageNet), 10,000 (CIFAR), 500 (Pets, Flowers). The
+    rate 0.01 is in every grid of the table; warm-up, which the paper does not give, is 500 or 100 steps
+    (big_vision configs/transfer.py). Images are squashed to a square 8/7 as large and cropped at random,
+    evaluation squashes only (BiT §3.3). A model trained on small images keeps its size, one with
+    14-pixel patches is tuned at 518 px as in Table 2.
+    """
+    size: Size = (384, 384)
+    if facts.parent is not None:
+        size = (518, 518) if facts.parent.multiple == (14, 14) else size
+        if max(facts.parent.img_size) < 128 or any(s % p for s, p in zip(size, facts.parent.multiple, strict=True)):
+            size = facts.parent.img_size
+    steps = 20_000 if facts.images >= 500_000 else 10_000 if facts.images >= 20_000 else 500
+    return Config(
+        run=RunConfig(recipe="paper-finetune"),
+        model=model_for(facts, "ViT-B/16", size).with_head(facts.classes, kept=False),
+        augment=AugmentConfig(crop="random", flip=0.5 if facts.mirror else 0.0),
+        train=TrainConfig(batch_size=512, steps=steps),
+        optim=OptimConfig(name="sgd", lr=0.01, momentum=0.9, warmup_steps=500 if steps > 500 else 100, clip=1.0),
+        eval=replace(evaluation_for(facts), crop=1.0, resize="square", views=1),
+    )
+
+
+def augreg(facts: Facts) -> Config:
+    """Steiner et al., 2022 (§3 and appendix B; big_vision configs/vit_i1k.py and vit_i21k.py): 300 epochs, batch 4096.
+
+    Cosine, 10,000 warm-up steps, peak rate 1e-3, weight decay 0.1, clip 1, and RandAugment and Mixup by model:
+    on data of ImageNet's size light1 for Ti, medium1 for S/32, medium2 for larger models; on
+    ImageNet-21k's less. Sigmoid loss with the head's bias at -6.9 or -10.
+    """
+    large = facts.classes >= 10_000
+    model = replace(vit_for(facts, "augreg"), pre_logits=not large)
+    if large:
+        model = replace(model, pool="mean", class_token=False)
+    light1, light2, medium1, medium2 = (2, 0.0, 0.0), (2, 10.0, 0.2), (2, 15.0, 0.2), (2, 15.0, 0.5)
+    none = (0, 0.0, 0.0)
+    size = model.name.removeprefix("ViT-").split("/")[0]
+    if large:
+        per_name = {"Ti/16": none, "S/32": none, "S/16": light1, "B/32": light2, "B/16": light2, "L/16": medium2}
+        layers, magnitude, mixup = per_name.get(model.name.removeprefix("ViT-"), light2)
+    else:
+        layers, magnitude, mixup = light1 if size == "Ti" else medium1 if model.name == "ViT-S/32" else medium2
+    return Config(
+        run=RunConfig(recipe="augreg"),
+        model=model,
+        augment=replace(
+            _paper_augment(facts),
+            randaugment_layers=layers,
+            randaugment_magnitude=magnitude,
+            mixup=mixup,
+        ),
+        train=TrainConfig(batch_size=4096, epochs=300.0, loss="sigmoid", head_bias=-10.0 if large else -6.9),
+        optim=OptimConfig(name="adamw", lr=1e-3, weight_decay=0.1, warmup_steps=10_000, clip=1.0),
+        eval=_PAPER_EVAL,
+    )

@@ -1,0 +1,140 @@
+"""What transformers writes beside weights: config.json and preprocessor_config.json."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vitcli.classes import Class
+from vitcli.config import EvalConfig
+from vitcli.errors import CheckpointError
+from vitcli.weights.sidecar import (
+    GELU,
+    RESAMPLE,
+    RUN_BY_OTHERS,
+    Sidecar,
+    checked,
+    count_of,
+    shown,
+    size_of,
+)
+
+_CLASSES: dict[str, tuple[str, float]] = {
+    # model_type: the activation and epsilon of a configuration that says nothing (models/*/configuration_*.py)
+    "vit": ("gelu", 1e-12),
+    "vit_mae": ("gelu", 1e-12),
+    "deit": ("gelu", 1e-12),
+    "vit_msn": ("gelu", 1e-6),
+    "dinov2": ("gelu", 1e-6),
+    "dinov2_with_registers": ("gelu", 1e-6),
+    "siglip": ("gelu_pytorch_tanh", 1e-6),
+    "siglip_vision_model": ("gelu_pytorch_tanh", 1e-6),
+}
+
+_HEADS = 12  # of all of them
+
+_REQUIRED: dict[str, Any] = {
+    "qkv_bias": True,
+    "use_swiglu_ffn": False,
+    "use_mean_pooling": False,
+    "use_relative_position_bias": False,
+    "use_shared_relative_position_bias": False,
+    "use_absolute_position_embeddings": True,
+    "num_channels": 3,
+}
+"""What vit computes, of what changes the numbers of one of these classes."""
+
+
+def transformers_says(config: dict[str, Any], usual: EvalConfig, path: Path, pooler: bool) -> Sidecar:
+    vision = config.get("vision_config") if isinstance(config.get("vision_config"), dict) else config
+    assert isinstance(vision, dict)
+    kind = vision.get("model_type", config.get("model_type"))
+    act, eps = vision.get("hidden_act"), vision.get("layer_norm_eps")
+    usual_act, usual_eps = _CLASSES.get(kind, (None, None)) if isinstance(kind, str) else (None, None)
+    act, eps = usual_act if act is None else act, usual_eps if eps is None else eps
+    if act is not None and (not isinstance(act, str) or act not in GELU):
+        raise CheckpointError(
+            f"{path}: hidden_act {shown(act)} is not a GELU that vit has", f"known: {', '.join(sorted(GELU))}"
+        )
+    for key, wanted in _REQUIRED.items():
+        if vision.get(key, wanted) not in (wanted, None):
+            raise CheckpointError(
+                f"{path}: {key} = {shown(vision[key])} is nothing that vit can compute", RUN_BY_OTHERS
+            )
+    if pooler and vision.get("pooler_act") not in (None, "tanh"):
+        raise CheckpointError(
+            f"{path}: pooler_act = {shown(vision['pooler_act'])}, and vit's layer before the head is tanh",
+            RUN_BY_OTHERS,
+        )
+    if eps is not None and (type(eps) not in (int, float) or not 0 < eps < 1):
+        raise CheckpointError(f"{path}: layer_norm_eps = {shown(eps)} is no small number", "is the file damaged?")
+    return Sidecar(
+        heads=count_of(path, "num_attention_heads", vision.get("num_attention_heads"))
+        or (None if usual_act is None else _HEADS),
+        img_size=size_of(path, "image_size", vision.get("image_size")),
+        norm_eps=eps,
+        gelu=GELU.get(str(act)),
+        classes=_labels(config.get("id2label"), path),
+    )
+
+
+def _labels(names: Any, path: Path) -> tuple[Class, ...]:
+    """The classes that a table from index to name has; none where all have the name that transformers makes up."""
+    if not isinstance(names, dict):
+        return ()
+    wrong = next((key for key, name in names.items() if not isinstance(name, (str, int, float))), None)
+    if wrong is not None:
+        raise CheckpointError(f"{path}: id2label.{wrong[:80]} is no name", "is the file damaged?")
+    if all(str(name).startswith("LABEL_") for name in names.values()):
+        return ()
+    try:
+        return tuple(Class(str(names[key])) for key in sorted(names, key=int))
+    except ValueError:
+        return ()
+
+
+def processor_says(tree: dict[str, Any], usual: EvalConfig, path: Path) -> EvalConfig | None:
+    """An image processor's steps: resized to a size or to a short side, the centre cut out. Raises CheckpointError."""
+    size, cut = tree.get("size"), size_of(path, "crop_size", _sides(tree.get("crop_size")))
+    short = count_of(path, "size.shortest_edge", size.get("shortest_edge")) if isinstance(size, dict) else None
+    square = None if short else size_of(path, "size", _sides(size))
+    config = usual
+    if short is not None or square is not None:
+        side = short or (square[0] if square else 0)
+        crops = bool(tree.get("do_center_crop")) and cut is not None and 0 < cut[0] <= side
+        config = replace(
+            usual,
+            resize="short" if square is None else "square",
+            crop=_part(cut[0], side) if crops and cut is not None else 1.0,
+        )
+    plain = tree.get("do_normalize", True) is False
+    resample, factor = tree.get("resample", 2), tree.get("rescale_factor", 1 / 255)
+    if type(resample) is not int or type(factor) not in (int, float) or not 0 <= factor < 1e6:
+        name = "rescale_factor" if type(resample) is int else "resample"
+        raise CheckpointError(f"{path}: {name} = {shown(tree[name])} is no number", "is the file damaged?")
+    said = checked(
+        path,
+        config,
+        {
+            "interpolation": ("resample", RESAMPLE.get(resample, "none")),
+            "crop": ("crop_size", config.crop),
+            "mean": ("image_mean", [0.0] * 3 if plain else tree.get("image_mean")),
+            "std": ("image_std", [1.0] * 3 if plain else tree.get("image_std")),
+        },
+    )
+    if tree.get("do_rescale", True) is not True or abs(factor - 1 / 255) > 1e-6:
+        return None  # pixels in another range than the statistics of vit's are of
+    return said
+
+
+def _sides(value: Any) -> Any:
+    """None for a size of another kind, such as a longest edge."""
+    return None if isinstance(value, dict) and not {"height", "width"} <= value.keys() else value
+
+
+def _part(cut: int, side: int) -> float:
+    """cut / side, so that the size over it, rounded down, is `side` again."""
+    part = cut / side
+    return part if int(cut / part) == side else math.nextafter(part, 0)
