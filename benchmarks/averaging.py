@@ -16,6 +16,7 @@ from opponents import show
 
 from vitcli import api
 from vitcli.evaluate.evaluator import evaluate
+from vitcli.evaluate.inference import Inference
 from vitcli.train import state
 from vitcli.weights import checkpoint
 
@@ -40,10 +41,9 @@ def main() -> None:
         for part in asked.parts:
             network = checkpoint.model_with(model, {name: probe[name].lerp(tuned[name], part) for name in tuned})
             for views in asked.views:
-                scores = evaluate(
-                    network, plan.split, plan.outputs, replace(plan.description.eval, views=views), plan.data,
-                    device=plan.machine.device, bf16=plan.machine.bf16,
-                ).metrics  # fmt: skip
+                preprocessing = replace(plan.description.eval, views=views)
+                inference = Inference(network, preprocessing, plan.data, plan.machine)
+                scores = evaluate(inference, plan.split, plan.outputs).metrics
                 right = round(scores["top1"] * scores["n"])
                 show(probe=fitted, tuned=part, views=views, right=right, n=scores["n"], loss=scores["loss"])
 

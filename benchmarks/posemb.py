@@ -8,12 +8,14 @@ A row a size and method. At the checkpoint's own size there is nothing to interp
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 import numpy as np
 from opponents import show
 
 from vitcli import api
 from vitcli.evaluate.evaluator import evaluate
+from vitcli.evaluate.inference import Inference
 from vitcli.model.posemb import METHODS
 from vitcli.weights import checkpoint
 
@@ -39,9 +41,8 @@ def main() -> None:
         for method in ("none",) if is_own else METHODS:
             fitting, weights = checkpoint.resized(description, tensors, (size, size), METHODS[0] if is_own else method)
             model = checkpoint.model_with(fitting.model, weights)
-            result = evaluate(
-                model, part, plan.outputs, plan.description.eval, plan.data, device=plan.machine.device, bf16=False
-            )  # fmt: skip
+            machine = replace(plan.machine, bf16=False)
+            result = evaluate(Inference(model, plan.description.eval, plan.data, machine), part, plan.outputs)
             show(
                 size=size, method=method, crop=plan.description.eval.crop, top1=result.metrics["top1"],
                 loss=result.metrics["loss"], n=result.metrics["n"],

@@ -22,7 +22,6 @@ from vitcli.config import (
     VARIANTS,
     Config,
     ModelConfig,
-    Seconds,
     Size,
     apply,
     as_dict,
@@ -40,7 +39,7 @@ from vitcli.config import (
     read_toml,
     to_toml,
 )
-from vitcli.config_values import keys
+from vitcli.config_values import Seconds, keys
 from vitcli.errors import UsageError, VitError
 from vitcli.train.plan import Request
 from vitcli.train.planning import make_plan

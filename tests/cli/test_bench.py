@@ -52,7 +52,7 @@ def test_the_table_names_what_was_asked_for(vit: Vit) -> None:
         (["q/16"], "unknown model"),
         (["mu/4", "--img-size", "30"], "not a multiple of the patch size"),
         (["mu/4", "--set", "bench.modes=trian"], "not one of train, infer"),
-        (["mu/4", "--set", "bench.seconds=0"], "nothing to measure"),
+        (["mu/4", "--set", "bench.seconds=0"], "must be above 0"),
         (["mu/4", "--set", "augment.erase=0.1"], "does not concern a benchmark"),
         (["mu/4", "--set", "train.batch_size=0"], "must be above 0"),
         (["mu/4", "--device", "tpu"], "not one of auto, cpu, cuda, mps"),

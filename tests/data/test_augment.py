@@ -191,7 +191,7 @@ def test_a_cut_out_is_gray_and_clipped_at_the_border(y: float, x: float) -> None
 
 def test_every_operation_is_drawn_equally_often_and_always_applied(monkeypatch: pytest.MonkeyPatch) -> None:
     marks = tuple((lambda images, m, u, i=i: images + i + 1) for i in range(16))
-    monkeypatch.setattr(augment, "OPERATIONS", marks)
+    monkeypatch.setattr(randaugment, "OPERATIONS", marks)
     u = uniforms(0, "randaugment", np.zeros(3200, np.int64), np.arange(3200), 4)
     counts = np.bincount(randaugment_layer(torch.zeros(3200, 3, 1, 1), 5, u)[:, 0, 0, 0].int().numpy(), minlength=17)
     assert counts[0] == 0

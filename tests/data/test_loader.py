@@ -112,7 +112,7 @@ def make(folder: Path) -> Make:
         config = Config(
             run=RunConfig(seed=seed),
             model=model_config("mu/4", (12, 12), 3),
-            data=DataConfig(str(folder), workers=workers, on_bad_image="skip", **data),
+            data=DataConfig(source=str(folder), workers=workers, on_bad_image="skip", **data),
             augment=augment,
             train=TrainConfig(batch_size=size),
             eval=EvalConfig(),
@@ -167,7 +167,7 @@ def test_an_epoch_has_every_readable_image_with_its_own_label_and_pixels(make: M
 
 def test_a_subset_keeps_the_rows_of_the_data_as_ids(make: Make, folder: Path) -> None:
     loader = make(augment=AugmentConfig())
-    part = open_source(DataConfig(str(folder))).split("all").subset(np.array([20, 4, 13]))
+    part = open_source(DataConfig(source=str(folder))).split("all").subset(np.array([20, 4, 13]))
     images = open_images(part, loader.images.view, loader.config.data)
     taken = TrainLoader(images, part.labels, loader.config, torch.device("cpu")).batch(0)
     assert set(taken.ids.tolist()) == {20, 4, 13}

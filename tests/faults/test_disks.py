@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from conftest import mounted_disk
 from processes import (
     SLOW_STEPS,
     Started,
@@ -20,9 +22,7 @@ from processes import (
     run,
     saved_steps,
 )
-
-from conftest import mounted_disk
-from vitcli import files
+from vitcli import files, runs
 
 WIDE = ("--set", "model.width=128", "--set", "model.heads=4", "--set", "model.mlp=512", "--set", "model.depth=4")
 """12.7 MB a saved step: three of them and the checkpoint fit on 64 MB."""

@@ -29,7 +29,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from conftest import draw_image
-from vitcli import api, files
+from vitcli import api, files, runs
 from vitcli.classes import read_labels
 from vitcli.config import DataConfig, read_toml
 from vitcli.data.colour import BadImage

@@ -18,6 +18,7 @@ from PIL import Image
 
 from conftest import Result, draw_image
 from processes import pretrain, run
+from vitcli import runs
 from vitcli.data.colour import BadImage
 from vitcli.data.decode import View, decode, open_rgb
 

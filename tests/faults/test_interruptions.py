@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import SLOW_STEPS, Started, assert_same_run, has_logged, last_step, pretrain, run, saved_steps
 
-from vitcli import files
+from processes import SLOW_STEPS, Started, assert_same_run, has_logged, last_step, pretrain, run, saved_steps
+from vitcli import files, runs
 from vitcli.train import state
 
 OPTIMIZERS = ("adamw", "sgd", "muon")
@@ -284,9 +284,9 @@ def test_row_07_a_signal_finishes_the_step_and_saves(
 
 def test_row_07_a_signal_while_it_evaluates_does_not_wait_for_the_end(class_folders: Path, tmp_path: Path) -> None:
     slow = (
-        "import time\nfrom vitcli.evaluate import evaluator\nlogits = evaluator.logits_of\n"
+        "import time\nfrom vitcli.evaluate import inference\nlogits = inference.logits_of\n"
         "def sleep(*arguments):\n    open('evaluating', 'w').close()\n    time.sleep(1)\n    return logits(*arguments)\n"
-        "evaluator.logits_of = sleep"
+        "inference.logits_of = sleep"
     )
     settings = ("--set", "train.eval_every_steps=7", "--set", "eval.batch_size=1", "--set", "train.save_every_steps=3")
     same = alone(class_folders, tmp_path / "alone", *settings)

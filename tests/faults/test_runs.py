@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from processes import PATIENCE, SLOW_STEPS, Started, assert_same_run, has_logged, pretrain, run, saved_steps
 
 from conftest import run_vit, train_run
-from vitcli import api, files
+from processes import PATIENCE, SLOW_STEPS, Started, assert_same_run, has_logged, pretrain, run, saved_steps
+from vitcli import api, files, runs
 from vitcli.config import read_toml
 from vitcli.errors import DataError, UsageError
 from vitcli.train import runlog

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from processes import SLOW_STEPS, Started, assert_same_run, flip_bit, has_logged, pretrain, run, saved_steps
 from safetensors.torch import load_file, save_file
 
 import vitcli
 from conftest import Result
-from vitcli import files
+from processes import SLOW_STEPS, Started, assert_same_run, flip_bit, has_logged, pretrain, run, saved_steps
+from vitcli import files, runs
 
 Command = Callable[..., Result]
 
@@ -271,8 +271,8 @@ def test_row_17_a_loss_that_is_no_number_stops_with_step_and_samples(class_folde
 
 SPOILT_GRADIENT = """
 import torch
-from vitcli.train import step
-clip = step.Optimizer.clip
+from vitcli.train import optim
+clip = optim.Optimizer.clip
 calls = 0
 def spoil(self, limit):
     global calls
@@ -280,7 +280,7 @@ def spoil(self, limit):
     if calls == 6:
         self.parameters[3].grad.view(-1)[2] = float('{value}')
     return clip(self, limit)
-step.Optimizer.clip = spoil
+optim.Optimizer.clip = spoil
 """
 """One element of one gradient, as a bit that flips in the memory of a GPU leaves it."""
 

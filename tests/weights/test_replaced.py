@@ -199,14 +199,14 @@ def test_row_56_files_are_closed(tmp_path):
 
 CHANGED_UNDER = """
 import sys
-from vitcli import api
 from vitcli.cli import app
-whole = api.load
+from vitcli.evaluate import subject
+whole = subject.loaded
 def load(*arguments, **keywords):
     print('now', flush=True)
     sys.stdin.readline()
     return whole(*arguments, **keywords)
-api.load = load
+subject.loaded = load
 sys.exit(app.run(['eval', sys.argv[1], '--json', '--device', 'cpu']))
 """
 

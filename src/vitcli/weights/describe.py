@@ -19,7 +19,6 @@ from vitcli.config import (
     format_size,
     from_dict,
 )
-from vitcli.config_values import check_bounds
 from vitcli.errors import CheckpointError, UsageError, VitError
 from vitcli.weights import names as by_name
 from vitcli.weights.architecture import Stored, architecture, check_shapes
@@ -174,7 +173,6 @@ def described(header: Header, document: dict[str, Any]) -> Description:
         if tuple(seen.get("size", model.img_size)) != model.img_size:
             raise ValueError(f"preprocessing.size is not model.img_size, {format_size(model.img_size)}")
         config = from_dict("eval", {k: v for k, v in seen.items() if k != "size"})
-        check_bounds("eval", config)
         description = Description(
             path=header.path,
             model=model,

@@ -93,7 +93,7 @@ def timm_config(description: Description) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Architecture:
+class TheirClass:
     """A class of transformers, its model_type, and how its files name things."""
 
     name: str
@@ -102,19 +102,19 @@ class Architecture:
     prefix: str
 
 
-_VIT = Architecture("ViTForImageClassification", "vit", TRANSFORMERS_VIT, "vit.")
-_DEIT = Architecture("DeiTForImageClassificationWithTeacher", "deit", TRANSFORMERS_DEIT, "deit.")
-_DINOV2 = Architecture("Dinov2ForImageClassification", "dinov2", TRANSFORMERS_DINOV2, "dinov2.")
-_REGISTERS = Architecture(
+_VIT = TheirClass("ViTForImageClassification", "vit", TRANSFORMERS_VIT, "vit.")
+_DEIT = TheirClass("DeiTForImageClassificationWithTeacher", "deit", TRANSFORMERS_DEIT, "deit.")
+_DINOV2 = TheirClass("Dinov2ForImageClassification", "dinov2", TRANSFORMERS_DINOV2, "dinov2.")
+_REGISTERS = TheirClass(
     "Dinov2WithRegistersForImageClassification",
     "dinov2_with_registers",
     TRANSFORMERS_DINOV2,
     "dinov2_with_registers.",
 )
-_SIGLIP = Architecture("SiglipForImageClassification", "siglip", TRANSFORMERS_SIGLIP, "")
+_SIGLIP = TheirClass("SiglipForImageClassification", "siglip", TRANSFORMERS_SIGLIP, "")
 
 
-def transformers_architecture(model: ModelConfig) -> Architecture:
+def transformers_architecture(model: ModelConfig) -> TheirClass:
     """The class that computes the same. Raises CheckpointError where there is none."""
     if model.pre_logits or model.norm == "after":
         what = "a tanh layer before the head" if model.pre_logits else "a LayerNorm after the mean"
@@ -202,7 +202,7 @@ def transformers_weights(model: ModelConfig, tensors: Mapping[str, Tensor]) -> d
     return written
 
 
-def _as_that_class(architecture: Architecture, model: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _as_that_class(architecture: TheirClass, model: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rows of zeros for prefix tokens without positions, factors of one for branches without layer scale, a head of
     class token and mean with zeros for what it does not read.
     """
