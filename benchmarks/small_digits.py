@@ -2,7 +2,7 @@
 
     python benchmarks/small_digits.py [--seeds 0 1] [NAME ...]
 
-Each run is about 40 s on two cores. The table in docs/decisions.md was made with this.
+Each run is about 40 s on two cores. The table in docs/log.md was made with this.
 """
 
 from __future__ import annotations

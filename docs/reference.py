@@ -1,10 +1,12 @@
-"""Write docs/reference.md from the commands' own help, the configuration and the recipes; --check only compares.
+"""Write docs/reference.md from the commands' own help, the configuration and the recipes, and the list of files in docs/source.md
+from their docstrings; --check only compares.
 
 python docs/reference.py [--check]
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import os
@@ -20,6 +22,8 @@ from vitcli.data.presets import PRESETS
 from vitcli.recipes.table import RECIPES
 
 PAGE = Path(__file__).with_name("reference.md")
+MAP = Path(__file__).with_name("source.md")
+SOURCE = Path(__file__).parents[1] / "src" / "vitcli"
 
 
 def help_of(*command: str) -> str:
@@ -75,15 +79,38 @@ def page() -> str:
     return "\n".join(parts)
 
 
+def files() -> str:
+    """A line a module, with the first sentence of its docstring."""
+    lines, folder = [], None
+    for path in sorted(SOURCE.rglob("*.py"), key=lambda p: (p.parent != SOURCE, p)):
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        first = re.split(r"(?<=\.)\s|\n\n", text, maxsplit=1)[0].replace("\n", " ").rstrip(".")
+        if path.parent != folder:
+            folder = path.parent
+            lines.append(f"\n**{folder.relative_to(SOURCE.parent)}/**\n" if folder != SOURCE else "**vitcli/**\n")
+        if path.name not in ("__init__.py", "__main__.py"):
+            lines.append(f"- [`{path.name}`](../src/{path.relative_to(SOURCE.parent)}): {first}")
+    return "\n".join(lines) + "\n"
+
+
+def source_map() -> str:
+    """docs/source.md with its list of files as they are now."""
+    text = MAP.read_text(encoding="utf-8")
+    before, _, rest = text.partition("<!-- files -->\n")
+    return f"{before}<!-- files -->\n{files()}<!-- end of files -->{rest.partition('<!-- end of files -->')[2]}"
+
+
 def main() -> int:
-    text = page()
+    pages = {PAGE: page(), MAP: source_map()}
     if "--check" in sys.argv[1:]:
-        if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
-            print("docs/reference.md is out of date: run python docs/reference.py")
-            return 1
-        print("docs/reference.md is up to date")
-        return 0
-    PAGE.write_text(text, encoding="utf-8")
+        stale = [path for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+        for path in stale:
+            print(f"docs/{path.name} is out of date: run python docs/reference.py")
+        if not stale:
+            print("docs/reference.md is up to date")
+        return bool(stale)
+    for path, text in pages.items():
+        path.write_text(text, encoding="utf-8")
     return 0
 
 

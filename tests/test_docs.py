@@ -21,7 +21,15 @@ from vitcli.weights.describe import Description
 from vitcli.weights.formats import timm_config
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "docs/guide.md", "docs/concepts.md"]
+PAGES = [
+    "README.md",
+    "docs/guide.md",
+    "docs/concepts.md",
+    "docs/python.md",
+    "docs/extending.md",
+    "docs/source.md",
+    "CONTRIBUTING.md",
+]
 
 
 def blocks(page: str) -> list[str]:
@@ -104,6 +112,18 @@ def test_commands_of_a_page_run_as_printed(page: str, tmp_path: Path) -> None:
     run_all(scripts, tmp_path)
 
 
+@pytest.mark.parametrize("page", ["docs/python.md", "docs/extending.md"])
+def test_python_of_a_page_runs_as_printed(page: str, tmp_path: Path) -> None:
+    """From top to bottom, as the cells of one notebook."""
+    photos(tmp_path)
+    cells = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    assert cells
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(cells)], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_example_runs(tmp_path: Path) -> None:
     photos(tmp_path)
     done = shell(f"{ROOT / 'examples' / 'pipeline.sh'} {tmp_path / 'photos'} 48", tmp_path)
@@ -127,6 +147,6 @@ def test_every_command_is_documented() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for page in [*PAGES, "docs/decisions.md", "CHANGELOG.md"]:
+    for page in [*PAGES, "docs/decisions.md", "docs/log.md", "CHANGELOG.md", "tests/faults/README.md"]:
         for target in re.findall(r"\]\(([^)#:]+?)(?:#[\w-]+)?\)", (ROOT / page).read_text(encoding="utf-8")):
             assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
