@@ -82,14 +82,15 @@ def page() -> str:
 def files() -> str:
     """A line a module, with the first sentence of its docstring."""
     lines, folder = [], None
-    for path in sorted(SOURCE.rglob("*.py"), key=lambda p: (p.parent != SOURCE, p)):
+    for path in sorted(SOURCE.rglob("*.py"), key=lambda p: (p.parent != SOURCE, p.parent, p)):
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         first = re.split(r"(?<=\.)\s|\n\n", text, maxsplit=1)[0].replace("\n", " ").rstrip(".")
+        if path.name in ("__init__.py", "__main__.py"):
+            continue
         if path.parent != folder:
             folder = path.parent
             lines.append(f"\n**{folder.relative_to(SOURCE.parent)}/**\n" if folder != SOURCE else "**vitcli/**\n")
-        if path.name not in ("__init__.py", "__main__.py"):
-            lines.append(f"- [`{path.name}`](../src/{path.relative_to(SOURCE.parent)}): {first}")
+        lines.append(f"- [`{path.name}`](../src/{path.relative_to(SOURCE.parent)}): {first}")
     return "\n".join(lines) + "\n"
 
 

@@ -91,7 +91,7 @@ def test_the_state_of_an_objective_is_saved_under_names_of_its_own(guessed: Path
     optimizer = load_file(step / "optimizer.safetensors")
     assert "blocks.0.weight" in objective and "centre" in objective and "teacher.pos_embed" in objective
     moments = {key.rpartition("/")[0] for key in optimizer}
-    trained = {f"objective.{name}" for name in objective if name.startswith("blocks.")}
+    trained = {f"objective.{name}" for name in objective if name.startswith(("blocks.", "unused"))}
     assert moments == set(model) | trained, "each parameter has its moments, and the teacher none"
 
 
@@ -148,6 +148,8 @@ def test_an_objective_without_labels_asks_for_none_and_says_what_cannot_be(unlab
     ):
         refused = vit(*guess(unlabelled, "run"), *words, cwd=tmp_path)
         assert refused.code == 2 and named in refused.err, refused.err
+    swept = vit("sweep", *guess(unlabelled, "sw"), "--grid", "optim.lr=0.1,0.2", cwd=tmp_path)
+    assert swept.code == 2 and "a sweep compares top-1" in swept.err
     unknown = vit("pretrain", "--objective", "gues", "--data", unlabelled, cwd=tmp_path)
     assert unknown.code == 2 and "guess" in unknown.err
 

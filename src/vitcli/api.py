@@ -156,7 +156,7 @@ def run(planned: Plan, out: str = "", resume: str = "auto", sinks: Sequence[Sink
 def sweep(
     planned: Sweep, out: str = "", sinks: Sequence[Sink] = (), say: Callable[[str], None] = lambda text: None
 ) -> tuple[Path, dict[str, Any]]:
-    """Run a sweep of `plan_sweep`, or go on with it. Returns its folder and its report.
+    """Run a sweep of `plan_sweep`, or resume it. Returns its folder and its report.
 
     `say` is told of every run before it starts, the sinks hear each run's events.
     """

@@ -113,7 +113,7 @@ def known_keys() -> list[str]:
 
 
 def uncompared() -> frozenset[str]:
-    """Keys that may differ when a run goes on: they change how it is done, not what."""
+    """Keys that may differ when a run is resumed: they change how it is done, not what."""
     return frozenset(
         f"{section}.{f.name}"
         for section, cls in (SECTIONS | OBJECTIVE_SECTIONS).items()

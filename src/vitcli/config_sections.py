@@ -156,7 +156,7 @@ class RunConfig:
     recipe: str = key("small", "what decides all that is not asked for (`--recipe`)")
     init: str = key("", "the checkpoint that finetune starts from", settable=False)
     labels: str = key("", "names for the classes of a checkpoint that has none (`--labels`)")
-    seed: int = key(0, "of weights, order and augmentation (`--seed`)", least=0, below=2**63)
+    seed: int = key(0, "of weights, order and augmentation (`--seed`)", least=0, most=2**63 - 1)
     device: Literal["auto", "cpu", "cuda", "mps"] = key("auto", "where to compute (`--device`)", compared=False)
     precision: Literal["auto", "fp32", "tf32", "bf16"] = key(
         "auto", "fp32 is exact; tf32 is CUDA's; auto: bf16 or fp32 (`--precision`)"

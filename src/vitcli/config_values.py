@@ -93,6 +93,9 @@ class Key:
 def _plain(bound: float) -> str:
     if math.isinf(bound):
         return "infinity"
+    if isinstance(bound, int) and bound >= 2**53:
+        exponent = (bound + 1).bit_length() - 1
+        return f"2^{exponent} - 1" if bound + 1 == 2**exponent else f"{bound:,}"
     return f"{int(bound):,}" if bound == int(bound) and abs(bound) < 1e15 else f"{bound:g}"
 
 
@@ -113,6 +116,8 @@ def keys(cls: type) -> Iterator[tuple[str, Key]]:
 
 def usual(cls: type, name: str) -> str:
     """A hint at the value that a key has where nothing else is said."""
+    if dict(keys(cls))[name].fixed:
+        return "leave it out to take the model's own"
     value = getattr(cls(), name)
     shown = " to ".join(f"{v:g}" for v in value) if isinstance(value, tuple) and len(value) == 2 else value
     return "leave it out" if value is None else f"its default is {shown}"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcli.config_values import key
-from vitcli.families.base import Architecture, Cost, Held, Shape
+from vitcli.families.base import Activations, Architecture, Cost, Shape
 from vitcli.families.table import FAMILIES, Family
 from vitcli.model.classifier import Classifier
 
@@ -20,6 +21,8 @@ from vitcli.model.classifier import Classifier
 class MLPConfig(Architecture):
     family: str = key("mlp", "family of architectures", fixed=True, settable=False)
     hidden: int = key(32, "numbers of the hidden layer", least=1, most=10**5, fixed=True)
+
+    DIMENSIONS: ClassVar[frozenset[str]] = frozenset({"hidden"})
 
     @classmethod
     def parse(cls, name: str) -> MLPConfig | None:
@@ -36,7 +39,7 @@ class MLPConfig(Architecture):
     def cost(self) -> Cost:
         pixels = 3 * self.img_size[0] * self.img_size[1]
         head = (self.hidden + 1) * self.classes
-        held = Held(float32=pixels + 2 * self.hidden + 4 * self.classes)
+        held = Activations(float32=pixels + 2 * self.hidden + 4 * self.classes)
         return Cost(
             parameters=(pixels + 1) * self.hidden + head,
             head_parameters=head,

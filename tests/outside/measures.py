@@ -43,6 +43,7 @@ def nearest_mean(train: Features, held_out: Features, classes: int, settings: Pr
 
 
 UPPER = Layout(
+    anchor="PATCH.weight",
     name="UPPER",
     markers=("PATCH.weight",),
     table={

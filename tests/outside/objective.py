@@ -45,6 +45,7 @@ class Guess(Objective):
         self.teacher = copy.deepcopy(model).requires_grad_(False)
         # a name that the model has, too
         self.blocks = nn.ModuleList([nn.Linear(width, hidden), nn.Linear(hidden, width)])
+        self.unused = nn.Parameter(torch.zeros(3))  # no gradient ever reaches it
         self.register_buffer("centre", torch.zeros(width))
         draw = of_generator(config.run.seed)
         for layer in self.blocks:

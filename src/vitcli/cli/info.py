@@ -82,9 +82,12 @@ def _named(reference: str) -> config.Architecture | None:
     with contextlib.suppress(OSError, ValueError):
         if Path(reference).exists():
             return None
-    if re.fullmatch(r"[a-z]{3,}/\d+", reference, re.IGNORECASE):
-        return None  # a hub id whose second part is a number
-    return config.named(reference)
+    try:
+        return config.named(reference)
+    except UsageError:
+        if re.fullmatch(r"[a-z]{3,}/\d+", reference, re.IGNORECASE):
+            return None  # a hub id whose second part is a number
+        raise
 
 
 def _of_model(model: config.Architecture) -> dict[str, Any]:

@@ -104,7 +104,7 @@ Resume = Annotated[
         "--resume",
         metavar="auto|never",
         rich_help_panel=_OUTPUT,
-        help="auto goes on with an unfinished run of the same configuration; never starts anew beside it.",
+        help="auto resumes an unfinished run of the same configuration; never starts anew beside it.",
     ),
 ]
 Epochs = Annotated[

@@ -105,7 +105,7 @@ def _train(
 ) -> None:
     if resume not in ("auto", "never"):
         raise UsageError(
-            f"--resume {resume}: not one of auto, never", "auto goes on with an unfinished run, never starts beside it"
+            f"--resume {resume}: not one of auto, never", "auto resumes an unfinished run, never starts beside it"
         )
     if overrides.get("run.command", command) != command:
         raise UsageError(

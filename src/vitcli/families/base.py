@@ -12,8 +12,8 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
-    """Numbers that are held of an image: in float32, and in the precision of matrix products."""
+class Activations:
+    """Numbers that a model holds of an image: in float32, and in the precision of matrix products."""
 
     float32: int = 0
     rounded: int = 0
@@ -21,11 +21,11 @@ class Held:
     def bytes(self, bf16: bool) -> int:
         return 4 * self.float32 + (2 if bf16 else 4) * self.rounded
 
-    def __add__(self, other: Held) -> Held:
-        return Held(float32=self.float32 + other.float32, rounded=self.rounded + other.rounded)
+    def __add__(self, other: Activations) -> Activations:
+        return Activations(float32=self.float32 + other.float32, rounded=self.rounded + other.rounded)
 
-    def __mul__(self, times: int) -> Held:
-        return Held(float32=times * self.float32, rounded=times * self.rounded)
+    def __mul__(self, times: int) -> Activations:
+        return Activations(float32=times * self.float32, rounded=times * self.rounded)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +38,17 @@ class Cost:
     head_parameters: int
     macs: int  # of one image's forward pass
     head_macs: int
-    training: Held  # of an image for the backward pass
-    training_head: Held  # the same where only the head is trained
-    evaluation: Held  # of an image at the widest place of a forward pass
+    training: Activations  # of an image for the backward pass
+    training_head: Activations  # the same where only the head is trained
+    evaluation: Activations  # of an image at the widest place of a forward pass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """All that is needed to build a model and to count its parameters. A family's own class adds its dimensions.
 
-    Which of its keys say what weights are stands on their lines: those that are `fixed` by a checkpoint.
+    Which of its keys say what weights are stands on their lines: those that are `fixed` by a checkpoint. A key that another
+    family has as well is of the same kind there.
     """
 
     family: str = key("vit", "family of architectures (families/table.py)", fixed=True, settable=False)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from vitcli.config_values import Size, check_bounds, format_size, key, shown
 from vitcli.errors import UsageError, did_you_mean
-from vitcli.families.base import Architecture, Cost, Held, Shape
+from vitcli.families.base import Activations, Architecture, Cost, Shape
 
 VARIANTS: dict[str, tuple[int, int, int, int]] = {
     # name: width, depth, MLP width, heads. Ti and S are DeiT's; B, L and H are the paper's Table 1;
@@ -166,10 +166,10 @@ class ModelConfig(Architecture):
         block_macs = 4 * t * d * d + 2 * t * t * d + 2 * t * d * m
         # kept by a block: two residual inputs; two normalised inputs, q, k, v, the attended values, the MLP's two hidden
         # tensors; the attention probabilities where they are formed
-        kept = Held(float32=2 * t * d, rounded=t * (6 * d + 2 * m) + 2 * self.heads * t * t)
-        outputs = Held(float32=4 * self.classes)  # logits, their softmax and gradients
+        kept = Activations(float32=2 * t * d, rounded=t * (6 * d + 2 * m) + 2 * self.heads * t * t)
+        outputs = Activations(float32=4 * self.classes)  # logits, their softmax and gradients
         # the residual stream, and the widest of what a block makes of it
-        widest = Held(float32=3 * t * d, rounded=t * (2 * m + 5 * d))
+        widest = Activations(float32=3 * t * d, rounded=t * (2 * m + 5 * d))
         return Cost(
             parameters=backbone + pre_logits + heads,
             head_parameters=pre_logits + heads,

@@ -18,7 +18,7 @@ from vitcli.model.attention import AttentionPath
 class Classifier(nn.Module):
     """A model of one family (families/table.py). Raises UsageError if the dimensions of `config` do not fit.
 
-    Names of its parameters are those of `config.shapes()`. What its own class must add: the layers, `heads`, `features`,
+    Names of its parameters and buffers are those of `config.shapes()`, and all are floating-point. What its own class must add: the layers, `heads`, `features`,
     `initialise` and `layer_of`; the rest has an answer that suits a model without it.
     """
 
@@ -34,7 +34,7 @@ class Classifier(nn.Module):
 
     @property
     def heads(self) -> list[nn.Linear]:
-        """The layers that give logits, which are their mean; none without classes."""
+        """The layers that give logits; none without classes. With more than one, `forward` says what becomes of them."""
         raise NotImplementedError
 
     def features(
@@ -46,7 +46,7 @@ class Classifier(nn.Module):
     def forward(
         self, images: Float[Tensor, "batch 3 height width"], keep: Tensor | None = None
     ) -> Float[Tensor, "batch classes"]:
-        """Logits of normalised images; without a head the features. Raises ValueError for images of another size."""
+        """Logits of normalised images, the first head's; without a head the features. Raises ValueError for images of another size."""
         self.check_size(images)
         features = self.features(images, keep)
         return self.heads[0](features) if self.heads else features

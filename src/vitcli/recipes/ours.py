@@ -214,13 +214,13 @@ def small(facts: Facts) -> Config:
     )
 
 
-_YOUNG = 0.02
+_LEAST_TO_COME = 0.02
 """Of all images, seen and to come, the part to come from which a checkpoint that was trained from random weights still
 learns as it did."""
 
 _LARGER_BY, _LOW_RES_OF_LARGER = 1.2, 0.8
-"""Times a checkpoint's size above which images are evaluated whole, since they need no crop to be large, and those of a young
-checkpoint grow again; the part of its run on smaller ones."""
+"""Times a checkpoint's size above which images are evaluated whole, since they need no crop to be large, and those of continued
+pre-training grow again; the part of its run on smaller ones."""
 
 _TUNING_LR, _PASSES_AT_FULL_RATE = 1e-4, 10
 """Of AdamW, and the passes over the images up to which it holds; more of them move weights no further."""
@@ -283,7 +283,7 @@ def finetune(facts: Facts) -> Config:
     passes = to_come / max(facts.images, 1)
     images = (facts.parent_seen or 0) + to_come
     rest = 0.0 if facts.parent_seen is None else to_come / images
-    young = rest >= _YOUNG
+    continues = rest >= _LEAST_TO_COME
     return Config(
         run=RunConfig(recipe="finetune"),
         model=model,
@@ -291,17 +291,17 @@ def finetune(facts: Facts) -> Config:
             crop=crop(facts, model.img_size, tiny),
             scale=(0.8, 1.0) if mildly else (0.25, 1.0),
             flip=0.5 if facts.mirror else 0.0,
-            mixup=_mixup(passes) if young else 0.0,
-            randaugment_layers=_randaugment_layers(passes) if young and not mildly else 0,
+            mixup=_mixup(passes) if continues else 0.0,
+            randaugment_layers=_randaugment_layers(passes) if continues and not mildly else 0,
         ),
         train=TrainConfig(
             batch_size=batch_size,
             epochs=epochs,
-            label_smoothing=0.0 if young and not facts.new_head else 0.1,
-            low_res=_LOW_RES_OF_LARGER if young and larger > _LARGER_BY else 0.0,
+            label_smoothing=0.0 if continues and not facts.new_head else 0.1,
+            low_res=_LOW_RES_OF_LARGER if continues and larger > _LARGER_BY else 0.0,
             head="linear" if facts.new_head else "zero",
             dev=min(0.2, max(0.1, 100 / max(facts.images, 1))) if facts.new_head else 0.0,
         ),
-        optim=_continued(rest, images, batch_size) if young else _tuning(passes),
+        optim=_continued(rest, images, batch_size) if continues else _tuning(passes),
         eval=evaluation,
     )

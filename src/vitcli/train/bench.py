@@ -21,6 +21,7 @@ from vitcli.machine import Machine, peak_flops, seconds_of, set_up
 from vitcli.model.classifier import Classifier, build
 from vitcli.model.linear import packed
 from vitcli.progress import Progress, silent
+from vitcli.train.objectives.table import objective_named
 from vitcli.train.step import Update, train_step
 from vitcli.train.trainer import Trainer
 from vitcli.weights.asked import section_of
@@ -129,7 +130,8 @@ def _training(config: Config, machine: Machine, batch: int) -> Iterator[None]:
     """Training steps on one batch, one a turn."""
     step = trainer(replace(config, train=replace(config.train, batch_size=batch)), machine)
     images, labels = _images(config.model, batch, machine)
-    data = Batch((images,), labels, torch.arange(batch))
+    views = objective_named(config.train.objective).views
+    data = Batch((images,) * views, labels, torch.arange(batch))
     while True:
         step(data)
         yield

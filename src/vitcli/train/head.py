@@ -58,7 +58,7 @@ class Start:
 
 
 class Pace:
-    """Images a second since the first batch, which is slower than the rest."""
+    """Measures images a second, from the second batch on: the first is slower than the rest."""
 
     def __init__(self) -> None:
         self._began, self._first, self.rate = time.monotonic(), 0, 1.0

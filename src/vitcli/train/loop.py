@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 import time
 from bisect import bisect_left
 from dataclasses import replace
 from typing import Any
 
-from vitcli import files, flops
+from vitcli import files
 from vitcli.data.batch import Batch
 from vitcli.errors import DivergedError, Interrupted, ResourceError, is_out_of_memory
 from vitcli.machine import peak_flops
 from vitcli.runs import WEIGHTS
 from vitcli.train import artifacts, runfolder
 from vitcli.train.clock import Anchor
-from vitcli.train.growth import size_at, slower
 from vitcli.train.optim import lr_factor
+from vitcli.train.progressive import size_at, slower
 from vitcli.train.runlog import read_lines
 from vitcli.train.scoring import Scoring
 from vitcli.train.selection import Selection
@@ -111,7 +112,8 @@ class Loop:
             return
         progress = session.clock.progress(session.at.step)
         model = replace(config.model, img_size=size_at(config.model, config.train.low_res, progress))
-        operations = flops.training_flops(model, config.train.batch_size, self.plan.frozen)
+        objective = session.trainer.objective
+        operations = objective.training_flops(replace(config, model=model), config.train.batch_size)
         least = operations / peak_flops(session.machine, side=1024)
         self._keep(session.clock.begin(session.at.step, session.seconds(), self.scoring.reserve, least))
 
@@ -151,7 +153,7 @@ class Loop:
             kept = f"; step {session.at.saved_step} is kept" if session.at.saved_step > 0 else ""
             raise DivergedError(error.message + kept, error.hint) from None
         session.at.step = step + 1
-        trainer.follow(step, progress)
+        trainer.after_update(step, progress)
         return update
 
     def _at_its_size(self, batch: Batch) -> Batch:
@@ -203,7 +205,10 @@ class Loop:
             images_per_second=rate,
             seconds=session.seconds(),
             total=session.clock.total(step),
-            metrics={name: float(value) for name, value in update.metrics.items()},
+            metrics={
+                name: number if math.isfinite(number := float(value)) else None
+                for name, value in update.metrics.items()
+            },
         )
 
     def _write(self, scores: dict[str, Any] | None, selection: dict[str, Any] | None) -> Report:

@@ -15,6 +15,8 @@ from vitcli.model.classifier import Classifier
 from vitcli.train.muon import Muon
 from vitcli.train.objectives.base import Objective
 
+_NOTHING = "nothing"
+"""What stands in a state for a parameter of which the optimizer remembers nothing."""
 OWN = "objective."
 """What the names of an objective's parameters begin with, so that none is a parameter's of the model."""
 
@@ -159,9 +161,11 @@ class Optimizer:
         for part in self.parts:
             for group in part.param_groups:
                 for name, parameter in zip(group["names"], group["params"], strict=True):
-                    for what, value in part.state.get(parameter, {}).items():
-                        if value is not None:
-                            found[f"{name}/{what}"] = torch.as_tensor(value)
+                    kept = {what: value for what, value in part.state.get(parameter, {}).items() if value is not None}
+                    for what, value in kept.items():
+                        found[f"{name}/{what}"] = torch.as_tensor(value)
+                    if not kept:  # no gradient has reached it yet
+                        found[f"{name}/{_NOTHING}"] = torch.zeros(0)
         return found
 
     def restore(self, saved: dict[str, Tensor]) -> None:
@@ -181,6 +185,7 @@ class Optimizer:
                     part.state[parameter] = {
                         what: value.to("cpu" if what == "step" and not beside else parameter.device, copy=True)
                         for what, value in by_name[name].items()
+                        if what != _NOTHING
                     }
 
 

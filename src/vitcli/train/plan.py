@@ -18,8 +18,8 @@ from vitcli.data.split import NOTHING, Source, Split
 from vitcli.machine import Machine, set_up
 from vitcli.progress import Progress, silent
 from vitcli.train import memory
-from vitcli.train.growth import stages
 from vitcli.train.objectives.table import objective_named
+from vitcli.train.progressive import stages
 from vitcli.weights.describe import Description
 
 
@@ -82,7 +82,8 @@ class Plan:
     def targets(self) -> NDArray[np.int64] | None:
         """For each training image the model's output; None where the objective has no use for labels."""
         labels = None if self.train is None else self.train.labels
-        return self.outputs[labels] if labels is not None and len(self.outputs) else None
+        wanted = objective_named(self.config.train.objective).needs_labels
+        return self.outputs[labels] if labels is not None and wanted else None
 
     @property
     def frozen(self) -> bool:

@@ -50,6 +50,10 @@ def make_plan(request: Request) -> Plan:
     machine = set_up(apply(Config(), {k: v for k, v in overrides.items() if k.startswith("run.")}).run)
     data = _data(request, reading, objective, parent)
     classes, outputs, keep_head = _classes(data.classes, parent)
+    if not objective.needs_labels and data.source is not None:
+        outputs = np.arange(
+            len(data.source.classes), dtype=np.int64
+        )  # for what it may measure with labels that are there
     # what the recipe makes of that, and what was asked for instead
     facts = _facts(request, data, len(classes), parent, machine, new_head=bool(classes) and not keep_head)
     config, unsuited = _configured(request, reading, facts, parent, objective, keep_head)
@@ -385,7 +389,8 @@ def _in_memory(config: Config, machine: Machine, asked: Overrides, only_planned:
     if room is None:
         return config, []
     device, bf16 = machine.device.type, machine.bf16
-    if not {"train.batch_size", "train.accumulate"} & asked.keys():
+    parted = objective_named(config.train.objective).is_mean_over_images
+    if parted and not {"train.batch_size", "train.accumulate"} & asked.keys():
         config = memory.fitted(config, device, bf16, memory.RECIPE_PART * room.total)
     try:
         memory.check(config, device, bf16, room)

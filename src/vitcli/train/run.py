@@ -53,7 +53,7 @@ def train(plan: Plan, place: Place, log: Log) -> tuple[Path, Report]:
 def _status_of(folder: Path, is_new: bool, made: Sequence[Path]) -> Iterator[None]:
     """Write how the run ended; what a new run that never came to a first step made is removed.
 
-    A signal before the first step of a run that goes on is an interruption like any other: its state is there.
+    A signal before the first step of a run that is resumed is an interruption like any other: its state is there.
     """
     try:
         yield
@@ -63,7 +63,7 @@ def _status_of(folder: Path, is_new: bool, made: Sequence[Path]) -> Iterator[Non
             runfolder.write_status(folder, "saved", saved[-1], Interrupted.code)
             raise Interrupted(
                 f"stopped by {error} before a new step; step {saved[-1]} is saved in {folder}",
-                "run the same command again to go on",
+                "run the same command again to resume",
             ) from None
         if is_new and not saved and not (folder / "metrics.jsonl").exists():
             _undo(folder, made)

@@ -1,4 +1,4 @@
-"""Run folders: where a run goes, whether it goes on, and that only one process writes there."""
+"""Run folders: where a run goes, whether it is resumed, and that only one process writes there."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def _has_not_begun(folder: Path) -> bool:
 
 
 def _is_finished(folder: Path) -> bool:
-    """Whether a run ended and what it gives away is whole; where it is not, its end is done once more from the state."""
+    """Whether a run ended and its final weights are whole; where it is not, its end is done once more from the state."""
     if status(folder).get("status") != "done":
         return False
     with contextlib.suppress(OSError, ValueError, RecursionError, VitError):

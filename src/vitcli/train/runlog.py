@@ -174,7 +174,7 @@ def read_lines(path: Path) -> list[Event]:
 
 
 def rewind(path: Path, step: int) -> None:
-    """Leave out what a run that goes on from `step` does again: later lines, and the evaluation at `step`."""
+    """Leave out what a run that is resumed from `step` does again: later lines, and the evaluation at `step`."""
 
     def stays(line: Event) -> bool:
         at = line.get("step")

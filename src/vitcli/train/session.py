@@ -88,7 +88,7 @@ class Session:
         return images
 
     def initial_model(self, restored: bool = False) -> Classifier:
-        """The model as a run begins: random, or the weights that it starts from. One that is `restored` gets others anyway."""
+        """The model as a run begins: random, or the weights that it starts from. One that is `restored` is overwritten by the saved step."""
         plan, config = self.plan, self.config
         if plan.parent is None or restored:
             model = build(config.model)
@@ -150,7 +150,7 @@ class Session:
             name = signal.Signals(self.signals.received).name
             raise Interrupted(
                 f"stopped by {name} at step {self.at.step}, saved in {self.folder}",
-                "run the same command again to go on",
+                "run the same command again to resume",
             )
 
     def watch(self, what: str, done: int, total: int) -> None:

@@ -25,7 +25,7 @@ _BROKEN = "broken-"
 
 @dataclass(frozen=True, eq=False)
 class Saved:
-    """A step's tensors by group (`model`, `objective`, `average`, `optimizer`) and its plain values."""
+    """A step's tensors by group (trainer.py's, and the probe's of head.py) and its plain values."""
 
     step: int
     groups: dict[str, Tensors]

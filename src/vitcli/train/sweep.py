@@ -22,6 +22,7 @@ from vitcli.config import check_settable, parse_value
 from vitcli.errors import DivergedError, UsageError
 from vitcli.runs import RUNS
 from vitcli.train import runfolder
+from vitcli.train.objectives.table import objective_named
 from vitcli.train.plan import Plan, Request
 from vitcli.train.planning import make_plan
 from vitcli.train.run import train as train_plan
@@ -110,6 +111,11 @@ def make_sweep(request: Request, grid: Sequence[str], seeds: int = 3) -> Sweep:
     if seeds < 1:
         raise UsageError(f"--seeds {seeds}: must be at least 1", "3 are enough for a standard deviation")
     points = parse_grid(grid)
+    objective = request.overrides.get("train.objective", "classify")
+    if not objective_named(objective).needs_labels:
+        raise UsageError(
+            f"a sweep compares top-1, and train.objective = {objective} has none", "run its points one by one"
+        )
     start = request.overrides.get("run.seed", 0)
     sweep = Sweep(request, tuple(points), tuple(range(start, start + seeds)), None)  # type: ignore[arg-type]
     plans = [make_plan(sweep.scored(point)) for point in points]

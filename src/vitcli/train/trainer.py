@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import torch
+
 from vitcli.config import Config
 from vitcli.machine import Machine
 from vitcli.model.classifier import Classifier
@@ -30,8 +32,9 @@ class Trainer:
         )
         self.average = Average(self.model, config.train.ema) if config.train.ema else None
 
-    def follow(self, step: int, progress: float) -> None:
-        """After an update: the average and the objective follow the model."""
+    @torch.no_grad()
+    def after_update(self, step: int, progress: float) -> None:
+        """The average and the objective follow the model."""
         if self.average is not None:
             self.average.update(self.model, step)
         self.objective.after_update(self.model, step, progress)

@@ -41,7 +41,9 @@ class Loss:
 
 @dataclass(frozen=True, kw_only=True)
 class Extra:
-    """Numbers that an objective owns beside the model's: `parameters` are trained, `kept` are in a saved step without that."""
+    """Numbers that an objective owns beside the model's: `parameters` are trained, `kept` are saved and not trained: a teacher,
+    buffers.
+    """
 
     parameters: int = 0
     kept: int = 0
@@ -50,19 +52,25 @@ class Extra:
 class Objective(nn.Module):
     """A loss, with what it needs beyond the model: a decoder, a mask token, a teacher.
 
-    It is a module whose parameters are trained and whose state is saved and resumed with the run, under names that begin with
-    `objective.`; the checkpoint that a run leaves is the model alone. `model` is handed over in every call and must not become
-    a part of it. Its initial values follow from `config.run.seed`. It draws from torch's own generator or, for the whole batch,
-    in `draw`: both depend on nothing but seed, step and micro-batch.
+    It is a module: its parameters are trained at the rate of the head, its state is saved in a file of its own and resumed with
+    the run; the average of weights (train.ema) and the checkpoint that a run leaves are of the model alone. `model` is handed over
+    in every call and must not become a part of it. Initial values follow from `config.run.seed` (`of_generator`); what is derived
+    from the model at the start is a buffer, since a run that is resumed begins with other weights and is restored then.
 
-    An objective is a file here and a line in table.py; a section of the configuration by its name stands in
-    config.OBJECTIVE_SECTIONS, and is `config.settings_of(name)`.
+    `forward` runs under autocast where the run is in bfloat16, in training mode, its submodules too: a teacher is put into
+    evaluation mode there. Images may be smaller than `config.model.img_size` (train.low_res). What is random comes from `draw`,
+    for the whole batch, or from torch's own generator: both depend on nothing but seed, step and micro-batch.
+
+    An objective is a file here and a line in table.py. Its settings are a section by its name in config.OBJECTIVE_SECTIONS, and
+    `config.settings_of(name)` here.
     """
 
     needs_labels: ClassVar[bool] = True
     """Without, the model has no head, the data may have no labels, and the report's eval is what `scores` says."""
     views: ClassVar[int] = 1
     """Augmented copies of an image that a batch holds."""
+    is_mean_over_images: ClassVar[bool] = True
+    """Whether micro-batches change nothing. Where a loss compares the images of a batch they do, and vit takes none by itself."""
 
     def __init__(self, model: Classifier, config: Config) -> None:
         super().__init__()
@@ -80,7 +88,7 @@ class Objective(nn.Module):
         """After update `step`, from 0, of a run that is a part `progress` done: a teacher follows the model here."""
 
     def undecayed(self) -> frozenset[str]:
-        """Names of its parameters without weight decay, beside vectors: tokens."""
+        """Names of its parameters without weight decay, beside vectors: a mask token [1, 1, width] would have it."""
         return frozenset()
 
     def scores(self, inference: Inference, split: Split, outputs: NDArray[np.int64]) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from vitcli import flops
 from vitcli.config import model_config
 from vitcli.model.vit import ViT, init_weights
 from vitcli.train.clock import Clock
-from vitcli.train.growth import size_at, slower, stages
+from vitcli.train.progressive import size_at, slower, stages
 from vitcli.weights.checkpoint import load
 
 MODEL = model_config("mu/4", (32, 48), 3)

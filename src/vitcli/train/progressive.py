@@ -1,7 +1,6 @@
-"""Images that grow: the first part of a run trains at a smaller size, where a step costs a fraction.
+"""Progressive resizing: the first part of a run trains on smaller images, where a step costs a fraction.
 
-A model learns what is where from small images nearly as well, and sees several times as many of them (the idea of progressive
-resizing, as in Touvron et al., 2019, "Fixing the train-test resolution discrepancy"; the numbers are in docs/decisions.md).
+A model learns what is where from small images nearly as well, and sees several times as many of them (as in Touvron et al., 2019, "Fixing the train-test resolution discrepancy"; the numbers are in docs/log.md).
 """
 
 from __future__ import annotations
