@@ -20,7 +20,7 @@ from vitcli.flops import training_flops
 from vitcli.recipes.facts import Facts
 from vitcli.recipes.table import RECIPES, configure, default_recipe, evaluated_as_trained, fitted_to_data
 from vitcli.train import memory
-from vitcli.train.planning import seen_since_random
+from vitcli.weights.document import seen_since_random
 
 IMAGENET, IMAGENET_21K, JFT = (1_281_167, 1000), (14_200_000, 21_843), (303_000_000, 18_291)
 

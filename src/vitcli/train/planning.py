@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +36,7 @@ from vitcli.train.objectives.base import Objective
 from vitcli.train.objectives.table import objective_named
 from vitcli.train.plan import Plan, Request
 from vitcli.weights.describe import DESCRIBED, Description, describe
+from vitcli.weights.document import seen_since_random
 from vitcli.weights.locate import locate
 
 
@@ -118,18 +118,6 @@ def _from_anywhere(name: str) -> str:
         if name and path.exists():
             return str(path.resolve())
     return name
-
-
-def seen_since_random(provenance: dict[str, Any]) -> int | None:
-    """Images on which a checkpoint was trained, from random weights on, by its own run and those before it; None where the
-    chain does not begin with a run from random weights, or does not say.
-    """
-    before = provenance.get("ancestry") or []
-    runs = [provenance, *before] if isinstance(before, list) else []
-    if not all(isinstance(run, dict) for run in runs) or not runs or runs[-1].get("command") != "pretrain":
-        return None
-    seen = [run.get("images_seen") for run in runs]
-    return sum(seen) if all(isinstance(n, int) and n >= 0 for n in seen) else None
 
 
 # --- data --------------------------------------------------------------------------------------------------

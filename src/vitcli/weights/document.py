@@ -90,3 +90,15 @@ def _check_numbers(document: dict[str, Any]) -> None:
                 nodes.append((f"{name}.{key[:80]}".strip("."), depth + 1, value))
             elif isinstance(value, (int, float)) and not -_LARGEST < value < _LARGEST:
                 raise ValueError(f"{name}.{key[:80]}".strip(".") + " is no number")
+
+
+def seen_since_random(provenance: dict[str, Any]) -> int | None:
+    """Images on which a checkpoint was trained, from random weights on, by its own run and those before it; None where the
+    chain does not begin with a run from random weights, or does not say.
+    """
+    before = provenance.get("ancestry") or []
+    runs = [provenance, *before] if isinstance(before, list) else []
+    if not all(isinstance(run, dict) for run in runs) or not runs or runs[-1].get("command") != "pretrain":
+        return None
+    seen = [run.get("images_seen") for run in runs]
+    return sum(seen) if all(isinstance(n, int) and n >= 0 for n in seen) else None
