@@ -2,7 +2,7 @@
 
 python benchmarks/startup.py [DATA]
 
-Sidecar them a bare Typer application of the same version, and `import torch`.
+Beside them a bare Typer application of the same version, and `import torch`.
 """
 
 from __future__ import annotations

@@ -119,6 +119,14 @@ def test_as_dict_is_json_and_leaves_out_what_is_none(config):
         assert from_dict(name, tree[name]) == section
 
 
+def test_every_key_says_what_it_is_and_the_reference_has_it():
+    reference = (Path(__file__).parents[1] / "docs" / "reference.md").read_text(encoding="utf-8")
+    for section, cls in (SECTIONS | COMMAND_SECTIONS).items():
+        for name, about in keys(cls):
+            assert about.text.strip(), f"{section}.{name}"
+            assert f"| `{section}.{name}` |" in reference and about.text.replace("|", "\\|") in reference, name
+
+
 def test_every_field_is_a_known_key():
     assert "optim.lr" in known_keys()
     assert len(known_keys()) == sum(len(dataclasses.fields(cls)) for cls in (SECTIONS | COMMAND_SECTIONS).values())

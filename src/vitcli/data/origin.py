@@ -1,6 +1,6 @@
 """Whether what a checkpoint says of its own data may be opened.
 
-A checkpoint can be anybody's, and the data that it names any address or folder. Sidecar the name of the data a run writes
+A checkpoint can be anybody's, and the data that it names any address or folder. Beside the name of the data a run writes
 seals, digests of that name with a key that only this machine, or only this user, has. Where one of them fits, the name was
 written here, and the data are opened unasked; otherwise they are opened when the user names them.
 """
