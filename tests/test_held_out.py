@@ -150,7 +150,7 @@ def test_what_is_measured_did_not_train(
     generations: int,
 ) -> None:
     root = tmp_path_factory.mktemp("held")
-    images, data = Images(split=seed), root / "data"
+    images, data = Images(seed), root / "data"
     for split in splits:
         for number, count in enumerate(counts):
             for i in range(count):

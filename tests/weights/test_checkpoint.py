@@ -573,7 +573,7 @@ def test_a_hub_id_is_read_from_the_cache(hub):
     code = (
         "import json, sys\n"
         "from vitcli.errors import CheckpointError\n"
-        "from vitcli.weights.describe import describe, locate\n"
+        "from vitcli.weights.describe import describe\nfrom vitcli.weights.locate import locate\n"
         "for reference in ('user/name', 'user/name@main', 'user/name@' + 'a' * 40):\n"
         "    found = describe(locate(reference))\n"
         "    print(found.path, found.eval.crop, found.model.classes, [c.name for c in found.classes])\n"
@@ -591,7 +591,7 @@ def test_a_hub_id_is_read_from_the_cache(hub):
 def test_describing_safetensors_does_not_import_torch(saved, tmp_path):
     code = (
         "import sys\nfrom pathlib import Path\n"
-        "from vitcli.weights.describe import describe, locate\n"
+        "from vitcli.weights.describe import describe\nfrom vitcli.weights.locate import locate\n"
         "for name in sys.argv[1:]:\n"
         "    print(describe(locate(name)).model.name)\n"
         "print([m for m in ('torch', 'datasets', 'safetensors', 'numpy') if m in sys.modules])\n"
