@@ -78,7 +78,7 @@ FILES: dict[str, Any] = {
     "net_key": {"net": state(), "acc": 0.9},
     "numpy scalars": {"state_dict": state(), "best": np.float64(0.5), "at": np.int64(3), "rng": np.arange(5)},
     "defaultdict": {"state_dict": state(), "x": collections.defaultdict(list), "c": collections.Counter("ab")},
-    "a dictionary's subclass": {"state_dict": Config(run=state())},
+    "a dictionary's subclass": {"state_dict": Config(state())},
     "parameters": {"params": {k: torch.nn.Parameter(t) for k, t in state().items()}},
     "deep": {"checkpoint": {"trainer": {"agent": [{"weights": under("encoder.vit.", state())}]}}},
     "a list": [state(), 3],

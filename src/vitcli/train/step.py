@@ -41,7 +41,7 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> Update:
     objective.train()
     for index in range(parts):
         rows = slice(index * size, (index + 1) * size)
-        torch.manual_seed(int(generator(config.run.seed, "dropout", step, index).integers(2**62)))
+        trainer.machine.seed(int(generator(config.run.seed, "dropout", step, index).integers(2**62)))
         with torch.autocast(trainer.machine.device.type, torch.bfloat16, enabled=trainer.machine.bf16):
             result = objective(model, batch.rows(rows), noise.rows(rows))
         # gradients add up, so that the sum over micro-batches is the gradient of the batch's mean
