@@ -32,6 +32,16 @@ def first_line(error: BaseException) -> str:
     return lines[0]
 
 
+def _check_lengths(named: Sequence[Class], id_: str) -> None:
+    """Raises DataError for a name that is none."""
+    longest = max((len(c.name) for c in named), default=0)
+    if longest > _LONGEST_NAME:
+        raise DataError(
+            f"{id_} has a class whose name is {longest:,} characters long, over {_LONGEST_NAME:,}",
+            "name the column of labels with --set data.label_column=…",
+        )
+
+
 def make_source(
     name: str,
     id_: str,
@@ -54,12 +64,7 @@ def make_source(
     label_column = _label_column(first, config.label_column, image_column, id_)
     named, index = _classes(tables, label_column)
     named = tuple(map(Class, names)) or named
-    longest = max((len(c.name) for c in named), default=0)
-    if longest > _LONGEST_NAME:
-        raise DataError(
-            f"{id_} has a class whose name is {longest:,} characters long, over {_LONGEST_NAME:,}",
-            "name the column of labels with --set data.label_column=…",
-        )
+    _check_lengths(named, id_)
     splits = {}
     for split, table in tables.items():
         labels = None
