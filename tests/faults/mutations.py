@@ -151,7 +151,7 @@ def write_into_folder(path, fill, size=0):
     M(52, "a table has any columns", "data/listing.py", "row_52_tables", "_MOST_COLUMNS = 10**12"),
     M(52, "lines have no end", "data/listing.py", "row_52_tables", "_LONGEST_LINE = 2**40"),
     M(52, "a class is called by any text", "data/columns.py", "row_52_tables", "_LONGEST_NAME = 10**12"),
-    M(52, "any number of imagined classes", "train/planning.py", "row_52_absurd_numbers", "pass", "check_imagined(config)"),
+    M(52, "any number of imagined classes", "config_sections.py", "row_52_absurd_numbers", "least=0)", "least=0, most=10**6)"),
     M(52, "numbers have no upper bounds", "config_values.py", "row_52_absurd_numbers", "(self.most, lambda n, bound: True)", "(self.most, lambda n, bound: n <= bound)"),
     M(43, "pickles may go on for ever", "weights/pickles.py", "row_43_pickles", "MAX_OPCODES = 10**12"),
     M(43, "JSON is made before it is counted", "weights/header.py", "row_43_headers or row_43_bombs", "def check_nodes(text):\n    pass"),

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import SLOW_STEPS, Started, assert_same_run, has_logged, pretrain, run, saved_steps
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from conftest import mounted_disk
+from processes import SLOW_STEPS, Started, assert_same_run, has_logged, pretrain, run, saved_steps
 from vitcli import __version__, files
 from vitcli.config import DataConfig
 from vitcli.data import identity

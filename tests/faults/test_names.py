@@ -16,9 +16,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from PIL import Image
-from processes import Started, pretrain, run
 
 from conftest import Result, draw_image, run_vit
+from processes import Started, pretrain, run
 
 NAMES = [
     b"evil\x1b[31mred", b"line\nbreak", b"=cmd|calc", b"<b>&\"`|*x*_y_[z](www.a)", b"caf\xe9", "größe $\\frac$".encode(),

@@ -13,10 +13,10 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from processes import Started, pretrain, run
 
 from conftest import mounted_disk
 from listening import Listener, listening
+from processes import Started, pretrain, run
 from vitcli import files
 from vitcli.weights import checkpoint
 from vitcli.weights.checkpoint import load

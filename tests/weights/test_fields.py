@@ -24,6 +24,7 @@ from vitcli.config_values import check_bounds
 from vitcli.errors import CheckpointError, UsageError
 from vitcli.model.vit import ViT, init_weights
 from vitcli.weights import checkpoint
+from vitcli.weights.asked import asked_checkpoint
 from vitcli.weights.describe import Description, describe
 from vitcli.weights.header import read_header
 
@@ -413,6 +414,8 @@ def test_row_46_a_configuration_that_is_no_file_is_refused(tmp_path, kind):
 def test_row_46_preprocessing_that_is_asked_for_is_checked_as_well(header, vit):
     done = vit("eval", header.path, "--data", "digits", "--set", "eval.std=0,0,0", "--json")
     assert done.code == 2 and "eval.std" in done.json["error"]["message"]
+    with pytest.raises(UsageError, match=r"eval\.std"):  # from Python no value is parsed before it comes here
+        asked_checkpoint(str(header.path), {"eval.std": (0.0, 0.0, 0.0)}, ("eval.",))
 
 
 def test_row_46_the_rule_is_that_of_a_run():
