@@ -29,9 +29,9 @@ from vitcli.config_values import Size as Size
 from vitcli.config_values import (
     Stats,
     check_bounds,
+    check_value,
     coerce,
     key_of,
-    out_of_bounds,
     shown,
     usual,
 )
@@ -116,57 +116,42 @@ def uncompared() -> frozenset[str]:
     """Keys that may differ when a run is resumed: they change how it is done, not what."""
     return frozenset(
         f"{section}.{f.name}"
-        for section, cls in (SECTIONS | OBJECTIVE_SECTIONS).items()
+        for section, classes in _all_sections().items()
+        for cls in classes
         for f in dataclasses.fields(cls)
-        if not key_of(f).compared
+        if section not in COMMAND_SECTIONS and not key_of(f).compared
     )
 
 
-def _class_of(section: str, name: str) -> type | None:
-    """The class that has this key."""
-    classes = _all_sections().get(section, ())
-    return next((cls for cls in classes if name in {f.name for f in dataclasses.fields(cls)}), None)
+def _line_of(name: str) -> tuple[type, dataclasses.Field[Any]]:
+    """The class and the field of `section.key`. Raises UsageError that names the nearest known one."""
+    section, _, rest = name.partition(".")
+    for cls in _all_sections().get(section, ()):
+        for line in dataclasses.fields(cls):
+            if line.name == rest:
+                return cls, line
+    raise UsageError(f"unknown configuration key {shown(name)}", did_you_mean(name, known_keys()))
 
 
 def check_key(name: str) -> tuple[str, str]:
     """`section.key` split in two. Raises UsageError that names the nearest known one."""
+    _line_of(name)
     section, _, rest = name.partition(".")
-    if _class_of(section, rest) is None:
-        raise UsageError(f"unknown configuration key {shown(name)}", did_you_mean(name, known_keys()))
     return section, rest
 
 
 def check_settable(name: str) -> None:
     """Raises UsageError where `name` is unknown, or nobody's to choose."""
-    section, rest = check_key(name)
-    if not _about(section, rest).settable:
+    if not key_of(_line_of(name)[1]).settable:
         raise UsageError(f"{name} cannot be set", "it follows from the command, the checkpoint or the data")
-
-
-def _about(section: str, name: str) -> Any:
-    cls = _class_of(section, name)
-    assert cls is not None
-    return key_of(next(f for f in dataclasses.fields(cls) if f.name == name))
 
 
 def parse_value(name: str, value: Any) -> Any:
     """`value`, from a command line or a file, as the key's kind and within its bounds. Raises UsageError."""
-    section, rest = check_key(name)
-    cls = _class_of(section, rest)
-    assert cls is not None
-    parsed = coerce(value, _hints(cls)[rest], name)
-    _check_alone(name, parsed)
+    cls, line = _line_of(name)
+    parsed = coerce(value, _hints(cls)[line.name], name)
+    check_value(name, parsed, cls, line)
     return parsed
-
-
-def _check_alone(name: str, value: Any) -> None:
-    """Raises UsageError for a value that is out of its bounds."""
-    section, rest = check_key(name)
-    fault = _about(section, rest).fault(value)
-    if fault:
-        cls = _class_of(section, rest)
-        assert cls is not None
-        raise out_of_bounds(name, value, fault, usual(cls, rest))
 
 
 # --- reading and writing -----------------------------------------------------------------------------------
@@ -312,8 +297,7 @@ def check(config: Config) -> Config:
     """`config` if its values lie within their bounds and fit together. Raises UsageError with the key and a way out."""
     train, augment = config.train, config.augment
     for section, values in _own_sections(config):
-        check_bounds(section, values)
-    config.model.check()
+        values.check() if section == "model" else check_bounds(section, values)
     lengths = [name for name in LENGTHS if getattr(train, name.partition(".")[2]) is not None]
     if len(lengths) != 1:
         raise UsageError(
@@ -330,25 +314,15 @@ def check(config: Config) -> Config:
     for name, (low, high) in (("scale", augment.scale), ("ratio", augment.ratio)):
         if low > high:
             raise UsageError(f"augment.{name} = ({low:g}, {high:g}): not a range", usual(AugmentConfig, name))
-    if len(config.optim.milestones) > _MOST_MILESTONES:
-        raise UsageError(
-            f"optim.milestones = {shown(config.optim.milestones)}: at most {_MOST_MILESTONES}",
-            "they are parts of the run",
-        )
     return config
-
-
-_MOST_MILESTONES = 100
 
 
 def check_alone(overrides: Overrides) -> None:
     """Raises UsageError for values that cannot be whatever the others are, before data and weights are opened."""
     for name, value in overrides.items():
-        _check_alone(name, value)
+        check_value(name, value, *_line_of(name))
     if "model.name" in overrides:
         named(overrides["model.name"])
-    if len(overrides.get("optim.milestones", ())) > _MOST_MILESTONES:
-        raise UsageError(f"optim.milestones has more than {_MOST_MILESTONES} values", "they are parts of the run")
 
 
 def check_imagined(data: DataConfig) -> None:

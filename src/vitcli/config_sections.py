@@ -127,7 +127,7 @@ class OptimConfig:
     muon_momentum: float = key(0.95, "of Muon", least=0, below=1)
     schedule: Literal["cosine", "linear", "step", "constant"] = key("cosine", "how the learning rate falls")
     milestones: tuple[float, ...] = key(
-        (0.3, 0.6, 0.9), "of `step`: parts of the run after which lr is a tenth", least=0, most=1
+        (0.3, 0.6, 0.9), "of `step`: parts of the run after which lr is a tenth", least=0, most=1, longest=100
     )
     final_lr: float = key(0.0, "part of lr at which `cosine` and `linear` end", least=0, most=1)
     warmup_steps: int = key(0, "updates in which the learning rate grows to lr", least=0)

@@ -48,6 +48,7 @@ class Key:
     least: float | None = None
     below: float | None = None
     most: float | None = None
+    longest: int | None = None  # numbers of a list
     why: str = ""  # what the upper bound would mean
     compared: bool = True  # whether a run that is resumed must have the same value
     settable: bool = True  # by a user; else it follows from the command, the checkpoint or the data
@@ -56,6 +57,8 @@ class Key:
     def fault(self, value: Any) -> str:
         """Why a value is out of bounds; empty where it is not, or is left out."""
         numbers = value if isinstance(value, tuple) else (value,)
+        if self.longest is not None and len(numbers) > self.longest:
+            return f"has more than {self.longest} values"
         return next((text for number in numbers if number is not None and (text := self._of(number))), "")
 
     def _of(self, number: Any) -> str:
@@ -125,16 +128,16 @@ def usual(cls: type, name: str) -> str:
 
 def check_bounds(section: str, values: Any) -> None:
     """Raises UsageError for the first value of a section that is out of its bounds."""
-    for name, about in keys(type(values)):
-        value = getattr(values, name)
-        fault = about.fault(value)
-        if fault:
-            raise out_of_bounds(f"{section}.{name}", value, fault, usual(type(values), name))
+    for line in dataclasses.fields(values):
+        check_value(f"{section}.{line.name}", getattr(values, line.name), type(values), line)
 
 
-def out_of_bounds(name: str, value: Any, fault: str, hint: str) -> UsageError:
-    text = f"{value:g}" if isinstance(value, float) else shown(value) if isinstance(value, tuple) else f"{value}"
-    return UsageError(f"{name} = {text}: {fault}", hint)
+def check_value(name: str, value: Any, cls: type, line: dataclasses.Field[Any]) -> None:
+    """Raises UsageError for the value of `name`, a `line` of `cls`, where it is out of its bounds."""
+    fault = key_of(line).fault(value)
+    if fault:
+        text = f"{value:g}" if isinstance(value, float) else shown(value) if isinstance(value, tuple) else f"{value}"
+        raise UsageError(f"{name} = {text}: {fault}", usual(cls, line.name))
 
 
 # --- reading -----------------------------------------------------------------------------------------------

@@ -160,7 +160,7 @@ def write_into_folder(path, fill, size=0):
     M(43, "shards are not added up", "weights/stored.py", "row_43_shards", "_MAX_EFFORT = 10**12"),
     M(43, "tensors may share their bytes", "weights/header.py", "row_43_tensors", "if False:", "if begin != end:"),
     M(43, "pipes and devices are opened", "plain.py", "row_43_what_stands", "if False:", "if not stat.S_ISREG(os.fstat(descriptor).st_mode):"),
-    M(46, "a header's preprocessing is believed", "config.py", "row_46_a_field", "return parsed", "_check_alone(name, parsed)\n    return parsed"),
+    M(46, "a header's preprocessing is believed", "config.py", "row_46_a_field", "return parsed", "check_value(name, parsed, cls, line)\n    return parsed"),
     M(46, "a header's fields are believed", "weights/describe.py", "row_46_a_field", "def check_document(document):\n    pass"),
     M(46, "a configuration is believed", "weights/sidecar.py", "row_46_a_value_of_timm", "def _as_key(path, name, key, value):\n    return value"),
     M(46, "an argument is believed", "weights/sidecar.py", "row_46_an_argument", "def _as_key(path, name, key, value):\n    return value"),

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitcli import config, runs
+from vitcli import config, flops, runs
 from vitcli.cli import console, options
 from vitcli.errors import UsageError
 
@@ -95,7 +95,7 @@ def _of_model(model: config.Architecture) -> dict[str, Any]:
     return {
         "model": model.name,
         "params": cost.parameters,
-        "params_backbone": cost.parameters - cost.head_parameters,
+        "params_backbone": flops.backbone_parameters(model),
         "tokens": model.tokens,
         "macs": cost.macs,
         "flops": 2 * cost.macs,
