@@ -21,10 +21,13 @@ from vitcli.config_sections import AugmentConfig as AugmentConfig
 from vitcli.config_sections import BenchConfig as BenchConfig
 from vitcli.config_sections import DataConfig as DataConfig
 from vitcli.config_sections import EvalConfig as EvalConfig
+from vitcli.config_sections import MAEConfig as MAEConfig
+from vitcli.config_sections import MaskedPatchConfig as MaskedPatchConfig
 from vitcli.config_sections import OptimConfig as OptimConfig
 from vitcli.config_sections import ProbeConfig as ProbeConfig
 from vitcli.config_sections import RunConfig as RunConfig
 from vitcli.config_sections import TrainConfig as TrainConfig
+from vitcli.config_sections import VisregConfig as VisregConfig
 from vitcli.config_values import Size as Size
 from vitcli.config_values import (
     Stats,
@@ -76,7 +79,7 @@ SECTIONS: dict[str, type] = {
     "optim": OptimConfig,
     "eval": EvalConfig,
 }
-OBJECTIVE_SECTIONS: dict[str, type] = {}
+OBJECTIVE_SECTIONS: dict[str, type] = {"masked-patch": MaskedPatchConfig, "mae": MAEConfig, "visreg": VisregConfig}
 """Sections that are an objective's own (train/objectives), beside those of every run."""
 COMMAND_SECTIONS: dict[str, type] = {"bench": BenchConfig, "probe": ProbeConfig, "analysis": AnalysisConfig}
 """What single commands take with --set, beside the sections of a run."""

@@ -110,6 +110,13 @@ class TrainConfig:
         below=1,
         why="the average would stay at the random weights",
     )
+    monitor: int = key(
+        10,
+        "times that a run without labels looks at its embeddings: rank, spread, and what a probe makes of training images; 0: never",
+        least=0,
+        most=10**4,
+        compared=False,
+    )
     save_every_steps: int = key(0, "updates between saved steps; 0: by time alone", least=0, compared=False)
     save_every_seconds: float = key(60.0, "time between saved steps; 0: by updates alone", least=0, compared=False)
     log_every_steps: int = key(10, "updates between lines of metrics.jsonl", above=0, compared=False)
@@ -164,6 +171,45 @@ class RunConfig:
     threads: int = key(0, "0: as many as there are cores", least=0, most=_MOST_THREADS, compared=False)
     attention: Literal["auto", "plain", "recompute", "fused"] = key("auto", "`recompute` needs the least memory")
     compile: bool = key(False, "torch.compile: a minute or more at the start, and no faster on the CPUs measured")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedPatchConfig:
+    """Masked patch prediction (train/objectives/masked_patch.py)."""
+
+    part: float = key(0.5, "of an image's patches that is corrupted", above=0, below=1)
+    masked: float = key(0.8, "of the corrupted embeddings that becomes a learned vector", least=0, most=1)
+    replaced: float = key(0.1, "that becomes another patch's; the rest stays as it is", least=0, most=1)
+    target: Literal["colour", "downsized", "pixels"] = key(
+        "colour", "what is predicted of a patch: its mean colour in 3 bits a channel, that of 4x4 cells, or its pixels"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MAEConfig:
+    """Masked autoencoders (train/objectives/mae.py)."""
+
+    mask: float = key(0.75, "of an image's patches that the encoder does not see", above=0, below=1)
+    width: int = key(0, "channels of the decoder; 0: half of the encoder's", least=0, most=10**5)
+    depth: int = key(4, "blocks of the decoder", least=1, most=1000)
+    normalise: bool = key(True, "each patch that is to be painted is brought to mean 0 and variance 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisregConfig:
+    """Views that agree (train/objectives/visreg.py)."""
+
+    regulariser: Literal["visreg", "sigreg"] = key(
+        "visreg", "what spreads embeddings: VISReg's three terms, or LeJEPA's SIGReg"
+    )
+    weight: float | None = key(
+        None, "of the regulariser, against agreement; empty: 0.6 for visreg, 0.02 for sigreg", above=0, below=1
+    )
+    slices: int = key(
+        1024, "random directions that the regulariser looks along, new ones every step", least=1, most=10**5
+    )
+    width: int = key(128, "numbers of an embedding", least=1, most=10**5)
+    hidden: int = key(0, "channels within the projector; 0: four times the model's, at most 2048", least=0, most=10**5)
 
 
 @dataclass(frozen=True, kw_only=True)

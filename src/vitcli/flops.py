@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from vitcli.config import Config
-from vitcli.families.base import Architecture
+from vitcli.families.base import Activations, Architecture
 
 
 def parameters(model: Architecture) -> int:
@@ -69,15 +69,21 @@ def saved_bytes(model: Architecture, optimizer: str, ema: bool, frozen_backbone:
 
 
 def training_memory(
-    model: Architecture, micro_batch: int, optimizer: str, ema: bool, bf16: bool, frozen_backbone: bool = False
+    model: Architecture,
+    micro_batch: int,
+    optimizer: str,
+    ema: bool,
+    bf16: bool,
+    frozen_backbone: bool = False,
+    kept: Activations | None = None,
 ) -> Memory:
     """An estimate of a step without its pixels: state exactly, activations as the tensors that the model keeps for its
-    backward pass.
+    backward pass, or what is `kept` of an image instead.
     """
     cost = model.cost()
     trained = cost.head_parameters if frozen_backbone else cost.parameters
     state = saved_bytes(model, optimizer, ema, frozen_backbone) + 4 * trained + (2 * cost.parameters if bf16 else 0)
-    kept = cost.training_head if frozen_backbone else cost.training
+    kept = kept or (cost.training_head if frozen_backbone else cost.training)
     return Memory(state, micro_batch * kept.bytes(bf16))
 
 
@@ -110,8 +116,8 @@ def batch_memory(config: Config) -> tuple[int, int]:
     return round(_FRAGMENTS * pixels * (5 + 4 * max(working, mixing))), round(_FRAGMENTS * pixels * (5 + 4 * kept))
 
 
-def run_memory(config: Config, bf16: bool, evaluated_at_once: int) -> Memory:
-    """Of the run that `config` describes, in which evaluation takes so many images at a time.
+def run_memory(config: Config, bf16: bool, evaluated_at_once: int, kept: Activations | None = None) -> Memory:
+    """Of the run that `config` describes, in which evaluation takes so many images at a time, and a step keeps `kept` of an image.
 
     An estimate. Peaks above what was there before the first step, in GB, and the estimates in brackets: the small model on
     CIFAR-10, batch 128, 0.52 (0.62), 2,048, 5.75 (6.3), 8,192 in 64 micro-batches 0.96 (0.95), the same with RandAugment and
@@ -120,7 +126,7 @@ def run_memory(config: Config, bf16: bool, evaluated_at_once: int) -> Memory:
     """
     train, frozen = config.train, config.train.freeze == "backbone"
     ema, optimizer = train.ema > 0, config.optim.name
-    step = training_memory(config.model, train.batch_size // train.accumulate, optimizer, ema, bf16, frozen)
+    step = training_memory(config.model, train.batch_size // train.accumulate, optimizer, ema, bf16, frozen, kept)
     augmentation, pixels = batch_memory(config)
     return replace(
         step,

@@ -51,36 +51,42 @@ def _short(name: str, letters: int = 60) -> str:
     return shown if len(shown) <= letters else f"{shown[: letters - 1]}…"
 
 
-def curves(lines: Sequence[dict[str, Any]], title: str, path: Path) -> None:
-    """Training loss (each step and smoothed), learning rate and evaluations against the images seen."""
+def curves(lines: Sequence[dict[str, Any]], title: str, path: Path, unit: str = "nats") -> None:
+    """Training loss (each step and smoothed), learning rate and evaluations against the images seen; of a run without labels what
+    k-NN made of its training images instead.
+    """
     steps = [line for line in lines if "loss" in line]
-    scores = [line for line in lines if "eval" in line and line["eval"].get("top1") is not None]
+    scores = [(line["images_seen"], line["eval"]) for line in lines if "eval" in line]
+    monitored = [(line["images_seen"], line["monitor"]) for line in lines if "monitor" in line]
+    scores += [
+        (seen, {"top1": own["knn"], "split": "training images by k-NN"}) for seen, own in monitored if "knn" in own
+    ]
+    scores = [(seen, own) for seen, own in scores if own.get("top1") is not None]
+    name = f"training loss ({unit})" if unit else "training loss"
     figure = _figure(8, 5.2)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     seen = np.array([line["images_seen"] for line in steps])
     loss = np.array([line["loss"] for line in steps])
     if len(steps):
         top.plot(seen, loss, color=BLUE, alpha=0.25, linewidth=1)
-        top.plot(seen, _smooth(loss), color=BLUE, linewidth=2, label="training loss (nats)")
+        top.plot(seen, _smooth(loss), color=BLUE, linewidth=2, label=name)
         bottom.plot(seen, [line["lr"] for line in steps], color=GRAY, linewidth=1.5)
-    top.set_ylabel("training loss (nats)", color=BLUE)
+    top.set_ylabel(name, color=BLUE)
     top.set_title(_short(title), loc="left")
     if scores:
         right = top.twinx()
-        right.plot(
-            [s["images_seen"] for s in scores], [100 * s["eval"]["top1"] for s in scores], color=ORANGE, marker="o"
-        )
-        last = scores[-1]
+        right.plot([seen for seen, _ in scores], [100 * own["top1"] for _, own in scores], color=ORANGE, marker="o")
+        last_seen, last = scores[-1]
         right.annotate(
-            f"{100 * last['eval']['top1']:.1f} %",
-            (last["images_seen"], 100 * last["eval"]["top1"]),
+            f"{100 * last['top1']:.1f} %",
+            (last_seen, 100 * last["top1"]),
             textcoords="offset points",
             xytext=(-8, 8),
             ha="right",
             color=ORANGE,
             weight="bold",
         )
-        right.set_ylabel(f"top-1 on {last['eval'].get('split', 'test')} (%)", color=ORANGE)
+        right.set_ylabel(f"top-1 on {last.get('split', 'test')} (%)", color=ORANGE)
         right.set_ylim(0, 100)
         right.spines[["top"]].set_visible(False)
     bottom.set_ylabel("learning rate")
@@ -304,6 +310,22 @@ def shrunk(picture: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
         return picture
     size = max(1, round(picture.shape[1] * factor)), max(1, round(picture.shape[0] * factor))
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
+
+
+def contact_sheet(rows: NDArray[np.float32], heads: Sequence[str]) -> NDArray[np.uint8]:
+    """Images of values 0..1, `[rows, columns, 3, height, width]`, as a table, large enough to look at, under the columns' heads."""
+    from PIL import Image, ImageDraw
+
+    edge, margin = max(1, -(-96 // rows.shape[-1])), 4
+    pixels = np.rint(255 * rows.clip(0, 1)).astype(np.uint8)
+    pixels = pixels.transpose(0, 1, 3, 4, 2).repeat(edge, axis=2).repeat(edge, axis=3)
+    height, width = pixels.shape[2] + margin, pixels.shape[3] + margin
+    sheet = Image.new("RGB", (width * len(heads) + margin, height * len(rows) + 16 + margin), "white")
+    for column, head in enumerate(heads):
+        ImageDraw.Draw(sheet).text((margin + column * width, 2), head, fill="black")
+        for row in range(len(rows)):
+            sheet.paste(Image.fromarray(pixels[row, column]), (margin + column * width, 16 + row * height))
+    return np.array(sheet)
 
 
 def write_pixels(picture: NDArray[np.uint8], path: Path) -> None:

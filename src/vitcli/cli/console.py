@@ -191,8 +191,8 @@ class Reporter:
             step, total, rate = fields["step"], fields["total"], fields["images_per_second"]
             left = (total - step) * fields["images_seen"] / step / rate if step and rate else None
             self._advance("training", step, total, f"loss {fields['loss']:.3f}  {rate:,.0f} images/s", left)
-        elif event == "eval":
-            self._line(show_note, f"step {fields['step']:,}: {score_text(fields['eval'])}")
+        elif event in ("eval", "monitor"):
+            self._line(show_note, f"step {fields['step']:,}: {score_text(fields[event])}")
 
     def progress(self, what: str, done: int, total: int) -> None:
         self("progress", {"what": what, "done": done, "total": total})

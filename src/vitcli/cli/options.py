@@ -131,9 +131,9 @@ Objective = Annotated[
     str,
     typer.Option(
         "--objective",
-        metavar="classify",
+        metavar="NAME",
         show_default=False,
-        help="What is learned. \\[default: classify]",
+        help="What is learned: classify; without labels masked-patch, mae, visreg. \\[default: classify]",
         rich_help_panel=_TRAINING,
     ),
 ]

@@ -23,6 +23,16 @@ Model = Annotated[
         help="ViT-B/16, s/32, ti/4 …: a size (mu ti s m b l h) and a patch size. \\[default: one that suits data and device]",
     ),
 ]
+Init = Annotated[
+    str,
+    typer.Option(
+        "--init",
+        metavar="CKPT",
+        show_default=False,
+        help="Continued pre-training: start from this weights file, run folder or hub id.",
+        rich_help_panel="Training",
+    ),
+]
 Freeze = Annotated[str, typer.Option("--freeze", metavar="backbone", show_default=False, help="Train the head alone.")]
 Checkpoint = Annotated[
     str,
@@ -44,6 +54,7 @@ def pretrain(
     steps: options.Steps = None,
     time_budget: options.TimeBudget = "",
     objective: options.Objective = "",
+    init: Init = "",
     recipe: options.Recipe = "",
     config: options.ConfigFile = None,
     set_: options.Set = None,
@@ -55,12 +66,12 @@ def pretrain(
     quiet: options.Quiet = False,
     dry_run: options.DryRun = False,
 ) -> None:
-    """Train a Vision Transformer from random weights.
+    """Train a Vision Transformer from random weights, or with --init go on with trained ones.
 
     Prints the path of the checkpoint. The same command again goes on with an unfinished run.
     """
     overrides = options.of_a_run(locals())
-    _train("pretrain", overrides, "", out, resume, json, quiet, dry_run)
+    _train("pretrain", overrides, init, out, resume, json, quiet, dry_run)
 
 
 def finetune(

@@ -56,7 +56,15 @@ def features_of(
     assert split.labels is not None
     if len(split) > most:
         split = split.subset(stratified(split.labels, most, "probe"))
+    values, positions = embeddings_of(inference, split, enough)
     assert split.labels is not None
+    return Features(values, outputs[split.labels[positions]])
+
+
+def embeddings_of(
+    inference: Inference, split: Split, enough: Enough | None = None
+) -> tuple[Float[np.ndarray[Any, Any], "images dim"], NDArray[np.int64]]:
+    """(what the head reads of the images that can be read, their positions in the split). Raises DataError."""
     images = inference.open(split)
     order = images.valid if enough is None else images.valid[permutation(0, "probe", 0, len(images.valid))]
     values: list[Tensor] = []
@@ -69,4 +77,4 @@ def features_of(
                 break
     positions = np.concatenate(seen)
     back = np.argsort(positions)
-    return Features(torch.cat(values).double().numpy()[back], outputs[split.labels[positions[back]]])
+    return torch.cat(values).double().numpy()[back], positions[back]

@@ -155,30 +155,46 @@ class ModelConfig(Architecture):
     # --- numbers ---
 
     def cost(self) -> Cost:
-        d, m, t = self.width, self.mlp, self.tokens
+        d, t = self.width, self.tokens
         patches = t - self.prefix_tokens
         pixels = 3 * self.patch[0] * self.patch[1]
         pre_logits = d * d + d if self.pre_logits else 0
         heads = (1 + self.distilled) * (self.features * self.classes + self.classes) if self.classes else 0
-        block = 4 * d * d + 4 * d + 2 * d * m + m + d + 4 * d + (2 * d if self.layer_scale else 0)
-        backbone = (pixels * d + d) + self.prefix_tokens * d + self.position_rows * d + self.depth * block + 2 * d
+        blocks = self.depth * self.block_parameters
+        backbone = (pixels * d + d) + self.prefix_tokens * d + self.position_rows * d + blocks + 2 * d
         head_macs = (1 + self.distilled) * self.features * self.classes + (d * d if self.pre_logits else 0)
-        block_macs = 4 * t * d * d + 2 * t * t * d + 2 * t * d * m
-        # kept by a block: two residual inputs; two normalised inputs, q, k, v, the attended values, the MLP's two hidden
-        # tensors; the attention probabilities where they are formed
-        kept = Activations(float32=2 * t * d, rounded=t * (6 * d + 2 * m) + 2 * self.heads * t * t)
         outputs = Activations(float32=4 * self.classes)  # logits, their softmax and gradients
         # the residual stream, and the widest of what a block makes of it
-        widest = Activations(float32=3 * t * d, rounded=t * (2 * m + 5 * d))
+        widest = Activations(float32=3 * t * d, rounded=t * (2 * self.mlp + 5 * d))
         return Cost(
             parameters=backbone + pre_logits + heads,
             head_parameters=pre_logits + heads,
-            macs=patches * pixels * d + self.depth * block_macs + head_macs,
+            macs=patches * pixels * d + self.depth * self.block_macs(t) + head_macs,
             head_macs=head_macs,
-            training=kept * (self.depth + _BLOCKS_IN_WORK) + outputs,
-            training_head=kept + outputs,
+            training=self.activations(t) + outputs,
+            training_head=self._kept(t) + outputs,
             evaluation=widest,
         )
+
+    @property
+    def block_parameters(self) -> int:
+        d, m = self.width, self.mlp
+        return 4 * d * d + 4 * d + 2 * d * m + m + d + 4 * d + (2 * d if self.layer_scale else 0)
+
+    def block_macs(self, tokens: int) -> int:
+        """Multiply-accumulates of a block for so many tokens."""
+        return 4 * tokens * self.width**2 + 2 * tokens**2 * self.width + 2 * tokens * self.width * self.mlp
+
+    def activations(self, tokens: int) -> Activations:
+        """What all blocks keep of so many tokens for the backward pass."""
+        return self._kept(tokens) * (self.depth + _BLOCKS_IN_WORK)
+
+    def _kept(self, t: int) -> Activations:
+        """By a block: two residual inputs; two normalised inputs, q, k, v, the attended values, the MLP's two hidden tensors; the
+        attention probabilities where they are formed.
+        """
+        d, m = self.width, self.mlp
+        return Activations(float32=2 * t * d, rounded=t * (6 * d + 2 * m) + 2 * self.heads * t * t)
 
     def shapes(self) -> dict[str, Shape]:
         """Under timm's names."""

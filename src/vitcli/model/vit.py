@@ -40,10 +40,27 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, width, kernel_size=patch, stride=patch)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch patches dim"]:
-        (rows, columns), (batch, channels, height, width) = self.patch, images.shape
-        patches = images.view(batch, channels, height // rows, rows, width // columns, columns)
-        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * rows * columns)
+        return self.of(cut(images, self.patch))
+
+    def of(self, patches: Float[Tensor, "batch patches pixels"]) -> Float[Tensor, "batch patches dim"]:
+        """Of patches that `cut` made."""
         return linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+def cut(images: Float[Tensor, "batch 3 height width"], patch: Size) -> Float[Tensor, "batch patches pixels"]:
+    """The pixels of each patch, row by row of the grid; within a patch channel by channel, as a convolution's weights lie."""
+    (rows, columns), (batch, channels, height, width) = patch, images.shape
+    patches = images.view(batch, channels, height // rows, rows, width // columns, columns)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * rows * columns)
+
+
+def pasted(
+    patches: Float[Tensor, "batch patches pixels"], patch: Size, grid: Size
+) -> Float[Tensor, "batch 3 height width"]:
+    """The inverse of `cut`."""
+    (rows, columns), (down, across) = patch, grid
+    parts = patches.view(len(patches), down, across, -1, rows, columns)
+    return parts.permute(0, 3, 1, 4, 2, 5).reshape(len(patches), -1, down * rows, across * columns)
 
 
 class Mlp(nn.Module):
@@ -164,10 +181,21 @@ class ViT(Classifier):
 
     def embed(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens dim"]:
         """Patches, prefix tokens and positions: the input of the first block."""
-        rows, patch = self.config.prefix_rows, self.config.patch
-        grid = (images.shape[2] // patch[0], images.shape[3] // patch[1])
-        positions = resize_position_embedding(self.pos_embed, self.config.grid, grid, rows, self.config.posemb)
-        patches = self.patch_embed(images) + positions[:, rows:]
+        return self.with_prefix(self.patch_embed(images) + self.positions(self.grid_of(images)))
+
+    def grid_of(self, images: Float[Tensor, "batch 3 height width"]) -> Size:
+        """Rows and columns of patches."""
+        patch = self.config.patch
+        return images.shape[2] // patch[0], images.shape[3] // patch[1]
+
+    def positions(self, grid: Size) -> Float[Tensor, "1 patches dim"]:
+        """Of the patches of such a grid, interpolated where it is not the model's own."""
+        rows = self.config.prefix_rows
+        return resize_position_embedding(self.pos_embed, self.config.grid, grid, rows, self.config.posemb)[:, rows:]
+
+    def with_prefix(self, patches: Float[Tensor, "batch patches dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """Patches that have their positions, or some of them, behind the prefix tokens with theirs."""
+        rows = self.config.prefix_rows
         prefix: list[Tensor] = [token for token in (self.cls_token, self.dist_token) if token is not None]
         if rows:
             prefix = [torch.cat(prefix, dim=1) + self.pos_embed[:, :rows]]
@@ -186,7 +214,15 @@ class ViT(Classifier):
 
         `keep` are DropPath's rows, known before any branch runs.
         """
-        x = self.embed(images)
+        return self.blocks_of(self.embed(images), keep, outputs)
+
+    def blocks_of(
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        keep: Bool[Tensor, "depth 2 batch"] | None = None,
+        outputs: int | None = None,
+    ) -> Float[Tensor, "batch outputs dim"]:
+        """What the blocks make of such tokens, however many, as `encode` gives it."""
         last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
             x = block(x, None if keep is None else keep[index], outputs if index == last else None)

@@ -45,13 +45,15 @@ RECIPES: dict[str, Callable[[Facts], Config]] = {
     "augreg": augreg,
 }
 """By the name that `--recipe` takes."""
+OURS = frozenset({"small", "finetune"})
+"""Those that are not published, which an objective may change as it likes."""
 
 
 def default_recipe(facts: Facts) -> str:
-    """`finetune` or `small`. A published recipe is taken when it is asked for: its model and batch are those of the
-    machines that it was published with.
+    """`finetune` from trained weights, else `small`. A published recipe is taken when it is asked for: its model and batch are
+    those of the machines that it was published with.
     """
-    return "finetune" if facts.command == "finetune" else "small"
+    return "finetune" if facts.parent is not None or facts.command == "finetune" else "small"
 
 
 _FEW_PHOTOGRAPHS, _FEW_OF_A_CLASS = 3000, 50
@@ -128,9 +130,10 @@ def configure(recipe: str, facts: Facts) -> Config:
     """The complete configuration of `recipe`. Raises UsageError for an unknown name or a model that does not fit."""
     if recipe not in RECIPES:
         raise UsageError(f"unknown recipe {recipe[:100]!r}", did_you_mean(recipe, RECIPES))
-    if facts.command == "pretrain" and recipe in ("finetune", "paper-finetune"):
+    trained = recipe in ("finetune", "paper-finetune")
+    if facts.command == "pretrain" and trained and facts.parent is None:
         raise UsageError(f"recipe {recipe!r} starts from trained weights", "use vit finetune CKPT, or another recipe")
-    if facts.command == "finetune" and recipe not in ("finetune", "paper-finetune"):
+    if facts.command == "finetune" and not trained:
         raise UsageError(
             f"recipe {recipe!r} starts from random weights", "use vit pretrain, or --recipe finetune or paper-finetune"
         )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vitcli import files, flops, plots
 from vitcli.config import ModelConfig, format_size
@@ -11,6 +15,7 @@ from vitcli.data.identity import Record
 from vitcli.data.origin import seals
 from vitcli.runs import WEIGHTS
 from vitcli.text import markdown
+from vitcli.train.objectives.table import objective_named
 from vitcli.train.plan import Plan
 from vitcli.train.runlog import Event
 from vitcli.weights import checkpoint
@@ -171,7 +176,14 @@ vit info model.safetensors
 """
 
 
-def write(plan: Plan, folder: Path, tensors: Tensors, report: dict[str, Any], lines: list[Event]) -> None:
+def write(
+    plan: Plan,
+    folder: Path,
+    tensors: Tensors,
+    report: dict[str, Any],
+    lines: list[Event],
+    pictures: Mapping[str, NDArray[np.uint8]],
+) -> None:
     """Everything but the state. The report comes last: where it stands, the run is whole. Raises ResourceError."""
     description = describe_run(
         plan, folder, report["steps"], report["images_seen"], report["train_flops"], report["eval"] or {}
@@ -179,8 +191,9 @@ def write(plan: Plan, folder: Path, tensors: Tensors, report: dict[str, Any], li
     checkpoint.save(description, tensors)
     if isinstance(description.model, ModelConfig):
         files.write_json(folder / "config.json", timm_config(description))
-    plots.curves(
-        lines, f"{plan.config.model.name} on {plan.source.name if plan.source else 'none'}", folder / "curves.png"
-    )
+    title = f"{plan.config.model.name} on {plan.source.name if plan.source else 'none'}"
+    plots.curves(lines, title, folder / "curves.png", objective_named(plan.config.train.objective).unit)
+    for name, picture in pictures.items():
+        plots.write_pixels(picture, folder / f"{name}.png")
     files.write_text(folder / "README.md", _card(description, report, plan))
     files.write_json(folder / "report.json", report)

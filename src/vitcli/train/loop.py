@@ -17,6 +17,7 @@ from vitcli.machine import peak_flops
 from vitcli.runs import WEIGHTS
 from vitcli.train import artifacts, runfolder
 from vitcli.train.clock import Anchor
+from vitcli.train.monitor import Monitor
 from vitcli.train.optim import lr_factor
 from vitcli.train.progressive import size_at, slower
 from vitcli.train.runlog import read_lines
@@ -78,6 +79,7 @@ class Loop:
         at.saved_at = time.monotonic()
         session.signals.is_training = True
         self._begin_clock()
+        monitor = None if session.trainer.objective.needs_labels else Monitor(session)
         since, then = at.step, time.monotonic()
         batches = session.loader.batches(at.step)
         with contextlib.closing(batches):
@@ -85,6 +87,8 @@ class Loop:
                 # between two steps: an evaluation, whose time is not the steps'
                 if self._evaluation_is_due():
                     self.scoring.evaluate()
+                    since, then = at.step, time.monotonic()
+                if monitor is not None and monitor.look_if_due():
                     since, then = at.step, time.monotonic()
                 update = self._step(next(batches))
                 # how far the run is, of which the next learning rate follows
@@ -233,7 +237,7 @@ class Loop:
             report["unreadable"] = session.unreadable
         if selection is not None:
             report["selection"] = selection
-        artifacts.write(self.plan, session.folder, session.trainer.weights(), report, lines)
+        artifacts.write(self.plan, session.folder, session.trainer.weights(), report, lines, self.scoring.pictures())
         runfolder.write_status(session.folder, "done", at.step, 0)
         return report
 

@@ -90,8 +90,9 @@ def _limit(folder: Path, limit: str, used: str, cached: tuple[str, ...]) -> Room
 
 def needed(config: Config, device: str, bf16: bool) -> flops.Memory:
     """An estimate for the run of `config`."""
-    memory = flops.run_memory(config, bf16, batch_size(device, config.model.tokens))
-    extra = objective_named(config.train.objective).extra(config)
+    objective = objective_named(config.train.objective)
+    memory = flops.run_memory(config, bf16, batch_size(device, config.model.tokens), objective.activations(config))
+    extra = objective.extra(config)
     saved = extra_bytes(config, extra)
     gradients = 4 * extra.parameters + (2 * extra.parameters if bf16 else 0)
     return replace(memory, state=memory.state + saved + gradients, saving=memory.saving + saved)

@@ -28,7 +28,13 @@ def said_of(plan: Plan) -> list[str]:
         )
     if plan.parent is not None:
         said += plan.parent.notes
-        kept = "kept: the classes are the same" if plan.keep_head else f"new, for {len(plan.classes)} classes"
+        kept = (
+            "left out, as what is learned has no labels"
+            if not plan.classes
+            else "kept: the classes are the same"
+            if plan.keep_head
+            else f"new, for {len(plan.classes)} classes"
+        )
         kept += ", a linear probe of the frozen features at first" if plan.fits_head else ""
         said.append(f"start: {plan.parent.path}; head {kept}")
         if plan.parent.model.img_size != config.model.img_size:

@@ -29,7 +29,7 @@ from vitcli.data.split import NOTHING, Source, Split, also_trained, dev_split, f
 from vitcli.errors import DataError, ResourceError, UsageError
 from vitcli.machine import Machine, peak_flops, set_up
 from vitcli.recipes.facts import Facts
-from vitcli.recipes.table import configure, default_recipe, evaluated_as_trained, fitted_to_data
+from vitcli.recipes.table import OURS, configure, default_recipe, evaluated_as_trained, fitted_to_data
 from vitcli.train import memory
 from vitcli.train.narration import said_of
 from vitcli.train.objectives.base import Objective
@@ -84,12 +84,12 @@ def make_plan(request: Request) -> Plan:
 
 
 def _parent(request: Request) -> Description | None:
-    """The checkpoint that finetune starts from: CKPT, the configuration's, or the newest finished run. What somebody else's
-    weights do not say, such as heads, is as it was asked for.
+    """The checkpoint that a run starts from: finetune's CKPT, the configuration's, or the newest finished run; pretrain's --init.
+    What somebody else's weights do not say, such as heads, is as it was asked for.
     """
-    if request.command != "finetune":
-        return None
     reference = _reference(request)
+    if request.command != "finetune" and not reference:
+        return None
     fixed = {f"model.{name}" for name in DESCRIBED - {"pre_logits"}}
     asked = {key: value for key, value in request.overrides.items() if key in fixed}
     found = describe(locate(reference) if reference else runs.newest_finished(), asked)
@@ -285,7 +285,11 @@ def _configured(
     """The recipe's configuration with what was asked for in its place, checked, and warnings. Raises UsageError."""
     overrides = request.overrides
     recipe = overrides.get("run.recipe") or default_recipe(facts)
-    config = evaluated_as_trained(_with_overrides(configure(recipe, facts), overrides, parent), overrides)
+    own = configure(recipe, facts)
+    own = replace(own, train=replace(own.train, objective=overrides.get("train.objective", own.train.objective)))
+    if recipe in OURS:
+        own = objective.suited(own, facts)
+    config = evaluated_as_trained(_with_overrides(own, overrides, parent), overrides)
     model = config.model.with_head(facts.classes, parent is None or keep_head)
     config = replace(
         config,
@@ -306,6 +310,7 @@ def _configured(
         train=replace(config.train, low_res=_low_res(config, overrides)),
     )
     check(config)
+    objective.check(config)
     if config.data.balanced and not facts.classes:
         raise UsageError(
             f"data.balanced needs labels, and train.objective = {config.train.objective} has none", "leave it out"
@@ -324,9 +329,10 @@ def _low_res(config: Config, overrides: Overrides) -> float:
 
 def _views(config: Config, overrides: Overrides, objective: type[Objective]) -> int:
     """Raises UsageError where another number was asked for than the objective learns from."""
-    asked: int = overrides.get("augment.views", objective.views)
-    if asked != objective.views:
+    asked: int = overrides.get("augment.views", max(objective.views, config.augment.views))
+    if asked < objective.views or (asked > objective.views and not objective.takes_more_views):
         views = "one view" if objective.views == 1 else f"{objective.views} views"
+        views += " or more" if objective.takes_more_views else ""
         raise UsageError(
             f"augment.views = {asked}: train.objective = {config.train.objective} learns from {views} of an image",
             usual(type(config.augment), "views") if objective.views == 1 else "leave it out",

@@ -8,6 +8,7 @@
 | `step`     | step, epoch, images_seen, loss, lr, grad_norm, images_per_second, seconds, total,              |
 |            | metrics: those of the objective, by name; in metrics.jsonl they stand beside the other fields |
 | `eval`     | step, epoch, images_seen, seconds, eval                                                        |
+| `monitor`  | step, epoch, images_seen, seconds, monitor: of a run without labels (train/monitor.py)         |
 | `saved`    | step, seconds: how long training stood still for it                                            |
 """
 
@@ -27,7 +28,19 @@ from vitcli import files
 Event = dict[str, Any]
 Sink = Callable[[str, Event], None]
 
-LINE_FIELDS = ("step", "epoch", "images_seen", "loss", "lr", "grad_norm", "images_per_second", "seconds", "eval")
+BETWEEN_STEPS = ("eval", "monitor")
+"""Fields of what happens before a step, which a run that is resumed there does again."""
+LINE_FIELDS = (
+    "step",
+    "epoch",
+    "images_seen",
+    "loss",
+    "lr",
+    "grad_norm",
+    "images_per_second",
+    "seconds",
+    *BETWEEN_STEPS,
+)
 PATIENCE = 10.0
 """Seconds that a sink may take for one event."""
 
@@ -174,11 +187,11 @@ def read_lines(path: Path) -> list[Event]:
 
 
 def rewind(path: Path, step: int) -> None:
-    """Leave out what a run that is resumed from `step` does again: later lines, and the evaluation at `step`."""
+    """Leave out what a run that is resumed from `step` does again: later lines, and what was measured at `step`."""
 
     def stays(line: Event) -> bool:
         at = line.get("step")
-        return isinstance(at, int) and (at < step or (at == step and "eval" not in line))
+        return isinstance(at, int) and (at < step or (at == step and not line.keys() & set(BETWEEN_STEPS)))
 
     if path.exists():
         kept = [line for line in read_lines(path) if stays(line)]

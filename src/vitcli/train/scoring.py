@@ -7,11 +7,13 @@ from collections.abc import Sized
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitcli.data.split import Split
 from vitcli.errors import UsageError
 from vitcli.evaluate.evaluator import Evaluation, evaluate
 from vitcli.progress import Progress, silent
+from vitcli.train.objectives.base import Objective
 from vitcli.train.session import Session
 
 EXIT_SECONDS = 2.5
@@ -19,6 +21,7 @@ EXIT_SECONDS = 2.5
 _EVALUATION_MARGIN = 1.1
 """Times its measured length that an evaluation is given: one of 10,000 images at 48 px took 25 s in place of 23."""
 _TIMED_IMAGES = 512
+_SHOWN = 8
 
 
 class Scoring:
@@ -49,6 +52,21 @@ class Scoring:
         with self.session.trainer.averaged() as model:
             inference = self.session.inference(model, progress)
             return self.session.trainer.objective.scores(inference, split, self.plan.outputs)
+
+    def pictures(self) -> dict[str, NDArray[np.uint8]]:
+        """What the objective shows of a few images, held out where there are any."""
+        part = self.plan.held_out if self.plan.held_out is not None and len(self.plan.held_out) else self.plan.train
+        objective = self.session.trainer.objective
+        if part is None or type(objective).pictures is Objective.pictures:
+            return {}
+        with self.session.trainer.averaged() as model:
+            inference = self.session.inference(model, silent)
+            images = inference.open(part.subset(np.unique(np.linspace(0, len(part) - 1, _SHOWN).astype(np.int64))))
+            found: dict[str, NDArray[np.uint8]] = {}
+            with inference.running():
+                for _, pixels in inference.batches(images, images.valid):
+                    found = found or objective.eval().pictures(model, pixels)
+        return found
 
     def evaluate(self) -> dict[str, Any] | None:
         """The report's scores, which are a line of metrics.jsonl as well."""

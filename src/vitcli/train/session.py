@@ -158,6 +158,10 @@ class Session:
         self.log.progress(what, done, total)
         self.stop_if_signalled()
 
+    def quietly(self, what: str, done: int, total: int) -> None:
+        """The progress of something short between two steps, which is not shown."""
+        self.stop_if_signalled()
+
     def record(self, event: str, **fields: Any) -> None:
         """An event that is a line of metrics.jsonl as well."""
         delayed = self.metrics.add(fields)

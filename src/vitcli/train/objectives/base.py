@@ -16,7 +16,9 @@ from vitcli.config import Config
 from vitcli.data.batch import Batch
 from vitcli.data.split import Split
 from vitcli.evaluate.inference import Inference
+from vitcli.families.base import Activations
 from vitcli.model.classifier import Classifier
+from vitcli.recipes.facts import Facts
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +69,12 @@ class Objective(nn.Module):
 
     needs_labels: ClassVar[bool] = True
     """Without, the model has no head, the data may have no labels, and the report's eval is what `scores` says."""
+    unit: ClassVar[str] = ""
+    """Of the loss, for the axis of curves.png."""
     views: ClassVar[int] = 1
     """Augmented copies of an image that a batch holds."""
+    takes_more_views: ClassVar[bool] = False
+    """Whether augment.views may ask for more than these."""
     is_mean_over_images: ClassVar[bool] = True
     """Whether micro-batches change nothing. Where a loss compares the images of a batch they do, and vit takes none by itself."""
 
@@ -95,6 +101,25 @@ class Objective(nn.Module):
         """The report's `eval` on a labelled split; None: null. `unreadable` among its fields counts images left out."""
         return None
 
+    def pictures(
+        self, model: Classifier, images: Float[Tensor, "batch 3 height width"]
+    ) -> dict[str, NDArray[np.uint8]]:
+        """What a finished run leaves to look at, of a few images as evaluation sees them: pixels by the name of the file, without
+        .png.
+        """
+        return {}
+
+    # --- before it exists ---
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Raises UsageError where it cannot learn with this model, or its settings do not fit."""
+
+    @classmethod
+    def suited(cls, config: Config, facts: Facts) -> Config:
+        """A recipe of ours, which is a classifier's, as this objective wants it; what was asked for comes over it."""
+        return config
+
     @classmethod
     def extra(cls, config: Config) -> Extra:
         """What it owns, for the estimates of memory and disk."""
@@ -104,6 +129,12 @@ class Objective(nn.Module):
     def training_flops(cls, config: Config, images: int) -> int:
         """Of training on so many images of `config.model.img_size`, decoder and teacher included."""
         return flops.training_flops(config.model, images, config.train.freeze == "backbone")
+
+    @classmethod
+    def activations(cls, config: Config) -> Activations:
+        """What is held of an image for the backward pass, all its views and the objective's own."""
+        cost = config.model.cost()
+        return cost.training_head if config.train.freeze == "backbone" else cost.training
 
 
 def of_generator(seed: int, index: int = 0) -> torch.Generator:

@@ -26,6 +26,8 @@ class Classify(Objective):
     1 - ε + ε/K on the label and ε/K elsewhere.
     """
 
+    unit = "nats"
+
     def __init__(self, model: Classifier, config: Config) -> None:
         super().__init__(model, config)
         self.kind, self.smoothing = config.train.loss, config.train.label_smoothing

@@ -6,8 +6,16 @@ from vitcli.config_values import shown
 from vitcli.errors import UsageError, did_you_mean
 from vitcli.train.objectives.base import Objective
 from vitcli.train.objectives.classify import Classify
+from vitcli.train.objectives.mae import MAE
+from vitcli.train.objectives.masked_patch import MaskedPatch
+from vitcli.train.objectives.visreg import Visreg
 
-OBJECTIVES: dict[str, type[Objective]] = {"classify": Classify}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "classify": Classify,
+    "masked-patch": MaskedPatch,
+    "mae": MAE,
+    "visreg": Visreg,
+}
 
 
 def objective_named(name: str) -> type[Objective]:

@@ -1,0 +1,140 @@
+"""What a run without labels tells of itself while it learns: whether its embeddings collapse, and what a probe makes of them.
+
+Of training images alone: half of a sample of them is what k-NN and a linear probe learn from, where they have labels, the
+other half what these are measured on. Nothing of it reaches the weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+
+from vitcli.data.split import Split, stratified
+from vitcli.evaluate.features import Features, embeddings_of
+from vitcli.randomness import permutation
+from vitcli.train.session import Session
+
+_IMAGES = 2000
+_NEIGHBOURS, _TEMPERATURE = 20, 0.07
+"""Of the weighted k-NN of facebookresearch/dino eval_knn.py."""
+_RIDGE = 0.1
+"""Penalty of the linear probe, for standardised features and a mean over images."""
+_LEAST_RANK, _LEAST_SPREAD = 2.0, 0.02
+"""Of embeddings that say something. One class needs no more than a direction, so a rank of two is little for any data."""
+_YOUNG = 0.2
+"""Part of a run up to which embeddings may still be of one piece, as those of random weights nearly are."""
+
+Embeddings = Float[np.ndarray[Any, Any], "images dim"]
+
+
+class Monitor:
+    """Looks `train.monitor` times in a run, at equal parts of it."""
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.times = session, session.config.train.monitor
+        self.looked = self._place(max(0, session.at.step - 1))
+        self.warned = False
+
+    def _place(self, step: int) -> int:
+        return int(self.session.clock.progress(step) * self.times)
+
+    def look_if_due(self) -> bool:
+        """Record what there is to see, where it is time. Returns whether it was."""
+        place = self._place(self.session.at.step)
+        session, split = self.session, self.session.plan.train
+        if place <= self.looked or split is None:
+            return False
+        self.looked = place
+        seen = self._measured(_sample(split))
+        session.record(
+            "monitor",
+            step=session.at.step,
+            epoch=session.loader.epoch(session.at.step),
+            images_seen=session.at.step * session.config.train.batch_size,
+            seconds=session.seconds(),
+            monitor=seen,
+        )
+        self._warn(seen)
+        return True
+
+    def _measured(self, split: Split) -> dict[str, float]:
+        model = self.session.trainer.model
+        values, positions = embeddings_of(self.session.inference(model, self.session.quietly), split)
+        seen = {"rank": effective_rank(values), "spread": spread(values)}
+        if split.labels is None or len(np.unique(split.labels)) < 2:
+            return seen
+        labels = np.unique(split.labels, return_inverse=True)[1][positions]
+        half = np.zeros(len(values), bool)
+        half[permutation(0, "monitor", 0, len(values))[: len(values) // 2]] = True
+        bank, asked = Features(values[half], labels[half]), Features(values[~half], labels[~half])
+        classes = int(labels.max()) + 1
+        return seen | {"knn": knn(bank, asked, classes), "linear": ridge(bank, asked, classes)}
+
+    def _warn(self, seen: dict[str, float]) -> None:
+        early = self.session.clock.progress(self.session.at.step) < _YOUNG
+        if self.warned or early or (seen["rank"] >= _LEAST_RANK and seen["spread"] >= _LEAST_SPREAD):
+            return
+        self.warned = True
+        self.session.log(
+            "warning",
+            text=f"embeddings have collapsed: of {seen['rank']:.1f} effective dimensions, spread {seen['spread']:.2g} of 1; "
+            "lower --set optim.lr=…, or take a larger --batch-size",
+        )
+
+
+def _sample(split: Split) -> Split:
+    """The same images at every look, every class its share."""
+    if len(split) <= _IMAGES:
+        return split
+    if split.labels is not None:
+        return split.subset(stratified(split.labels, _IMAGES, "monitor"))
+    return split.subset(np.sort(permutation(0, "monitor-images", 0, len(split))[:_IMAGES]))
+
+
+def effective_rank(values: Embeddings) -> float:
+    """exp of the entropy of the singular values, as parts of their sum (Roy and Vetterli, 2007; RankMe, Garrido et al., 2023),
+    of centred embeddings, whose mean would be a direction of its own.
+    """
+    singular = np.linalg.svd(values - values.mean(0), compute_uv=False)
+    total = singular.sum()
+    if not total:
+        return 0.0
+    parts = singular[singular > 0] / total
+    return float(np.exp(-(parts * np.log(parts)).sum()))
+
+
+def spread(values: Embeddings) -> float:
+    """Standard deviation of a number of an embedding of length √dim: 1 where directions are uniform, 0 where all are the same."""
+    return float(np.sqrt(values.shape[1]) * _unit(values).std(0).mean())
+
+
+def _unit(values: Embeddings) -> Embeddings:
+    unit: Embeddings = values / np.linalg.norm(values, axis=1, keepdims=True).clip(1e-12)
+    return unit
+
+
+def knn(bank: Features, asked: Features, classes: int) -> float:
+    """Top-1 of the twenty nearest by cosine, weighted by exp(cosine / 0.07)."""
+    cosine = _unit(asked.values) @ _unit(bank.values).T
+    count = min(_NEIGHBOURS, len(bank))
+    nearest: Int[np.ndarray[Any, Any], "images k"] = np.argpartition(-cosine, count - 1, axis=1)[:, :count]
+    weights = np.exp(np.take_along_axis(cosine, nearest, 1) / _TEMPERATURE)
+    votes = np.stack([(weights * (bank.targets[nearest] == c)).sum(1) for c in range(classes)], axis=1)
+    return _right(votes, asked)
+
+
+def ridge(bank: Features, asked: Features, classes: int) -> float:
+    """Top-1 of least squares on standardised features, targets one for the class and zero elsewhere."""
+    mean, scale = bank.values.mean(0), bank.values.std(0) + 1e-6
+    x = (bank.values - mean) / scale
+    y = np.eye(classes)[bank.targets]
+    gram = x.T @ x / len(x) + _RIDGE * np.eye(x.shape[1])
+    weights = np.linalg.solve(gram, x.T @ (y - y.mean(0)) / len(x))
+    return _right((asked.values - mean) / scale @ weights + y.mean(0), asked)
+
+
+def _right(scores: NDArray[np.float64], asked: Features) -> float:
+    return float((scores.argmax(1) == asked.targets).mean())
