@@ -314,6 +314,10 @@ def check(config: Config) -> Config:
         )
     if train.report_on == "dev" and not train.dev:
         raise UsageError("train.report_on = dev needs a dev part", "keep images back with --set train.dev=0.1")
+    if augment.three and max(augment.gray, augment.blur, augment.solarize) > 0:
+        raise UsageError(
+            "augment.three draws among gray, blur and solarize by itself", "leave those three out, or augment.three"
+        )
     for name, (low, high) in (("scale", augment.scale), ("ratio", augment.ratio)):
         if low > high:
             raise UsageError(f"augment.{name} = ({low:g}, {high:g}): not a range", usual(AugmentConfig, name))

@@ -54,6 +54,20 @@ class AugmentConfig:
         0.0, "epochs in which crop and shift grow from none to these values; 0: full from the start", least=0
     )
     flip: float = key(0.5, "probability of mirroring an image", least=0, most=1)
+    jitter: tuple[float, float, float, float] = key(
+        (0.0, 0.0, 0.0, 0.0),
+        "strength of random brightness, contrast, saturation and hue, in this order; 0.4 is a factor of 0.6 to 1.4, of the hue "
+        "a shift by up to 0.4 of a turn",
+        least=0,
+        most=1,
+    )
+    jitter_p: float = key(1.0, "probability of this jitter", least=0, most=1)
+    gray: float = key(0.0, "probability of removing an image's colours", least=0, most=1)
+    blur: float = key(0.0, "probability of a Gaussian blur by 0.1 to 2 pixels of a 224-pixel image", least=0, most=1)
+    solarize: float = key(0.0, "probability of inverting the bright half of the values", least=0, most=1)
+    three: bool = key(
+        False, "DeiT-III's augmentation: each image loses its colours or is solarized or blurred, before the jitter"
+    )
     randaugment_layers: int = key(0, "operations of RandAugment on each image; 0 is off", least=0, most=100)
     randaugment_magnitude: float = key(10.0, "their strength, 10 is the paper's scale", least=0)
     mixup: float = key(0.0, "alpha of the Beta distribution by which two images are mixed; 0 is off", least=0)

@@ -104,13 +104,14 @@ _FRAGMENTS = 1.5
 def batch_memory(config: Config) -> tuple[int, int]:
     """(while a batch is augmented, while it is trained on): bytes of the pixels of the whole batch, all views.
 
-    They are read ahead as bytes with a margin for crops, mirrored, sampled and kept as float32. RandAugment and mixing make
-    copies, of which mixing's last one stays.
+    They are read ahead as bytes with a margin for crops, mirrored, sampled and kept as float32. RandAugment, the changes
+    of colours and mixing make copies, of which mixing's last one stays.
     """
     augment = config.augment
     pixels = 3 * config.model.img_size[0] * config.model.img_size[1] * config.train.batch_size
     mixes = augment.mixup > 0 or augment.cutmix > 0
-    working = augment.views - 1 + (5 if augment.randaugment_layers else 3)
+    coloured = augment.three or any(augment.jitter) or augment.gray + augment.blur + augment.solarize > 0
+    working = augment.views - 1 + (5 if augment.randaugment_layers or coloured else 3)
     mixing = augment.views + 5 if mixes else 0
     kept = augment.views * (2 if mixes else 1)
     return round(_FRAGMENTS * pixels * (5 + 4 * max(working, mixing))), round(_FRAGMENTS * pixels * (5 + 4 * kept))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vitcli.config import AugmentConfig, EvalConfig, Size
 from vitcli.data.batch import Batch, Images, Uniforms, normalise_, to_float
+from vitcli.data.photometric import photometric
 from vitcli.data.randaugment import randaugment_layer, rows_of
 from vitcli.randomness import generator, uniforms
 
@@ -26,7 +27,7 @@ TRIES = 10
 
 
 class Augmenter:
-    """The augmentation of a run: crop, flip, RandAugment, normalisation, random erasing."""
+    """The augmentation of a run: crop, flip, colours, RandAugment, normalisation, random erasing."""
 
     def __init__(self, config: AugmentConfig, evaluation: EvalConfig, size: Size, seed: int) -> None:
         self.config, self.evaluation, self.size, self.seed = config, evaluation, size, seed
@@ -47,6 +48,7 @@ class Augmenter:
 
         strength = np.minimum(1.0, epochs / config.ramp) if config.ramp else None
         images = geometry(pixels, sizes, config, self.size, draw("geometry", 2 * TRIES + 3), strength)
+        images = photometric(images, config, draw)
         for layer in range(config.randaugment_layers):
             images = randaugment_layer(
                 images.round_().clamp_(0, 255), config.randaugment_magnitude, draw(f"randaugment-{layer}", 4)
