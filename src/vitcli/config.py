@@ -20,11 +20,13 @@ from vitcli.config_sections import AnalysisConfig as AnalysisConfig
 from vitcli.config_sections import AugmentConfig as AugmentConfig
 from vitcli.config_sections import BenchConfig as BenchConfig
 from vitcli.config_sections import DataConfig as DataConfig
+from vitcli.config_sections import DistillConfig as DistillConfig
 from vitcli.config_sections import EvalConfig as EvalConfig
 from vitcli.config_sections import MAEConfig as MAEConfig
 from vitcli.config_sections import MaskedPatchConfig as MaskedPatchConfig
 from vitcli.config_sections import OptimConfig as OptimConfig
 from vitcli.config_sections import ProbeConfig as ProbeConfig
+from vitcli.config_sections import PseudoConfig as PseudoConfig
 from vitcli.config_sections import RunConfig as RunConfig
 from vitcli.config_sections import TrainConfig as TrainConfig
 from vitcli.config_sections import VisregConfig as VisregConfig
@@ -79,8 +81,14 @@ SECTIONS: dict[str, type] = {
     "optim": OptimConfig,
     "eval": EvalConfig,
 }
-OBJECTIVE_SECTIONS: dict[str, type] = {"masked-patch": MaskedPatchConfig, "mae": MAEConfig, "visreg": VisregConfig}
-"""Sections that are an objective's own (train/objectives), beside those of every run."""
+OBJECTIVE_SECTIONS: dict[str, type] = {
+    "masked-patch": MaskedPatchConfig,
+    "mae": MAEConfig,
+    "visreg": VisregConfig,
+    "distill": DistillConfig,
+    "pseudo": PseudoConfig,
+}
+"""Sections that are an objective's own (train/objectives), or of runs with unlabelled data, beside those of every run."""
 COMMAND_SECTIONS: dict[str, type] = {"bench": BenchConfig, "probe": ProbeConfig, "analysis": AnalysisConfig}
 """What single commands take with --set, beside the sections of a run."""
 LENGTHS = ("train.epochs", "train.steps", "train.time_budget")
@@ -254,8 +262,9 @@ def _replaced(section: Any, name: str, values: Mapping[str, Any]) -> Any:
 def _own_sections(config: Config) -> Iterator[tuple[str, Any]]:
     """The sections of a run: those of every run, and its objective's."""
     yield from ((section, getattr(config, section)) for section in SECTIONS)
-    if config.train.objective in OBJECTIVE_SECTIONS:
-        yield config.train.objective, config.settings_of(config.train.objective)
+    for section in (config.train.objective, "pseudo" if config.data.unlabelled else ""):
+        if section in OBJECTIVE_SECTIONS:
+            yield section, config.settings_of(section)
 
 
 def as_dict(config: Config) -> dict[str, dict[str, Any]]:

@@ -20,6 +20,7 @@ class DataConfig:
     train_split: str = key("", "the split to train on; empty: the one named train")
     image_column: str = key("", "empty: the one column of images")
     label_column: str = key("", "empty: the one column of class labels")
+    unlabelled: str = key("", "further DATA for training, whose labels a teacher gives (`--unlabelled`)")
     fraction: float = key(
         1.0, "part of the training images that is used; smaller parts lie within larger ones", above=0, most=1
     )
@@ -79,6 +80,8 @@ class AugmentConfig:
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     objective: str = key("classify", "what is learned (`--objective`)")
+    teacher: str = key("", "the checkpoint that a run learns from (`--teacher`)")
+    teacher_digest: str = key("", "sha256 of the teacher's file", settable=False)
     batch_size: int = key(128, "images of one update, over all micro-batches", above=0)
     accumulate: int = key(1, "micro-batches of one update: less memory, the same result", above=0, compared=False)
     epochs: float | None = key(None, "length in passes over the data", above=0, most=1e9)
@@ -224,6 +227,25 @@ class VisregConfig:
     )
     width: int = key(128, "numbers of an embedding", least=1, most=10**5)
     hidden: int = key(0, "channels within the projector; 0: four times the model's, at most 2048", least=0, most=10**5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Learning from a teacher's opinion (train/objectives/distill.py)."""
+
+    labels: Literal["soft", "hard"] = key("soft", "the teacher's probabilities, or its most likely class")
+    weight: float = key(0.5, "of the teacher, against the labels", least=0, most=1)
+    temperature: float = key(1.0, "by which logits are divided before soft labels are compared", above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudoConfig:
+    """Labels from a teacher for data that have none (train/pseudo.py)."""
+
+    labels: Literal["soft", "hard"] = key("soft", "the teacher's probabilities, or its most likely class")
+    threshold: float = key(0.3, "the confidence of the teacher from which an image is learned from", least=0, most=1)
+    balance: bool = key(True, "every class has as many images: the surest, or repeated ones")
+    images: int = key(0, "of each class, where they are balanced; 0: the mean of what is kept", least=0, most=10**9)
 
 
 @dataclass(frozen=True, kw_only=True)

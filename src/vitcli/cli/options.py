@@ -181,6 +181,8 @@ OF_A_RUN = {
     "steps": "train.steps",
     "time_budget": "train.time_budget",
     "objective": "train.objective",
+    "teacher": "train.teacher",
+    "unlabelled": "data.unlabelled",
     "recipe": "run.recipe",
     "device": "run.device",
     "precision": "run.precision",

@@ -33,6 +33,26 @@ Init = Annotated[
         rich_help_panel="Training",
     ),
 ]
+Teacher = Annotated[
+    str,
+    typer.Option(
+        "--teacher",
+        metavar="CKPT",
+        show_default=False,
+        help="What --objective distill learns from, and what labels --unlabelled images.",
+        rich_help_panel="Training",
+    ),
+]
+Unlabelled = Annotated[
+    str,
+    typer.Option(
+        "--unlabelled",
+        metavar="DATA",
+        show_default=False,
+        help="Further images to train on, with labels from --teacher (Noisy Student).",
+        rich_help_panel="Training",
+    ),
+]
 Freeze = Annotated[str, typer.Option("--freeze", metavar="backbone", show_default=False, help="Train the head alone.")]
 Checkpoint = Annotated[
     str,
@@ -55,6 +75,8 @@ def pretrain(
     time_budget: options.TimeBudget = "",
     objective: options.Objective = "",
     init: Init = "",
+    teacher: Teacher = "",
+    unlabelled: Unlabelled = "",
     recipe: options.Recipe = "",
     config: options.ConfigFile = None,
     set_: options.Set = None,
@@ -81,6 +103,8 @@ def finetune(
     batch_size: options.BatchSize = None,
     freeze: Freeze = "",
     labels: options.Labels = "",
+    teacher: Teacher = "",
+    unlabelled: Unlabelled = "",
     seed: options.Seed = None,
     epochs: options.Epochs = None,
     steps: options.Steps = None,

@@ -8,6 +8,7 @@ until `normalise`.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -230,4 +231,7 @@ def mix(batch: Batch, config: AugmentConfig, seed: int, step: int) -> Batch:
             mixed = v.clone()
             mixed[:, :, top:bottom, left:right] = v.roll(1, 0)[:, :, top:bottom, left:right]
             views.append(mixed)
-    return Batch(tuple(views), batch.labels, batch.ids, batch.labels.roll(1, 0), weight)
+    targets = batch.targets
+    if targets is not None:
+        targets = weight * targets + (1 - weight) * targets.roll(1, 0)
+    return replace(batch, views=tuple(views), partner_labels=batch.labels.roll(1, 0), weight=weight, targets=targets)

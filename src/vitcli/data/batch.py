@@ -21,7 +21,8 @@ class Batch:
     """Images ready for the model with the ids of their samples.
 
     `labels` is None for unlabelled data. After mixup or cutmix an image counts `weight` for `labels` and
-    1 - weight for `partner_labels`. Several views of the same samples lie in `views`; `images` is the first.
+    1 - weight for `partner_labels`. Where some labels are a teacher's, `targets` are the distributions that all images
+    learn, mixed already. Several views of the same samples lie in `views`; `images` is the first.
     """
 
     views: tuple[Images, ...]
@@ -29,6 +30,7 @@ class Batch:
     ids: Int[Tensor, " batch"]
     partner_labels: Int[Tensor, " batch"] | None = None
     weight: float = 1.0
+    targets: Float[Tensor, "batch classes"] | None = None
 
     @property
     def images(self) -> Images:
@@ -48,8 +50,13 @@ class Batch:
         def cut(t: Tensor | None) -> Tensor | None:
             return None if t is None else t[part]
 
-        return Batch(
-            tuple(v[part] for v in self.views), cut(self.labels), self.ids[part], cut(self.partner_labels), self.weight
+        return replace(
+            self,
+            views=tuple(v[part] for v in self.views),
+            labels=cut(self.labels),
+            ids=self.ids[part],
+            partner_labels=cut(self.partner_labels),
+            targets=cut(self.targets),
         )
 
 

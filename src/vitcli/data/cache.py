@@ -139,6 +139,10 @@ class Images:
                 self.cached.discard()
         return pixels, self.cached.sizes[positions]
 
+    def ids(self, positions: Rows) -> Rows:
+        """Their rows in the table."""
+        return self.split.rows[positions]
+
     def _decoded(self, positions: Rows) -> tuple[Pixels, NDArray[np.int32]]:
         pixels = np.empty((len(positions), 3, *self.view.size), np.uint8)
         sizes = np.empty((len(positions), 2), np.int32)

@@ -12,16 +12,21 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vitcli.config import Config
 from vitcli.data.augment import Augmenter, mix
 from vitcli.data.batch import Batch
 from vitcli.data.cache import Images
+from vitcli.data.joined import Drawn, Joined
 from vitcli.data.prefetch import ahead
 from vitcli.randomness import permutation
 
 _IMAGES_TOGETHER, _BYTES_TOGETHER = 1024, 16_000_000
+_APART = 1 << 40
+"""Between the addresses of copies of an image, more than there are positions."""
 
 
 class Order:
@@ -64,15 +69,27 @@ class Order:
 class TrainLoader:
     """The batches of a run. Its only state is the step number."""
 
-    def __init__(self, images: Images, labels: NDArray[np.int64] | None, config: Config, device: torch.device) -> None:
+    def __init__(
+        self,
+        images: Images | Joined,
+        labels: NDArray[np.int64] | None,
+        config: Config,
+        device: torch.device,
+        drawn: Drawn | None = None,
+    ) -> None:
+        """`labels` are of every position of `images`, of which `drawn` says what an epoch draws: else each that can be read, once."""
         self.images, self.config, self.device = images, config, device
-        self.labels = None if labels is None else labels[images.valid]
-        self.order = Order(len(images), config.run.seed, self.labels if config.data.balanced else None)
+        if drawn is None:
+            assert isinstance(images, Images)
+            drawn = Drawn(images.valid)
+        self.drawn = drawn
+        self.labels = None if labels is None else labels[drawn.positions]
+        self.order = Order(len(drawn.positions), config.run.seed, self.labels if config.data.balanced else None)
         self.augment = Augmenter(config.augment, config.eval, config.model.img_size, config.run.seed)
 
     def epoch(self, step: int) -> float:
         """Passes over the data before `step`."""
-        return step * self.config.train.batch_size / len(self.images)
+        return step * self.config.train.batch_size / len(self.drawn.positions)
 
     def state(self, step: int) -> dict[str, Any]:
         """The position in the data, to be stored and given back."""
@@ -88,26 +105,43 @@ class TrainLoader:
     def _read(self, step: int, count: int) -> _Read:
         size = self.config.train.batch_size
         samples, epochs = self.order.take(step * size, count * size)
-        pixels, sizes = self.images.read(self.images.valid[samples])
+        pixels, sizes = self.images.read(self.drawn.positions[samples])
         return _Read(step, samples, epochs, np.ascontiguousarray(pixels), sizes)
 
     def _augmented(self, read: _Read) -> list[Batch]:
         """The batches of consecutive steps, augmented together and mixed one by one."""
-        positions = self.images.valid[read.samples]
+        positions = self.drawn.positions[read.samples]
+        addresses = positions
+        if self.drawn.copies is not None:  # the same image, augmented anew
+            addresses = positions + _APART * self.drawn.copies[read.samples]
         pixels = torch.from_numpy(read.pixels)
         if self.device.type == "cuda":
             pixels = pixels.pin_memory().to(self.device, non_blocking=True)
         pixels = pixels.to(self.device)
         views = [
-            self.augment(pixels, read.sizes, read.epochs, positions, view) for view in range(self.config.augment.views)
+            self.augment(pixels, read.sizes, read.epochs, addresses, view) for view in range(self.config.augment.views)
         ]
         labels = None if self.labels is None else torch.from_numpy(self.labels[read.samples]).to(self.device)
-        ids = torch.from_numpy(self.images.split.rows[positions])
-        whole, size = Batch(tuple(views), labels, ids), self.config.train.batch_size
+        ids = torch.from_numpy(self.images.ids(positions))
+        targets = None if labels is None else self._targets(labels, positions)
+        whole, size = Batch(tuple(views), labels, ids, targets=targets), self.config.train.batch_size
         return [
             mix(whole.rows(slice(i * size, (i + 1) * size)), self.config.augment, self.config.run.seed, read.step + i)
             for i in range(len(positions) // size)
         ]
+
+    def _targets(self, labels: Tensor, positions: NDArray[np.int64]) -> Tensor | None:
+        """The distributions that images learn, where some of them are a teacher's."""
+        soft, start = self.drawn.soft, self.drawn.start
+        if soft is None:
+            return None
+        classes, smoothing = soft.shape[1], self.config.train.label_smoothing
+        targets = F.one_hot(labels, classes).float() * (1 - smoothing) + smoothing / classes
+        own = positions >= start
+        targets[torch.from_numpy(own).to(labels.device)] = torch.from_numpy(soft[positions[own] - start]).to(
+            labels.device
+        )
+        return targets
 
     def _together(self) -> int:
         """How many batches are augmented at once: small ones cost as many calls as large ones."""

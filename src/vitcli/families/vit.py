@@ -271,6 +271,8 @@ class ModelConfig(Architecture):
             width = values["width"]
             values.setdefault("heads", width // 64 if width % 64 == 0 else self.heads)
             values.setdefault("mlp", 4 * width)
+        if values.get("distilled"):
+            values.setdefault("pool", "cls")
         if values.get("pool") == "cls":
             values.setdefault("class_token", True)
         return values

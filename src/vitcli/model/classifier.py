@@ -51,6 +51,10 @@ class Classifier(nn.Module):
         features = self.features(images, keep)
         return self.heads[0](features) if self.heads else features
 
+    def logits(self, images: Float[Tensor, "batch 3 height width"], keep: Tensor | None = None) -> list[Tensor]:
+        """Of each head apart, `[batch, classes]`."""
+        return [self(images, keep)]
+
     def check_size(self, images: Float[Tensor, "batch 3 height width"]) -> None:
         """Raises ValueError for images of another size than the configuration's, or of `taking`."""
         if tuple(images.shape[2:]) not in (tuple(self.config.img_size), self._also_takes):

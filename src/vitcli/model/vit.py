@@ -258,8 +258,18 @@ class ViT(Classifier):
         self.check_size(images)
         if self.head_dist is None:
             return self.head(self.features(images, keep))
-        read = self.read(images, keep)
-        return (self.head(read[0]) + self.head_dist(read[1])) / 2
+        of_class, of_teacher = self.logits(images, keep)
+        return (of_class + of_teacher) / 2
+
+    def logits(
+        self, images: Float[Tensor, "batch 3 height width"], keep: Bool[Tensor, "depth 2 batch"] | None = None
+    ) -> list[Float[Tensor, "batch classes"]]:
+        """Of a distilled model those of the class token and of the distillation token."""
+        if self.head_dist is None:
+            return [self(images, keep)]
+        self.check_size(images)
+        of_class, of_teacher = self.read(images, keep)
+        return [self.head(of_class), self.head_dist(of_teacher)]
 
     def draw(self, seed: int, step: int, batch: int) -> Bool[Tensor, "depth 2 batch"] | None:
         """DropPath: whether each branch is computed for an image."""

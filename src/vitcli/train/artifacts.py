@@ -63,6 +63,10 @@ def describe_run(
         "train_flops": train_flops,
         **parent,
     }
+    if config.train.teacher:
+        provenance["teacher"] = {"path": config.train.teacher, "sha256": config.train.teacher_digest}
+    if config.train.objective != "classify":
+        provenance["objective"] = config.train.objective
     if plan.parent is not None:
         provenance["ancestry"] = _ancestry(plan.parent)
     return Description(
@@ -87,7 +91,7 @@ def _ancestry(parent: Description) -> list[dict[str, Any]]:
 def _trained(plan: Plan) -> Record:
     """What trained the parent, and what this run trained on or chose by."""
     record = plan.record
-    for part in (plan.train, plan.dev):
+    for part in (plan.train, plan.unlabelled, plan.dev):
         if part is not None:
             digests = part.digests()
             record = record.and_(digests, digests[part.contents.held_out(part.rows, digests)])

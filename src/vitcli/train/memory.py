@@ -95,7 +95,7 @@ def needed(config: Config, device: str, bf16: bool) -> flops.Memory:
     extra = objective.extra(config)
     saved = extra_bytes(config, extra)
     gradients = 4 * extra.parameters + (2 * extra.parameters if bf16 else 0)
-    return replace(memory, state=memory.state + saved + gradients, saving=memory.saving + saved)
+    return replace(memory, state=memory.state + saved + gradients + 4 * extra.held, saving=memory.saving + saved)
 
 
 def saved_step(config: Config) -> int:

@@ -47,6 +47,7 @@ class Plan:
     train: Split | None
     held_out: Split | None  # what the run reports on
     dev: Split | None  # what it chooses by, kept back from training
+    unlabelled: Split | None = None  # what a teacher labels
     native: Size
     uniform: bool
     classes: tuple[Class, ...]
@@ -68,8 +69,9 @@ class Plan:
 
     @property
     def splits(self) -> list[Split]:
-        """What the run reads: the training images, the dev part, the held-out images."""
-        return list(dict.fromkeys(part for part in (self.train, self.dev, self.held_out) if part is not None))
+        """What the run reads: the training images, the unlabelled ones, the dev part, the held-out images."""
+        parts = (self.train, self.unlabelled, self.dev, self.held_out)
+        return list(dict.fromkeys(part for part in parts if part is not None))
 
     @property
     def fits_head(self) -> bool:

@@ -35,6 +35,7 @@ from vitcli.train.narration import said_of
 from vitcli.train.objectives.base import Objective
 from vitcli.train.objectives.table import objective_named
 from vitcli.train.plan import Plan, Request
+from vitcli.train.teacher import with_teacher
 from vitcli.weights.describe import DESCRIBED, Description, describe
 from vitcli.weights.document import seen_since_random
 from vitcli.weights.locate import locate
@@ -54,9 +55,15 @@ def make_plan(request: Request) -> Plan:
         outputs = np.arange(
             len(data.source.classes), dtype=np.int64
         )  # for what it may measure with labels that are there
+    unlabelled, further = _unlabelled(request, reading, data, parent)
     # what the recipe makes of that, and what was asked for instead
-    facts = _facts(request, data, len(classes), parent, machine, new_head=bool(classes) and not keep_head)
+    images = data.images + (0 if unlabelled is None else len(unlabelled))
+    facts = _facts(
+        request, replace(data, images=images), len(classes), parent, machine, new_head=bool(classes) and not keep_head
+    )
     config, unsuited = _configured(request, reading, facts, parent, objective, keep_head)
+    config = with_teacher(_taught(config, parent), classes)
+    objective.check(config)
     config, too_large = _in_memory(config, machine, overrides, data.source is None)
     config, train, dev = _with_dev(config, data.train, "train.dev" in overrides)
     plan = Plan(
@@ -67,17 +74,18 @@ def make_plan(request: Request) -> Plan:
         train=train,
         held_out=dev if config.train.report_on == "dev" else data.held_out,
         dev=dev,
+        unlabelled=unlabelled,
         native=data.native,
         uniform=data.uniform,
         classes=classes,
         outputs=outputs,
         parent=parent,
         keep_head=keep_head,
-        images=data.images if train is None else len(train),
+        images=(data.images if train is None else len(train)) + (0 if unlabelled is None else len(unlabelled)),
         warnings=(*data.warnings, *unsuited, *too_large),
         record=data.record,
     )
-    return replace(plan, notes=(*notes, *data.notes, *said_of(plan)))
+    return replace(plan, notes=(*notes, *data.notes, *further, *said_of(plan)))
 
 
 # --- the checkpoint that it starts from --------------------------------------------------------------------
@@ -246,6 +254,56 @@ def _classes(known: tuple[Class, ...], parent: Description | None) -> tuple[tupl
     return known, np.arange(len(known), dtype=np.int64), False
 
 
+# --- a teacher ---------------------------------------------------------------------------------------------
+
+
+def _taught(config: Config, parent: Description | None) -> Config:
+    """`config` with the checkpoint that it starts from as the teacher of unlabelled data, where no other is named. Raises UsageError
+    where there is none, or nothing that learns from it.
+    """
+    train = config.train
+    if config.data.unlabelled and not train.teacher and parent is not None:
+        train = replace(train, teacher=str(parent.path))
+    if config.data.unlabelled and train.objective != "classify":
+        raise UsageError(
+            f"--unlabelled goes with the objective classify, not with {train.objective}",
+            "give all images as --data, or leave --objective out",
+        )
+    if config.data.unlabelled and not train.teacher:
+        raise UsageError(
+            "--unlabelled needs a teacher", "name a checkpoint trained on these classes with --teacher CKPT"
+        )
+    if config.data.unlabelled and train.loss == "bce":
+        raise UsageError("train.loss = bce takes labels that are certain, not a teacher's", "leave it out")
+    if train.teacher and not config.data.unlabelled and train.objective != "distill":
+        raise UsageError(
+            f"train.objective = {train.objective} learns from no teacher",
+            "add --objective distill, or --unlabelled DATA for it to label",
+        )
+    return replace(config, train=train)
+
+
+def _unlabelled(
+    request: Request, config: DataConfig, data: _Data, parent: Description | None
+) -> tuple[Split | None, list[str]]:
+    """The images that a teacher labels, without those that are labelled here, chosen by or reported on; and what to say."""
+    if not config.unlabelled or data.train is None or data.held_out is None:
+        return None, []
+    wanted = replace(config, source=config.unlabelled, revision="", train_split="", image_column="", label_column="")
+    source = open_source(wanted)
+    pool = source.train("", parent.record() if parent is not None else NOTHING, request.progress)
+    digests = pool.digests(request.progress)
+    known = np.isin(digests, np.concatenate([data.train.digests(), data.held_out.digests()])) & (digests != 0)
+    rest = pool.subset(np.flatnonzero(~known), "unlabelled")
+    if not len(rest):
+        raise DataError(
+            f"{source.id} has no images beside those of --data and its held-out ones",
+            "name other images with --unlabelled",
+        )
+    left_out = f", without {int(known.sum()):,} that are in --data" if known.any() else ""
+    return replace(rest, labels=None), [f"unlabelled: {len(rest):,} images of {source.id}{left_out}"]
+
+
 # --- the configuration -------------------------------------------------------------------------------------
 
 
@@ -304,13 +362,13 @@ def _configured(
         data=replace(
             data,
             source=_from_anywhere(by_name(data.source)),
+            unlabelled=_from_anywhere(by_name(data.unlabelled)) if data.unlabelled else "",
             balanced=overrides.get("data.balanced", config.data.balanced),
         ),
         augment=replace(config.augment, views=_views(config, overrides, objective)),
         train=replace(config.train, low_res=_low_res(config, overrides)),
     )
     check(config)
-    objective.check(config)
     if config.data.balanced and not facts.classes:
         raise UsageError(
             f"data.balanced needs labels, and train.objective = {config.train.objective} has none", "leave it out"

@@ -10,22 +10,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vitcli import files
+from vitcli.config import PseudoConfig
 from vitcli.data.cache import Images, open_images, working_view
+from vitcli.data.joined import Drawn, Joined
 from vitcli.data.loader import TrainLoader
+from vitcli.data.split import Split
 from vitcli.errors import CheckpointError, DivergedError, Interrupted
 from vitcli.evaluate.inference import Inference
 from vitcli.machine import Machine
 from vitcli.model.classifier import Classifier, build
 from vitcli.progress import Progress
-from vitcli.train import runfolder, state
+from vitcli.train import pseudo, runfolder, state
 from vitcli.train.clock import Anchor, Clock
 from vitcli.train.head import Start
 from vitcli.train.plan import Plan
 from vitcli.train.runlog import Log, Metrics, read_lines
 from vitcli.train.signals import Signals
 from vitcli.train.step import DIVERGED_HINT
+from vitcli.train.teacher import outputs_of
 from vitcli.train.trainer import Trainer
+from vitcli.weights.asked import loaded
 from vitcli.weights.checkpoint import adapt, load, resized
 
 
@@ -58,8 +65,9 @@ class Session:
         self.unreadable: dict[str, int] = {}
         self.machine = machine_of(plan, saved, folder, log)
         self.images = self._open_images()
-        self.loader = TrainLoader(self.images, plan.targets, self.config, self.machine.device)
+        self.loader = self._loader()
         self.trainer = Trainer(self.initial_model(restored=saved is not None), self.config, self.machine)
+        self.trainer.objective.begin(plan.classes)
         self.clock = Clock(plan.steps, self.config.train.time_budget, self._anchors())
         self.at = Reached()
         self.start: Start | None = None
@@ -72,20 +80,51 @@ class Session:
 
     # --- parts ---
 
-    def _open_images(self) -> Images:
+    def _open_images(self) -> Images | Joined:
         plan = self.plan
         assert plan.train is not None
+        images = self._open(plan.train)
+        return images if plan.unlabelled is None else Joined(images, self._open(plan.unlabelled))
+
+    def _open(self, split: Split) -> Images:
+        plan = self.plan
         view = working_view(plan.native, plan.uniform, self.config.model.img_size, self.config.augment)
-        images = open_images(plan.train, view, self.config.data, self.log.progress)
+        images = open_images(split, view, self.config.data, self.log.progress)
         if images.bad:
-            self.unreadable[plan.train.name] = len(images.bad)
+            self.unreadable[split.name] = len(images.bad)
             position, reason = images.bad[0]
             self.log(
                 "warning",
                 text=f"{len(images.bad)} unreadable training images are skipped, the first is "
-                f"{plan.train.describe(position)}: {reason}",
+                f"{split.describe(position)}: {reason}",
             )
         return images
+
+    def _loader(self) -> TrainLoader:
+        """Of the training images, with those that a teacher labels first."""
+        plan, config = self.plan, self.config
+        if plan.unlabelled is None:
+            assert isinstance(self.images, Images)
+            return TrainLoader(self.images, plan.targets, config, self.machine.device)
+        assert isinstance(self.images, Joined) and plan.targets is not None
+        settings: PseudoConfig = config.settings_of("pseudo")
+        described, model = loaded(config.train.teacher)
+        teacher = Inference(model.to(self.machine.device), described.eval, config.data, self.machine, self.log.progress)
+        outputs = outputs_of(described.classes, plan.classes).numpy()
+        said = pseudo.labelled(teacher, outputs, plan.unlabelled, self.folder / pseudo.FILE)
+        pseudo_labels = pseudo.chosen(said, settings, config.run.seed)
+        self.log("note", text=str(pseudo_labels))
+        own, start = self.images.first.valid, len(self.images.first.split)
+        readable = np.isin(pseudo_labels.places, self.images.second.valid)
+        places, copies = pseudo_labels.places[readable], pseudo_labels.copies[readable]
+        drawn = Drawn(
+            np.concatenate([own, start + places]),
+            np.concatenate([np.zeros(len(own), np.int64), copies]),
+            start,
+            pseudo.targets_of(pseudo_labels, settings),
+        )
+        labels = np.concatenate([plan.targets, np.nan_to_num(said).argmax(1)])
+        return TrainLoader(self.images, labels, config, self.machine.device, drawn)
 
     def initial_model(self, restored: bool = False) -> Classifier:
         """The model as a run begins: random, or the weights that it starts from. One that is `restored` is overwritten by the saved step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vitcli import flops
+from vitcli.classes import Class
 from vitcli.config import Config
 from vitcli.data.batch import Batch
 from vitcli.data.split import Split
@@ -43,12 +45,13 @@ class Loss:
 
 @dataclass(frozen=True, kw_only=True)
 class Extra:
-    """Numbers that an objective owns beside the model's: `parameters` are trained, `kept` are saved and not trained: a teacher,
-    buffers.
+    """Numbers that an objective owns beside the model's: `parameters` are trained, `kept` are saved and not trained, such as an
+    averaged teacher, `held` are neither: a teacher that stays in its file.
     """
 
     parameters: int = 0
     kept: int = 0
+    held: int = 0
 
 
 class Objective(nn.Module):
@@ -80,6 +83,9 @@ class Objective(nn.Module):
 
     def __init__(self, model: Classifier, config: Config) -> None:
         super().__init__()
+
+    def begin(self, classes: Sequence[Class]) -> None:
+        """Before the first step of a session: the classes of the model's outputs."""
 
     def draw(self, model: Classifier, batch: Batch, seed: int, step: int) -> Noise:
         """What a step draws for the global batch, by its address."""

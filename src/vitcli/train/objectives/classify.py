@@ -33,12 +33,25 @@ class Classify(Objective):
         self.kind, self.smoothing = config.train.loss, config.train.label_smoothing
 
     def forward(self, model: Classifier, batch: Batch, noise: Noise) -> Loss:
+        return Loss(self.loss_of(model(batch.images, noise.keep).float(), batch))
+
+    def loss_of(self, logits: Float[Tensor, "batch classes"], batch: Batch) -> Float[Tensor, ""]:
+        """Of logits of a batch's images, mixed or not, with labels or a teacher's distributions."""
+        if batch.targets is not None:
+            return self.of_targets(logits, batch.targets)
         assert batch.labels is not None
-        logits = model(batch.images, noise.keep).float()
         loss = self.of(logits, batch.labels)
         if batch.partner_labels is not None:
             loss = batch.weight * loss + (1 - batch.weight) * self.of(logits, batch.partner_labels)
-        return Loss(loss)
+        return loss
+
+    def of_targets(
+        self, logits: Float[Tensor, "batch classes"], targets: Float[Tensor, "batch classes"]
+    ) -> Float[Tensor, ""]:
+        """With a distribution for each image, smoothed already where it is a label."""
+        if self.kind == "softmax":
+            return F.cross_entropy(logits, targets)
+        return (F.softplus(logits).sum(1) - (targets * logits).sum(1)).mean()
 
     def of(self, logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
         if self.kind == "softmax":

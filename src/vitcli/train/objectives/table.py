@@ -6,6 +6,7 @@ from vitcli.config_values import shown
 from vitcli.errors import UsageError, did_you_mean
 from vitcli.train.objectives.base import Objective
 from vitcli.train.objectives.classify import Classify
+from vitcli.train.objectives.distill import Distill
 from vitcli.train.objectives.mae import MAE
 from vitcli.train.objectives.masked_patch import MaskedPatch
 from vitcli.train.objectives.visreg import Visreg
@@ -15,6 +16,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "masked-patch": MaskedPatch,
     "mae": MAE,
     "visreg": Visreg,
+    "distill": Distill,
 }
 
 

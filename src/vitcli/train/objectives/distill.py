@@ -1,0 +1,102 @@
+"""Learning from labels and from a teacher's opinion of the same images (Hinton et al., 2015; Touvron et al., 2021, DeiT)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from vitcli import flops
+from vitcli.classes import Class
+from vitcli.config import Config, DistillConfig
+from vitcli.data.batch import Batch
+from vitcli.errors import UsageError
+from vitcli.model.classifier import Classifier
+from vitcli.train.objectives.base import Extra, Loss, Noise
+from vitcli.train.objectives.classify import Classify
+from vitcli.train.objectives.tokens import pixels
+from vitcli.train.teacher import outputs_of
+from vitcli.weights.asked import loaded
+from vitcli.weights.describe import Description, describe
+
+
+class Distill(Classify):
+    """(1 - α) · the loss of the labels + α · that of the teacher's: `hard`, cross-entropy with its most likely class; `soft`,
+    τ² · KL(softmax(teacher / τ) ‖ softmax(student / τ)), a mean over images (facebookresearch/deit losses.py divides by the
+    classes too).
+
+    A student with a distillation token (model.distilled) learns the labels with the class token's head and the teacher's opinion
+    with the other, any other student both with its head. The teacher sees the very images that the student sees, crops and
+    mixtures, at its own size and with its own means. It is not part of the state: the run knows its file by what it holds.
+    """
+
+    def __init__(self, model: Classifier, config: Config) -> None:
+        super().__init__(model, config)
+        self.settings: DistillConfig = config.settings_of("distill")
+        self.evaluation = config.eval
+        described, teacher = loaded(str(config.train.teacher))
+        self.preprocessing = described.eval
+        self.own_classes = described.classes
+        self._teacher = (teacher.requires_grad_(False),)  # in a tuple, it is no submodule
+        self.outputs: Tensor | None = None
+
+    def begin(self, classes: Sequence[Class]) -> None:
+        self.outputs = outputs_of(self.own_classes, classes)
+
+    def forward(self, model: Classifier, batch: Batch, noise: Noise) -> Loss:
+        both = [logits.float() for logits in model.logits(batch.images, noise.keep)]
+        opinion = self.opinion(batch.images)
+        labels, teacher = self.loss_of(both[0], batch), self.of_teacher(both[-1], opinion)
+        weight = self.settings.weight
+        agree = (both[-1].detach().argmax(1) == opinion.argmax(1)).float().mean()
+        return Loss((1 - weight) * labels + weight * teacher, {"labels": labels, "teacher": teacher, "agree": agree})
+
+    def of_teacher(
+        self, logits: Float[Tensor, "batch classes"], opinion: Float[Tensor, "batch classes"]
+    ) -> Float[Tensor, ""]:
+        if self.settings.labels == "hard":
+            return F.cross_entropy(logits, opinion.argmax(1))
+        t = self.settings.temperature
+        student, teacher = (logits / t).log_softmax(1), (opinion / t).log_softmax(1)
+        return t * t * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+    @torch.no_grad()
+    def opinion(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
+        """The teacher's logits, in the order of the student's classes."""
+        teacher = self._teacher[0].to(images.device).eval()
+        seen, size = pixels(images, self.evaluation), tuple(teacher.config.img_size)
+        if tuple(seen.shape[2:]) != size:
+            seen = F.interpolate(seen, size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+        mean, std = (
+            torch.tensor(v, device=images.device).view(1, 3, 1, 1)
+            for v in (self.preprocessing.mean, self.preprocessing.std)
+        )
+        logits: Tensor = teacher((seen - mean) / std).float()
+        return logits if self.outputs is None else logits[:, self.outputs.to(logits.device)]
+
+    # --- before it exists ---
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        if not config.train.teacher:
+            raise UsageError(
+                "train.objective = distill has no teacher", "name a trained checkpoint with --teacher CKPT"
+            )
+
+    @classmethod
+    def extra(cls, config: Config) -> Extra:
+        return Extra(held=flops.parameters(_described(config.train.teacher).model))
+
+    @classmethod
+    def training_flops(cls, config: Config, images: int) -> int:
+        return super().training_flops(config, images) + 2 * images * flops.macs(_described(config.train.teacher).model)
+
+
+@lru_cache(maxsize=4)
+def _described(path: str) -> Description:
+    return describe(Path(path))

@@ -1,0 +1,65 @@
+"""A trained checkpoint that a run learns from: found, known by what it holds, and its classes brought into the student's order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from vitcli import classes as class_names
+from vitcli.classes import Class
+from vitcli.config import Config, apply
+from vitcli.errors import CheckpointError, UsageError
+from vitcli.weights.asked import check_names
+from vitcli.weights.describe import Description, describe
+from vitcli.weights.locate import locate
+
+_CHUNK = 1 << 20
+
+
+def with_teacher(config: Config, classes: Sequence[Class]) -> Config:
+    """`config` with the teacher's file as any working directory finds it, and the digest of what it holds.
+
+    Raises CheckpointError where it is none, or its classes are not the data's; UsageError where it is not the one that the
+    configuration was written with.
+    """
+    if not config.train.teacher:
+        return config
+    found = teacher(config.train.teacher)
+    outputs_of(found.classes, classes)
+    digest = _digest(found)
+    if config.train.teacher_digest not in ("", digest):
+        raise UsageError(
+            f"{found.path} is not the teacher that this configuration was written with",
+            "put that file back, or leave train.teacher_digest out",
+        )
+    return apply(config, {"train.teacher": str(found.path.resolve()), "train.teacher_digest": digest})
+
+
+def teacher(reference: str) -> Description:
+    """Raises CheckpointError where it cannot be found, or does not name its classes."""
+    found = describe(locate(reference))
+    check_names(found)
+    return found
+
+
+def outputs_of(own: Sequence[Class], wanted: Sequence[Class]) -> Int[Tensor, " classes"]:
+    """For each of the student's classes the teacher's output. Raises CheckpointError where they are not the same set."""
+    order = class_names.same_set(tuple(wanted), tuple(own))
+    if order is None:
+        raise CheckpointError(
+            f"the teacher knows {len(own)} classes, not the {len(wanted)} of these data",
+            "fine-tune it first: vit finetune TEACHER --data DATA",
+        )
+    return torch.tensor(order)
+
+
+def _digest(found: Description) -> str:
+    digest = hashlib.sha256()
+    with found.path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
