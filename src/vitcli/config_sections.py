@@ -208,7 +208,7 @@ class MAEConfig:
 
     mask: float = key(0.75, "of an image's patches that the encoder does not see", above=0, below=1)
     width: int = key(0, "channels of the decoder; 0: half of the encoder's", least=0, most=10**5)
-    depth: int = key(4, "blocks of the decoder", least=1, most=1000)
+    depth: int = key(2, "blocks of the decoder", least=1, most=1000)
     normalise: bool = key(True, "each patch that is to be painted is brought to mean 0 and variance 1")
 
 
@@ -234,8 +234,8 @@ class DistillConfig:
     """Learning from a teacher's opinion (train/objectives/distill.py)."""
 
     labels: Literal["soft", "hard"] = key("soft", "the teacher's probabilities, or its most likely class")
-    weight: float = key(0.5, "of the teacher, against the labels", least=0, most=1)
-    temperature: float = key(1.0, "by which logits are divided before soft labels are compared", above=0)
+    weight: float = key(0.9, "of the teacher, against the labels", least=0, most=1)
+    temperature: float = key(2.0, "by which logits are divided before soft labels are compared", above=0)
 
 
 @dataclass(frozen=True, kw_only=True)
