@@ -79,7 +79,7 @@ def test_micro_batches_change_nothing_but_rounding(class_folders: Path, tmp_path
     assert max(float((whole[k] - start[k]).abs().max()) for k in whole) > 1e-3
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb", "sgd", "muon"])
 def test_a_killed_run_goes_on_bit_for_bit(class_folders: Path, tmp_path: Path, optimizer: str) -> None:
     values = {"optim__name": optimizer, "train__ema": 0.9, "train__log_every_steps": 1, "steps": 30}
     alone = train(class_folders, tmp_path / "alone", **values)[0]
