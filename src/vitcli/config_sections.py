@@ -21,7 +21,10 @@ class DataConfig:
     image_column: str = key("", "empty: the one column of images")
     label_column: str = key("", "empty: the one column of class labels")
     fraction: float = key(
-        1.0, "part of the training images that is used; smaller parts lie within larger ones", above=0, most=1
+        1.0,
+        "part of the training images that is used, the same of every class; smaller parts lie within larger ones",
+        above=0,
+        most=1,
     )
     balanced: bool = key(False, "draw every class equally often")
     workers: int | None = key(

@@ -11,15 +11,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from conftest import train_run
 from vitcli import api, runs
+from vitcli.config import ModelConfig
 from vitcli.errors import CheckpointError, DataError, DivergedError, Interrupted, ResourceError, UsageError
+from vitcli.flops import parameters
 from vitcli.train import runfolder
 from vitcli.train.plan import Request
+from vitcli.weights.describe import describe
 
 TESTS = Path(__file__).parents[1]
 
@@ -312,6 +316,33 @@ def test_evaluation_during_training_is_logged_and_changes_nothing(
     folder, _ = train(class_folders, tmp_path / "run", train__eval_every_steps=6)
     assert [line["step"] for line in _lines(folder) if "eval" in line] == [6, 12, 18, 20]
     assert_equal(reference, folder)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_model_of_any_dimensions_is_trained_and_goes_on(class_folders: Path, tmp_path: Path, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    heads = int(random.integers(1, 5))
+    dimensions = {
+        "heads": heads,
+        "width": heads * int(random.integers(1, 9)),
+        "mlp": int(random.integers(1, 70)),
+        "depth": int(random.integers(1, 5)),
+    }
+    values = {f"model__{name}": value for name, value in dimensions.items()} | {
+        "steps": 2,
+        "augment__randaugment_layers": 0,
+    }
+    folder, _ = train(class_folders, tmp_path / "run", **values)
+    described = describe(folder / "model.safetensors").model
+    assert isinstance(described, ModelConfig)
+    assert {name: getattr(described, name) for name in dimensions} == dimensions
+    assert parameters(described) == sum(t.numel() for t in weights(folder).values())
+    assert weights(folder).keys() == described.shapes().keys()
+    narrow, _ = train_run(
+        "finetune", init=str(folder), data=str(class_folders), out=str(tmp_path / "tuned"), steps=1, batch_size=4,
+        device="cpu",
+    )  # fmt: skip
+    assert describe(narrow / "model.safetensors").model.spelled() == described.spelled()
 
 
 def test_balanced_sampling_and_fraction(class_folders: Path, tmp_path: Path) -> None:
