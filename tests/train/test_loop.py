@@ -112,6 +112,39 @@ def test_a_killed_run_goes_on_bit_for_bit(class_folders: Path, tmp_path: Path, o
     assert content(alone) == content(out)
 
 
+@pytest.mark.parametrize("positions", ["none", "2d", "relative", "sincos"])
+def test_positions_of_every_kind_are_trained_resumed_and_moved(
+    class_folders: Path, tmp_path: Path, positions: str
+) -> None:
+    values = {"model__positions": positions, "steps": 6, "train__save_every_steps": 3}
+    alone = train(class_folders, tmp_path / "alone", **values)[0]
+
+    def stop(event: str, fields: dict[str, Any]) -> None:
+        if event == "step" and fields["step"] == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        train(class_folders, tmp_path / "run", **values, train__log_every_steps=1, sinks=[stop])
+    assert train(class_folders, tmp_path / "run", **values)[1]["resumed_from"]
+    assert_equal(alone, tmp_path / "run")
+    described = describe(alone / "model.safetensors").vit
+    assert described.positions == positions
+    assert {k: tuple(t.shape) for k, t in weights(alone).items()} == described.shapes()
+    assert not (alone / "config.json").exists()  # by which other tools would take it for a plain ViT
+    moved = {"init": str(alone), "data": str(class_folders), "steps": 2, "batch_size": 4, "device": "cpu"}
+    with pytest.raises(UsageError, match=r"model\.positions cannot be changed"):
+        train_run("finetune", **moved, model__positions="learned")
+    if positions == "relative":
+        with pytest.raises(UsageError, match=r"model\.positions = relative counts patches"):
+            train_run("finetune", **moved, img_size=24)
+        with pytest.raises(UsageError, match="images of one size alone"):
+            train(class_folders, tmp_path / "low", **values, train__low_res=0.5)
+        return
+    tuned, _ = train_run("finetune", **moved, img_size=24, out=str(tmp_path / "tuned"))
+    assert describe(tuned / "model.safetensors").vit.grid == (6, 6)
+    train(class_folders, tmp_path / "low", **values, train__low_res=0.5)
+
+
 def _lines(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     if not path.exists():

@@ -177,7 +177,7 @@ def write(plan: Plan, folder: Path, tensors: Tensors, report: dict[str, Any], li
         plan, folder, report["steps"], report["images_seen"], report["train_flops"], report["eval"] or {}
     )
     checkpoint.save(description, tensors)
-    if isinstance(description.model, ModelConfig):
+    if isinstance(description.model, ModelConfig) and description.model.is_plain:
         files.write_json(folder / "config.json", timm_config(description))
     plots.curves(
         lines, f"{plan.config.model.name} on {plan.source.name if plan.source else 'none'}", folder / "curves.png"
