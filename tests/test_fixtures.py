@@ -59,7 +59,8 @@ def test_an_interrupted_run_goes_on(version: Path, tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()][:3] == [1, 5, 10]
     ours, theirs = (load_file(p / "model.safetensors") for p in (folder, version / "finished"))
     assert ours.keys() == theirs.keys()  # not bit for bit, which other processors do not give
-    assert max(float((ours[k] - theirs[k]).abs().max()) for k in ours) < 1e-3
+    near = 1e-2 if version.name == "0.1" else 1e-3  # 0.1 drew data.fraction from all images, not class by class
+    assert max(float((ours[k] - theirs[k]).abs().max()) for k in ours) < near
     assert max(float((ours[k] - t).abs().max()) for k, t in _start(version).items()) > 1e-3
 
 

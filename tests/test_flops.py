@@ -97,9 +97,11 @@ def models(draw: st.DrawFn) -> ModelConfig:
     heads = draw(st.integers(1, 4))
     patch = (draw(st.integers(1, 5)), draw(st.integers(1, 5)))
     class_token = draw(st.booleans())
+    positions = draw(st.sampled_from(["learned", "none", "2d", "relative", "sincos"]))
+    even = 2 if positions == "2d" else 1
     return ModelConfig(
         name="tiny",
-        width=heads * draw(st.integers(1, 8)),
+        width=even * heads * draw(st.integers(1, 8)),
         depth=draw(st.integers(1, 4)),
         heads=heads,
         mlp=draw(st.integers(1, 40)),
@@ -109,6 +111,7 @@ def models(draw: st.DrawFn) -> ModelConfig:
         pool=draw(st.sampled_from(["cls", "mean"])) if class_token else "mean",
         class_token=class_token,
         pre_logits=draw(st.booleans()),
+        positions=positions,
     )
 
 

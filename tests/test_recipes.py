@@ -196,6 +196,90 @@ def test_augreg_for_all(name, data):
     assert config.model.img_size == (224, 224)
 
 
+IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@pytest.mark.parametrize("name", ["Ti/16", "S/16", "B/16"])
+def test_deit_table_9(name):
+    config = configure("deit", facts(model=name))
+    train, optim, augment, model = config.train, config.optim, config.augment, config.model
+    assert (train.epochs, train.batch_size, train.loss) == (300, 1024, "softmax")
+    assert (optim.name, optim.lr, optim.schedule, optim.weight_decay) == ("adamw", 1e-3, "cosine", 0.05)
+    assert optim.betas == (0.9, 0.999)
+    assert optim.lr * optim.final_lr == pytest.approx(1e-5)
+    assert optim.warmup_steps == round(5 * IMAGENET[0] / 1024)
+    assert (train.label_smoothing, train.ema, optim.clip) == (0.1, 0.99996, 0)
+    assert (model.dropout, model.drop_path, model.drop_path_rule) == (0, 0.1, "linear")
+    assert (augment.repeats, augment.mixup, augment.cutmix, augment.erase) == (3, 0.8, 1.0, 0.25)
+    assert (augment.randaugment_layers, augment.randaugment_magnitude) == (2, 9)
+    assert (augment.crop, augment.scale, augment.flip) == ("resized", (0.08, 1.0), 0.5)
+    assert augment.jitter == (0, 0, 0, 0) and not augment.three
+    assert (model.img_size, model.gelu, model.pool, model.layer_scale) == ((224, 224), "erf", "cls", 0)
+    assert (config.eval.crop, config.eval.interpolation) == (0.875, "bicubic")
+    assert (config.eval.mean, config.eval.std) == IMAGENET_STATISTICS
+
+
+@pytest.mark.parametrize("batch", [256, 512, 4096])
+def test_deit_s_rate_and_warm_up_follow_the_batch(batch):
+    config = configure("deit", facts(batch_size=batch))
+    assert config.optim.lr == pytest.approx(5e-4 * batch / 512)
+    assert config.optim.lr * config.optim.final_lr == pytest.approx(1e-5)
+    assert config.optim.warmup_steps == round(5 * IMAGENET[0] / batch)
+
+
+DEIT3 = [
+    (IMAGENET, "S/16", 224, 800, 4e-3, 0.05),
+    (IMAGENET, "B/16", 192, 800, 3e-3, 0.2),
+    (IMAGENET, "L/16", 192, 800, 3e-3, 0.45),
+    (IMAGENET, "H/14", 154, 800, 3e-3, 0.6),  # the whole patches of 160
+    (IMAGENET, "Ti/16", 224, 800, 4e-3, 0.05),  # as S, the nearest with a row
+    (IMAGENET, "M/16", 224, 800, 4e-3, 0.05),
+    (IMAGENET_21K, "S/16", 224, 240, 1e-3, 0.05),
+    (IMAGENET_21K, "B/16", 224, 240, 1e-3, 0.1),
+    (IMAGENET_21K, "L/16", 224, 240, 1e-3, 0.3),
+    (IMAGENET_21K, "H/14", 126, 90, 1e-3, 0.5),  # of 128
+]
+
+
+@pytest.mark.parametrize(("data", "name", "size", "epochs", "lr", "drop_path"), DEIT3)
+def test_deit3_commands(data, name, size, epochs, lr, drop_path):
+    config = configure("deit3", facts(data=data, model=name))
+    large = data == IMAGENET_21K
+    train, optim, augment, model = config.train, config.optim, config.augment, config.model
+    assert (model.name, model.img_size) == (f"ViT-{name}", (size, size))
+    assert (train.epochs, train.batch_size, train.ema) == (epochs, 2048, 0)
+    assert (optim.name, optim.lr, optim.schedule, optim.clip) == ("lamb", lr, "cosine", 1)
+    assert optim.weight_decay == (0.02 if large else 0.05)
+    assert optim.lr * optim.final_lr == pytest.approx(1e-5)
+    assert optim.warmup_steps == round(5 * data[0] / 2048)
+    assert (model.drop_path, model.drop_path_rule, model.dropout) == (drop_path, "constant", 0)
+    assert (model.layer_scale, model.prefix_positions, model.gelu, model.pool) == (1e-4, False, "erf", "cls")
+    assert (train.loss, train.label_smoothing) == (("softmax", 0.1) if large else ("bce", 0))
+    assert (augment.mixup, augment.cutmix, augment.repeats) == ((0, 1, 1) if large else (0.8, 1, 3))
+    assert (augment.three, augment.jitter, augment.erase) == (True, (0.3, 0.3, 0.3, 0), 0)
+    assert (augment.gray, augment.blur, augment.solarize, augment.randaugment_layers) == (0, 0, 0, 0)
+    if large:
+        assert augment.crop == "pad" and augment.pad * (size if name != "H/14" else 128) == pytest.approx(4)
+    else:
+        assert (augment.crop, augment.scale) == ("resized", (0.08, 1.0))
+    assert (config.eval.crop, config.eval.interpolation) == (1.0, "bicubic")
+    assert (config.eval.mean, config.eval.std) == IMAGENET_STATISTICS
+
+
+@pytest.mark.parametrize("recipe", ["deit", "deit3"])
+def test_deit_fits_other_data_too(recipe):
+    for known in (
+        facts(data=(1437, 10), size=(8, 8), mirror=False, model="ti/4", img_size=(8, 8)),
+        facts(model="b/32"),
+    ):
+        config = configure(recipe, known)
+        check(config)
+        fitted_to_data(config, known)
+        assert config.augment.flip == (0.5 if known.mirror else 0)
+    assert configure(recipe, facts(img_size=(384, 384))).model.img_size == (384, 384)
+    assert recipe in RECIPES
+
+
 @pytest.mark.parametrize("recipe", ["small", "finetune"])
 def test_epochs_shrink_as_the_data_grows(recipe):
     parent = {"parent": model_config("s/4", (32, 32))} if recipe == "finetune" else {}

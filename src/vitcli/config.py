@@ -321,6 +321,10 @@ def check(config: Config) -> Config:
             f"train.batch_size = {train.batch_size} is not a multiple of train.accumulate = {train.accumulate}",
             "each micro-batch has batch_size / accumulate images",
         )
+    if train.loss == "bce" and train.label_smoothing:
+        raise UsageError(
+            "train.loss = bce takes labels whole: train.label_smoothing must be 0", "leave train.label_smoothing out"
+        )
     if train.report_on == "dev" and not train.dev:
         raise UsageError("train.report_on = dev needs a dev part", "keep images back with --set train.dev=0.1")
     if augment.three and max(augment.gray, augment.blur, augment.solarize) > 0:

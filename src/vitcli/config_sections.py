@@ -22,7 +22,10 @@ class DataConfig:
     label_column: str = key("", "empty: the one column of class labels")
     unlabelled: str = key("", "further DATA for training, whose labels a teacher gives (`--unlabelled`)")
     fraction: float = key(
-        1.0, "part of the training images that is used; smaller parts lie within larger ones", above=0, most=1
+        1.0,
+        "part of the training images that is used, the same of every class; smaller parts lie within larger ones",
+        above=0,
+        most=1,
     )
     balanced: bool = key(False, "draw every class equally often")
     workers: int | None = key(
@@ -75,6 +78,12 @@ class AugmentConfig:
     cutmix: float = key(0.0, "the same for the area of a box that comes from another image; 0 is off", least=0)
     erase: float = key(0.0, "probability of erasing a box of an image", least=0, most=1)
     views: int = key(1, "augmented copies of an image in a batch", above=0)
+    repeats: int = key(
+        1,
+        "times that an image comes in a row, augmented anew: an epoch then has as many images, fewer of them different",
+        least=1,
+        most=1000,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +96,11 @@ class TrainConfig:
     epochs: float | None = key(None, "length in passes over the data", above=0, most=1e9)
     steps: int | None = key(None, "length in updates", above=0, most=1e12)
     time_budget: Seconds | None = key(None, "length in wall time from start to exit", above=0, most=1e9)
-    loss: Literal["softmax", "sigmoid"] = key("softmax", "cross-entropy over the classes, or of each class by itself")
+    loss: Literal["softmax", "sigmoid", "bce"] = key(
+        "softmax",
+        "cross-entropy over the classes, or of each class by itself: their sum, or with bce their mean, in which both labels of "
+        "a mixed image count in full",
+    )
     label_smoothing: float = key(
         0.0,
         "part of a label that is spread over all classes",
@@ -142,11 +155,15 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    name: Literal["adamw", "sgd", "muon"] = key("adamw", "muon takes the matrices of the blocks, AdamW the rest")
-    lr: float = key(1e-3, "of AdamW or SGD; with Muon, of what is not a matrix in a block", above=0)
+    name: Literal["adamw", "lamb", "sgd", "muon"] = key(
+        "adamw", "lamb has the weights' own length for steps; muon takes the matrices of the blocks, AdamW the rest"
+    )
+    lr: float = key(1e-3, "of AdamW, LAMB or SGD; with Muon, of what is not a matrix in a block", above=0)
     muon_lr: float = key(0.02, "learning rate of Muon", least=0)
     weight_decay: float = key(0.0, "decoupled, times the learning rate; on matrices only", least=0)
-    betas: Range = key((0.9, 0.999), "of AdamW: how much of its two averages stays at an update", least=0, below=1)
+    betas: Range = key(
+        (0.9, 0.999), "of AdamW and LAMB: how much of its two averages stays at an update", least=0, below=1
+    )
     momentum: float = key(0.9, "of SGD", least=0, below=1)
     muon_momentum: float = key(0.95, "of Muon", least=0, below=1)
     schedule: Literal["cosine", "linear", "step", "constant"] = key("cosine", "how the learning rate falls")

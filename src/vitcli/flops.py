@@ -64,7 +64,7 @@ def saved_bytes(model: Architecture, optimizer: str, ema: bool, frozen_backbone:
     cost = model.cost()
     count = cost.parameters
     trained = cost.head_parameters if frozen_backbone else count
-    moments = {"adamw": 2, "sgd": 1, "muon": 1}[optimizer]
+    moments = {"adamw": 2, "lamb": 2, "sgd": 1, "muon": 1}[optimizer]
     return 4 * (count + trained * moments + (count if ema else 0))
 
 

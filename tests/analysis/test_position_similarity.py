@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,11 +13,34 @@ from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from sklearn.metrics.pairwise import cosine_similarity
 
+from vitcli import api
 from vitcli.analysis.posemb import position_similarity, principal_filters
+from vitcli.config import EvalConfig, model_config
+from vitcli.errors import CheckpointError
+from vitcli.model.vit import ViT, init_weights
+from vitcli.weights.checkpoint import save
+from vitcli.weights.describe import Description
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("positions", ["learned", "2d", "sincos", "none", "relative"])
+def test_positions_of_every_kind_are_compared_or_said_to_be_none(tmp_path: Path, positions: str) -> None:
+    config = replace(model_config("ViT-w24d1h3/4", (8, 12), 3), positions=positions)
+    model = ViT(config)
+    init_weights(model, 0)
+    save(Description(path=tmp_path / "m.safetensors", model=config, classes=(), eval=EvalConfig()), model.state_dict())
+    if positions in ("none", "relative"):
+        with pytest.raises(CheckpointError, match=f"no positions to its patches: model.positions = {positions}"):
+            api.position_similarity(str(tmp_path / "m.safetensors"))
+        return
+    _, found, _ = api.position_similarity(str(tmp_path / "m.safetensors"))
+    table = model.positions(config.grid)[0, config.prefix_rows :].detach().numpy()
+    np.testing.assert_allclose(found, cosine_similarity(table), atol=1e-6)
+    _, larger, _ = api.position_similarity(str(tmp_path / "m.safetensors"), (16, 12))
+    assert larger.shape == (12, 12)
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 2])

@@ -84,6 +84,28 @@ def test_any_part_of_the_order_can_be_taken_alone(start: int, count: int, balanc
         np.testing.assert_array_equal(a, b[start : start + count])
 
 
+@given(n=st.integers(1, 60), repeats=st.integers(1, 5), seed=st.integers(0, 1000), balanced=st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_repeats_come_in_a_row_and_an_epoch_keeps_its_length(n: int, repeats: int, seed: int, balanced: bool) -> None:
+    labels = np.arange(n) % 3 if balanced else None
+    order, once = Order(n, seed, labels, repeats), Order(n, seed, labels)
+    (samples, epochs), copies = order.take(0, 3 * n), order.copies(0, 3 * n)
+    for epoch in range(3):
+        places = slice(epoch * n, (epoch + 1) * n)
+        if balanced:  # an endless sequence, whose epochs are of classes
+            continue
+        np.testing.assert_array_equal(epochs[places], epoch)
+        np.testing.assert_array_equal(samples[places], np.repeat(once.take(epoch * n, n)[0], repeats)[:n])
+        np.testing.assert_array_equal(copies[places], np.arange(n) % repeats)
+    if balanced:
+        np.testing.assert_array_equal(samples, np.repeat(once.take(0, 3 * n)[0], repeats)[: 3 * n])
+    assert len(set(zip(samples, epochs, copies, strict=True))) == 3 * n  # no augmentation comes twice
+    for start in (0, 1, n, 2 * n - 1):
+        for a, b in zip(order.take(start, n), (samples, epochs), strict=True):
+            np.testing.assert_array_equal(a, b[start : start + n])
+        np.testing.assert_array_equal(order.copies(start, n), copies[start : start + n])
+
+
 # --- batches -------------------------------------------------------------------------------------------------
 
 Make = Callable[..., TrainLoader]
@@ -297,6 +319,35 @@ def test_views_are_of_the_same_samples(make: Make) -> None:
     assert not torch.equal(taken.views[0], taken.views[1])
     assert not torch.equal(taken.views[1], taken.views[2])
     assert torch.equal(taken.images, make(augment=replace(AUGMENT, mixup=0)).batch(0).images)
+
+
+@pytest.mark.parametrize("where", ["cached", "decode"])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("size", "repeats"), [(6, 3), (5, 3), (2, 3), (8, 2)])
+def test_repeats_are_neighbours_augmented_anew_and_follow_from_the_step(
+    make: Make, size: int, repeats: int, workers: int, where: Any
+) -> None:
+    augment = replace(AUGMENT, repeats=repeats, mixup=0)
+    loader = make(augment=augment, size=size, workers=workers, where=where)
+    reference = [make(augment=augment, size=size).batch(step) for step in range(6)]
+    for start in (0, 3):  # as a run that is resumed starts
+        for batch, alone in zip(some(loader, start, 6 - start), reference[start:], strict=True):
+            assert_equal(batch, alone)
+    ids = torch.cat([batch.ids for batch in reference])[:19]
+    images = torch.cat([batch.images for batch in reference])[:19]
+    labels = torch.cat([batch.labels for batch in reference])[:19]  # type: ignore[misc]
+    once = make(augment=replace(augment, repeats=1), size=19).batch(0)
+    assert once.labels is not None
+    assert ids.tolist() == once.ids.repeat_interleave(repeats)[: len(ids)].tolist()
+    assert labels.tolist() == once.labels.repeat_interleave(repeats)[: len(ids)].tolist()
+    assert torch.equal(images[::repeats], once.images[: len(images[::repeats])])
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(images, 2))
+
+
+def test_repeats_are_mixed_with_another_image(make: Make) -> None:
+    batch = make(augment=replace(AUGMENT, repeats=3, cutmix=1.0), size=18).batch(0)
+    assert batch.labels is not None and batch.partner_labels is not None
+    assert batch.partner_labels.tolist() == batch.labels.roll(3).tolist()
 
 
 def test_balanced_batches(make: Make) -> None:

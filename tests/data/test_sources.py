@@ -1016,10 +1016,12 @@ def test_a_smaller_fraction_lies_within_a_larger(class_folders: Path) -> None:
     part = opened(class_folders).train()
     few, more = fraction_of(part, 0.1, 3), fraction_of(part, 0.5, 3)
     assert (len(few), len(more)) == (7, 36)
+    assert np.bincount(more.labels).tolist() == [12, 12, 12]
+    assert sorted(np.bincount(few.labels).tolist()) == [2, 2, 3]
     assert set(few.rows) < set(more.rows)
     assert set(fraction_of(part, 0.5, 4).rows) != set(more.rows)
     assert fraction_of(part, 1, 3) is part
-    assert len(fraction_of(part, 1e-9, 3)) == 1
+    assert np.bincount(fraction_of(part, 1e-9, 3).labels).tolist() == [1, 1, 1]
 
 
 def test_the_typical_size_is_the_median_of_upright_images(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from processes import SLOW_STEPS, Started, assert_same_run, has_logged, last_ste
 from vitcli import files, runs
 from vitcli.train import state
 
-OPTIMIZERS = ("adamw", "sgd", "muon")
+OPTIMIZERS = ("adamw", "lamb", "sgd", "muon")
 
 
 def alone(data: Path, folder: Path, *more: object, steps: int = 12) -> Path:

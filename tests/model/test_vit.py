@@ -17,7 +17,8 @@ from torch import Tensor, nn
 import torchvision_shim  # noqa: F401
 from vitcli.config import ModelConfig, model_config
 from vitcli.errors import UsageError
-from vitcli.model.vit import Block, ViT, drop_path_rates, init_mimetic, init_weights, sines_and_cosines
+from vitcli.model.positions import sines_and_cosines
+from vitcli.model.vit import Block, ViT, drop_path_rates, init_mimetic, init_weights
 from vitcli.weights import checkpoint
 
 TOLERANCE = 2e-5  # of the spread of the logits, in fp32

@@ -11,15 +11,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from conftest import train_run
 from vitcli import api, runs
+from vitcli.config import ModelConfig
 from vitcli.errors import CheckpointError, DataError, DivergedError, Interrupted, ResourceError, UsageError
+from vitcli.flops import parameters
 from vitcli.train import runfolder
 from vitcli.train.plan import Request
+from vitcli.weights.describe import describe
 
 TESTS = Path(__file__).parents[1]
 
@@ -79,7 +83,7 @@ def test_micro_batches_change_nothing_but_rounding(class_folders: Path, tmp_path
     assert max(float((whole[k] - start[k]).abs().max()) for k in whole) > 1e-3
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb", "sgd", "muon"])
 def test_a_killed_run_goes_on_bit_for_bit(class_folders: Path, tmp_path: Path, optimizer: str) -> None:
     values = {"optim__name": optimizer, "train__ema": 0.9, "train__log_every_steps": 1, "steps": 30}
     alone = train(class_folders, tmp_path / "alone", **values)[0]
@@ -106,6 +110,39 @@ def test_a_killed_run_goes_on_bit_for_bit(class_folders: Path, tmp_path: Path, o
         return [{k: v for k, v in line.items() if k not in timing} for line in _lines(folder)]
 
     assert content(alone) == content(out)
+
+
+@pytest.mark.parametrize("positions", ["none", "2d", "relative", "sincos"])
+def test_positions_of_every_kind_are_trained_resumed_and_moved(
+    class_folders: Path, tmp_path: Path, positions: str
+) -> None:
+    values = {"model__positions": positions, "steps": 6, "train__save_every_steps": 3}
+    alone = train(class_folders, tmp_path / "alone", **values)[0]
+
+    def stop(event: str, fields: dict[str, Any]) -> None:
+        if event == "step" and fields["step"] == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        train(class_folders, tmp_path / "run", **values, train__log_every_steps=1, sinks=[stop])
+    assert train(class_folders, tmp_path / "run", **values)[1]["resumed_from"]
+    assert_equal(alone, tmp_path / "run")
+    described = describe(alone / "model.safetensors").vit
+    assert described.positions == positions
+    assert {k: tuple(t.shape) for k, t in weights(alone).items()} == described.shapes()
+    assert not (alone / "config.json").exists()  # by which other tools would take it for a plain ViT
+    moved = {"init": str(alone), "data": str(class_folders), "steps": 2, "batch_size": 4, "device": "cpu"}
+    with pytest.raises(UsageError, match=r"model\.positions cannot be changed"):
+        train_run("finetune", **moved, model__positions="learned")
+    if positions == "relative":
+        with pytest.raises(UsageError, match=r"model\.positions = relative counts patches"):
+            train_run("finetune", **moved, img_size=24)
+        with pytest.raises(UsageError, match="images of one size alone"):
+            train(class_folders, tmp_path / "low", **values, train__low_res=0.5)
+        return
+    tuned, _ = train_run("finetune", **moved, img_size=24, out=str(tmp_path / "tuned"))
+    assert describe(tuned / "model.safetensors").vit.grid == (6, 6)
+    train(class_folders, tmp_path / "low", **values, train__low_res=0.5)
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:
@@ -312,6 +349,33 @@ def test_evaluation_during_training_is_logged_and_changes_nothing(
     folder, _ = train(class_folders, tmp_path / "run", train__eval_every_steps=6)
     assert [line["step"] for line in _lines(folder) if "eval" in line] == [6, 12, 18, 20]
     assert_equal(reference, folder)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_model_of_any_dimensions_is_trained_and_goes_on(class_folders: Path, tmp_path: Path, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    heads = int(random.integers(1, 5))
+    dimensions = {
+        "heads": heads,
+        "width": heads * int(random.integers(1, 9)),
+        "mlp": int(random.integers(1, 70)),
+        "depth": int(random.integers(1, 5)),
+    }
+    values = {f"model__{name}": value for name, value in dimensions.items()} | {
+        "steps": 2,
+        "augment__randaugment_layers": 0,
+    }
+    folder, _ = train(class_folders, tmp_path / "run", **values)
+    described = describe(folder / "model.safetensors").model
+    assert isinstance(described, ModelConfig)
+    assert {name: getattr(described, name) for name in dimensions} == dimensions
+    assert parameters(described) == sum(t.numel() for t in weights(folder).values())
+    assert weights(folder).keys() == described.shapes().keys()
+    narrow, _ = train_run(
+        "finetune", init=str(folder), data=str(class_folders), out=str(tmp_path / "tuned"), steps=1, batch_size=4,
+        device="cpu",
+    )  # fmt: skip
+    assert describe(narrow / "model.safetensors").model.spelled() == described.spelled()
 
 
 def test_balanced_sampling_and_fraction(class_folders: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vitcli.config import Config, TrainConfig, model_config
+from vitcli.config import Config, TrainConfig, check, model_config
 from vitcli.data.batch import Batch
+from vitcli.errors import UsageError
 from vitcli.model.vit import ViT, init_weights
 from vitcli.train.objectives.base import Noise
 from vitcli.train.objectives.classify import Classify
@@ -65,6 +67,34 @@ def test_a_mixed_image_has_the_loss_of_its_mixed_target(kind: str) -> None:
     else:
         expected = F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1).mean()
     assert torch.allclose(loss, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_bce_counts_both_labels_of_a_mixed_image_in_full(weight: float) -> None:
+    """By hand: the mean over images and classes of -log p where a label has a part, else -log(1 - p)."""
+    model = ViT(model_config("mu/4", (8, 8), 5))
+    init_weights(model, 0)
+    with torch.no_grad():
+        model.head.weight.normal_(generator=torch.Generator().manual_seed(1))
+    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    labels, partners = torch.tensor([0, 1, 2, 3]), torch.tensor([3, 1, 1, 2])  # the second is mixed with its own class
+    batch = Batch((images,), labels, torch.arange(4), partners, weight)
+    total = 0.0
+    for row, logits in enumerate(model(images).tolist()):
+        present = {int(labels[row])} if weight > 0 else set()
+        present |= {int(partners[row])} if weight < 1 else set()
+        total += sum(math.log1p(math.exp(-z if k in present else z)) for k, z in enumerate(logits)) / (4 * 5)
+    assert float(classify(loss="bce")(model, batch, Noise(None)).loss.detach()) == pytest.approx(total, rel=1e-5)
+    plain = classify(loss="bce")(model, Batch((images,), labels, torch.arange(4)), Noise(None)).loss
+    if weight == 1:
+        assert float(plain.detach()) == pytest.approx(total, rel=1e-5)
+    else:
+        assert float(plain.detach()) != pytest.approx(total, rel=1e-3)
+
+
+def test_bce_and_label_smoothing_exclude_each_other() -> None:
+    with pytest.raises(UsageError, match=r"label_smoothing must be 0"):
+        check(Config(train=TrainConfig(steps=1, loss="bce", label_smoothing=0.1)))
 
 
 def test_noise_is_drawn_by_step_for_the_global_batch() -> None:

@@ -100,9 +100,11 @@ def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else() -> None:
     assert sorted(everything) == sorted(n for n, _ in model.named_parameters())
 
 
-@pytest.mark.parametrize(("name", "momentum"), [("adamw", 0.9), ("sgd", 0.9), ("sgd", 0.0), ("muon", 0.9)])
+@pytest.mark.parametrize(
+    ("name", "momentum"), [("adamw", 0.9), ("lamb", 0.9), ("sgd", 0.9), ("sgd", 0.0), ("muon", 0.9)]
+)
 def test_restored_state_goes_on_bit_for_bit(name: str, momentum: float) -> None:
-    config = OptimConfig(name=name, lr=1e-2, momentum=momentum)  # type: ignore[arg-type]
+    config = OptimConfig(name=name, lr=1e-2, momentum=momentum, weight_decay=0.1)  # type: ignore[arg-type]
     one, two = small_vit(), small_vit()
     first, second = optimizer_of(one, config), optimizer_of(two, config)
     for model, optimizer in ((one, first), (two, second)):
@@ -123,7 +125,7 @@ def fake_cuda(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 @pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "lamb", "sgd", "muon"])
 def test_all_of_the_restored_state_is_where_a_step_looks_for_it(name: str, fused: bool) -> None:
     """On a GPU fused AdamW refuses a counter on the CPU, so every resume would fail."""
     if name == "sgd" and fused:

@@ -59,10 +59,26 @@ MODELS = {
     "norm after the mean": dataclasses.replace(PLAIN, pool="mean", norm="after"),
     "class token and mean": dataclasses.replace(SQUARE, pool="cls+mean", layer_scale=1.0),
     "tanh layer": dataclasses.replace(PLAIN, pre_logits=True),
+    "no positions": dataclasses.replace(PLAIN, positions="none"),
+    "positions in two dimensions": dataclasses.replace(PLAIN, positions="2d"),
+    "fixed positions without class token": dataclasses.replace(
+        SQUARE, positions="sincos", pool="mean", class_token=False
+    ),
+    "fixed positions and registers": dataclasses.replace(SQUARE, positions="sincos", registers=4, layer_scale=0.1),
+    "fixed positions, distilled": dataclasses.replace(PLAIN, positions="sincos", distilled=True),
+    "relative positions": dataclasses.replace(PLAIN, positions="relative"),
 }
+FOLDED = {name for name, model in MODELS.items() if not model.is_plain}
+"""What is written for other tools is not the file itself."""
 NOT_IN = {
-    "timm": {"class token and mean", "tanh layer"},
-    "transformers": {"norm after the mean", "tanh layer", "mean without class token", "layer scale, not square"},
+    "timm": {"class token and mean", "tanh layer", "relative positions"},
+    "transformers": {
+        "norm after the mean",
+        "tanh layer",
+        "mean without class token",
+        "layer scale, not square",
+        "relative positions",
+    },
 }
 
 
@@ -89,7 +105,7 @@ def test_folders_for_timm_and_transformers(tmp_path, form, name):
     assert again.eval.mean == description.eval.mean
 
 
-@pytest.mark.parametrize("name", [n for n in MODELS if n not in NOT_IN["timm"]])
+@pytest.mark.parametrize("name", [n for n in MODELS if n not in NOT_IN["timm"] | FOLDED])
 def test_a_run_folder_itself_loads_in_timm_and_by_way_of_it_in_transformers(tmp_path, name):
     import timm
     import transformers
@@ -184,6 +200,24 @@ def test_a_tool_that_is_not_installed_is_said_before_anything_is_done(tmp_path, 
     with pytest.raises(UsageError, match="onnx, which is not installed") as caught:
         export.check_format("onnx", describe(path))
     assert "vitcli[onnx]" in caught.value.hint
+
+
+@pytest.mark.parametrize("positions", ["none", "2d", "sincos", "relative"])
+def test_onnx_holds_all_positions(tmp_path, positions):
+    path = checkpoint(tmp_path / "model.safetensors", dataclasses.replace(PLAIN, positions=positions))
+    description, tensors = load(str(path))
+    tree = export.export(description, tensors, tmp_path / "out.onnx", "onnx")
+    assert tree["max_abs_difference"] < 1e-4
+
+
+def test_what_no_other_tool_has_is_said_by_its_name(tmp_path):
+    path = checkpoint(tmp_path / "model.safetensors", MODELS["relative positions"])
+    for form in ("timm", "transformers"):
+        with pytest.raises(
+            CheckpointError, match=rf"{form} has no ViT with relative positions .*model\.positions"
+        ) as caught:
+            export.check_format(form, describe(path))
+        assert "--format onnx" in caught.value.hint
 
 
 def test_unknown_formats_and_models_without_a_head(tmp_path):

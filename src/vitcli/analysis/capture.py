@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitcli.model.attention import attention_weights
+from vitcli.model.attention import Attention, attention_weights
 from vitcli.model.vit import Block, ViT
 
 MICRO_BYTES = {"cpu": 16_000_000, "mps": 64_000_000, "cuda": 256_000_000}
@@ -53,7 +53,7 @@ def reduce_attention(
             mixed = None if is_last else torch.empty_like(x, dtype=qkv.dtype)
             for part in (slice(start, min(start + size, batch)) for start in range(0, batch, size)):
                 weights = memory[: part.stop - part.start]
-                _attend(qkv[:, part], heads, weights, None if mixed is None else mixed[part])
+                _attend(block.attn, qkv[:, part], heads, weights, None if mixed is None else mixed[part])
                 reduce(layer, part, weights)
             del qkv
             if mixed is not None:  # what the block's own `forward` does from here on
@@ -63,6 +63,7 @@ def reduce_attention(
 
 
 def _attend(
+    attention: Attention,
     qkv: Float[Tensor, "3 images heads tokens dim"],
     heads: int,
     weights: Float[Tensor, "images heads tokens tokens"],
@@ -74,7 +75,8 @@ def _attend(
     for start in range(0, q.shape[1], heads):
         part = slice(start, start + heads)
         with torch.autocast(q.device.type, enabled=False):
-            found = attention_weights(q[:, part].float(), k[:, part].float())
+            queries = q[:, part].float()
+            found = attention_weights(queries, k[:, part].float(), attention.bias(queries, part))
         weights[:, part] = found
         if by_head is not None:
             by_head[:, part] = found.to(v.dtype) @ v[:, part]

@@ -17,8 +17,9 @@ from vitcli.config_values import check_bounds
 from vitcli.data.decode import eval_view
 from vitcli.data.samples import files_split, sample_split
 from vitcli.data.split import Split, stratified
-from vitcli.errors import DataError, UsageError
+from vitcli.errors import CheckpointError, DataError, UsageError
 from vitcli.evaluate.subject import Subject, asked_machine, chosen_data, chosen_split, size_for
+from vitcli.model.positions import position_table
 from vitcli.progress import Progress, silent
 from vitcli.weights import checkpoint
 from vitcli.weights.asked import asked_checkpoint, check_fitting, opened_checkpoint, section_of
@@ -158,7 +159,16 @@ def similarity_of(
     described = opened.description
     size = img_size or described.vit.img_size
     resized, tensors = checkpoint.resized(described, checkpoint.Lazy(opened), size)
-    found = position_similarity(tensors["pos_embed"].float(), resized.vit.prefix_rows)
+    model = resized.vit
+    if model.positions in ("none", "relative"):
+        raise CheckpointError(
+            f"{described.path} adds no positions to its patches: model.positions = {model.positions}",
+            "there is nothing to compare"
+            if model.positions == "none"
+            else "vit attn-distance shows what its attention makes of them",
+        )
+    tables = {name: tensors[name].float() for name in model.position_shapes()}
+    found = position_similarity(position_table(tables, model, model.grid), model.prefix_rows)
     return resized, found, (*notes, *described.notes)
 
 

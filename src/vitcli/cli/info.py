@@ -114,6 +114,7 @@ def _text(tree: dict[str, Any]) -> list[str]:
     if "width" in tree:
         rows["shape"] = (
             f"width {tree['width']}, depth {tree['depth']}, {tree['heads']} heads, MLP {tree['mlp']}, pooling {tree['pool']}"
+            + (f", positions {tree['positions']}" if tree["positions"] != "learned" else "")
         )
     rows |= {
         "parameters": f"{tree['params']:,} ({tree['params_backbone']:,} without the head)",

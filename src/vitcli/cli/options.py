@@ -84,7 +84,7 @@ Recipe = Annotated[
         "--recipe",
         metavar="NAME",
         show_default=False,
-        help="small, finetune, paper-jft, paper-i21k, paper-i1k, paper-finetune or augreg. \\[default: by command and data]",
+        help="small, finetune, paper-jft, paper-i21k, paper-i1k, paper-finetune, augreg, deit or deit3. \\[default: by command and data]",
         rich_help_panel=_FILES,
     ),
 ]

@@ -206,20 +206,20 @@ def erase_(images: Images, chosen: NDArray[np.bool_], u: Uniforms, noise: Float[
 
 
 def mix(batch: Batch, config: AugmentConfig, seed: int, step: int) -> Batch:
-    """Mixup or cutmix of the global batch with itself rolled by one, one ratio a batch.
+    """Mixup or cutmix of the global batch with itself rolled by one image and its repeats, one ratio a batch.
 
     Mixup takes max(λ, 1 - λ) as in big_vision; cutmix's ratio is the area that is left (Yun et al., 2019).
     With both, each batch draws one of them with equal chance. Drawn from (seed, step).
     """
     if (config.mixup <= 0 and config.cutmix <= 0) or batch.labels is None or len(batch) < 2:
         return batch
-    draw = generator(seed, "mix", step)
+    draw, by = generator(seed, "mix", step), config.repeats
     cut = config.cutmix > 0 and (config.mixup <= 0 or draw.random() < 0.5)
     weight = float(draw.beta(config.cutmix, config.cutmix) if cut else draw.beta(config.mixup, config.mixup))
     views = []
     if not cut:
         weight = max(weight, 1 - weight)
-        views = [v * weight + v.roll(1, 0) * (1 - weight) for v in batch.views]
+        views = [v * weight + v.roll(by, 0) * (1 - weight) for v in batch.views]
     else:
         height, width = batch.images.shape[2:]
         rows, columns = int(height * math.sqrt(1 - weight)), int(width * math.sqrt(1 - weight))
@@ -229,9 +229,9 @@ def mix(batch: Batch, config: AugmentConfig, seed: int, step: int) -> Batch:
         weight = 1 - (bottom - top) * (right - left) / (height * width)
         for v in batch.views:
             mixed = v.clone()
-            mixed[:, :, top:bottom, left:right] = v.roll(1, 0)[:, :, top:bottom, left:right]
+            mixed[:, :, top:bottom, left:right] = v.roll(by, 0)[:, :, top:bottom, left:right]
             views.append(mixed)
     targets = batch.targets
     if targets is not None:
-        targets = weight * targets + (1 - weight) * targets.roll(1, 0)
-    return replace(batch, views=tuple(views), partner_labels=batch.labels.roll(1, 0), weight=weight, targets=targets)
+        targets = weight * targets + (1 - weight) * targets.roll(by, 0)
+    return replace(batch, views=tuple(views), partner_labels=batch.labels.roll(by, 0), weight=weight, targets=targets)

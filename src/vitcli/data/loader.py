@@ -24,20 +24,21 @@ from vitcli.data.joined import Drawn, Joined
 from vitcli.data.prefetch import ahead
 from vitcli.randomness import permutation
 
+_COPY = 2**40
+"""Between the addresses of an image's repeats: more than there are images."""
 _IMAGES_TOGETHER, _BYTES_TOGETHER = 1024, 16_000_000
-_APART = 1 << 40
-"""Between the addresses of copies of an image, more than there are positions."""
 
 
 class Order:
     """Sample numbers 0..n-1, shuffled anew each epoch, as one endless sequence.
 
     With `labels`, every class comes equally often: the sequence runs through the classes in shuffled rounds, and
-    each class through its own shuffled samples.
+    each class through its own shuffled samples. With `repeats`, each sample comes so often in a row, and an epoch of n places
+    ends before all samples had their turn (Hoffer et al., 2020; facebookresearch/deit samplers.py).
     """
 
-    def __init__(self, n: int, seed: int, labels: NDArray[np.int64] | None = None) -> None:
-        self.n, self.seed = n, seed
+    def __init__(self, n: int, seed: int, labels: NDArray[np.int64] | None = None, repeats: int = 1) -> None:
+        self.n, self.seed, self.repeats = n, seed, repeats
         self.members = None if labels is None else [np.flatnonzero(labels == c) for c in np.unique(labels)]
         self._shuffled = lru_cache(maxsize=8 if labels is None else 4096)(self._shuffle)
 
@@ -45,17 +46,22 @@ class Order:
         return permutation(self.seed, purpose, epoch, n)
 
     def take(self, start: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(samples, epochs) at places start .. start + count - 1; a sample never comes twice in one epoch."""
+        """(samples, epochs) at places start .. start + count - 1; a sample never comes again in one epoch, repeats aside."""
         places = np.arange(start, start + count)
         if self.members is None:
             epochs, within = places // self.n, places % self.n
             samples = np.empty(count, np.int64)
             for epoch in np.unique(epochs):
                 here = epochs == epoch
-                samples[here] = self._shuffled("order", int(epoch), self.n)[within[here]]
+                samples[here] = self._shuffled("order", int(epoch), self.n)[within[here] // self.repeats]
             return samples, epochs
-        pairs = [self._balanced(int(place)) for place in places]
+        pairs = [self._balanced(int(place) // self.repeats) for place in places]
         return np.array([s for s, _ in pairs], np.int64), np.array([e for _, e in pairs], np.int64)
+
+    def copies(self, start: int, count: int) -> NDArray[np.int64]:
+        """Which of its repeats, from 0, a sample is at each of these places."""
+        places = np.arange(start, start + count)
+        return (places if self.members is not None else places % self.n) % self.repeats
 
     def _balanced(self, place: int) -> tuple[int, int]:
         assert self.members is not None
@@ -84,7 +90,8 @@ class TrainLoader:
             drawn = Drawn(images.valid)
         self.drawn = drawn
         self.labels = None if labels is None else labels[drawn.positions]
-        self.order = Order(len(drawn.positions), config.run.seed, self.labels if config.data.balanced else None)
+        balanced = self.labels if config.data.balanced else None
+        self.order = Order(len(drawn.positions), config.run.seed, balanced, config.augment.repeats)
         self.augment = Augmenter(config.augment, config.eval, config.model.img_size, config.run.seed)
 
     def epoch(self, step: int) -> float:
@@ -105,21 +112,24 @@ class TrainLoader:
     def _read(self, step: int, count: int) -> _Read:
         size = self.config.train.batch_size
         samples, epochs = self.order.take(step * size, count * size)
-        pixels, sizes = self.images.read(self.drawn.positions[samples])
-        return _Read(step, samples, epochs, np.ascontiguousarray(pixels), sizes)
+        different, places = np.unique(samples, return_inverse=True) if self.order.repeats > 1 else (samples, ...)
+        pixels, sizes = self.images.read(self.drawn.positions[different])
+        copies = self.order.copies(step * size, count * size)
+        if self.drawn.copies is not None:
+            copies = copies + self.order.repeats * self.drawn.copies[samples]
+        addresses = self.drawn.positions[samples] + _COPY * copies
+        return _Read(step, samples, epochs, addresses, np.ascontiguousarray(pixels[places]), sizes[places])
 
     def _augmented(self, read: _Read) -> list[Batch]:
         """The batches of consecutive steps, augmented together and mixed one by one."""
         positions = self.drawn.positions[read.samples]
-        addresses = positions
-        if self.drawn.copies is not None:  # the same image, augmented anew
-            addresses = positions + _APART * self.drawn.copies[read.samples]
         pixels = torch.from_numpy(read.pixels)
         if self.device.type == "cuda":
             pixels = pixels.pin_memory().to(self.device, non_blocking=True)
         pixels = pixels.to(self.device)
         views = [
-            self.augment(pixels, read.sizes, read.epochs, addresses, view) for view in range(self.config.augment.views)
+            self.augment(pixels, read.sizes, read.epochs, read.addresses, view)
+            for view in range(self.config.augment.views)
         ]
         labels = None if self.labels is None else torch.from_numpy(self.labels[read.samples]).to(self.device)
         ids = torch.from_numpy(self.images.ids(positions))
@@ -176,5 +186,6 @@ class _Read:
     step: int
     samples: NDArray[np.int64]
     epochs: NDArray[np.int64]
+    addresses: NDArray[np.int64]
     pixels: NDArray[np.uint8]
     sizes: NDArray[np.int32]

@@ -56,8 +56,6 @@ class Architecture:
     img_size: Size = key((224, 224), "height and width of the images that the model takes, in pixels")
     classes: int = key(0, "outputs of the head; 0 has none. Taken from the data", least=0, settable=False)
 
-    takes_any_size: ClassVar[bool] = False
-    """Whether one model computes with images of other sizes, as training on smaller ones does (train.low_res)."""
     DIMENSIONS: ClassVar[frozenset[str]] = frozenset()
     """Keys that a name replaces where a configuration file below it gives them."""
 
@@ -77,6 +75,11 @@ class Architecture:
     def multiple(self) -> Size:
         """Sides of an image are multiples of these."""
         return 1, 1
+
+    @property
+    def takes_any_size(self) -> bool:
+        """Whether one model computes with images of other sizes, as training on smaller ones does (train.low_res)."""
+        return False
 
     @property
     def features(self) -> int:

@@ -82,14 +82,21 @@ class ModelConfig(Architecture):
         fixed=True,
     )
     prefix_positions: bool = key(
-        True, "class and distillation token have positions; never where there are registers", fixed=True
+        True,
+        "class and distillation token have positions; never where there are registers, or positions of another kind than learned",
+        fixed=True,
+    )
+    positions: Literal["learned", "none", "2d", "relative", "sincos"] = key(
+        "learned",
+        "how a patch's place is told (D.4): a learned vector each; not at all; a learned half for its column and one for its row; a "
+        "learned key in attention for each offset between two patches in raster order; fixed sines and cosines",
+        fixed=True,
     )
     posemb: Literal["auto", "paper", "bicubic", "bicubic-antialias", "bicubic-offset"] = key(
         "auto",
         "how positions are taken to another image size (model/posemb.py); auto is what the code of the checkpoint's family does",
     )
 
-    takes_any_size: ClassVar[bool] = True
     DIMENSIONS: ClassVar[frozenset[str]] = frozenset({"width", "depth", "heads", "mlp", "patch"})
 
     @property
@@ -105,12 +112,35 @@ class ModelConfig(Architecture):
     @property
     def prefix_rows(self) -> int:
         """Rows of the position embedding that belong to prefix tokens."""
-        has_rows = self.prefix_positions and not self.registers
+        has_rows = self.prefix_positions and not self.registers and self.positions == "learned"
         return int(self.class_token) + int(self.distilled) if has_rows else 0
 
     @property
     def position_rows(self) -> int:
         return self.grid[0] * self.grid[1] + self.prefix_rows
+
+    def position_shapes(self) -> dict[str, Shape]:
+        """The learned tables that are added to tokens."""
+        if self.positions == "learned":
+            return {"pos_embed": (1, self.position_rows, self.width)}
+        if self.positions == "2d":
+            rows, columns = self.grid
+            return {"column_embed": (1, columns, self.width // 2), "row_embed": (1, rows, self.width // 2)}
+        return {}
+
+    @property
+    def offsets(self) -> int:
+        """Keys of relative positions in a block: of every offset between two patches in raster order."""
+        return 2 * self.grid[0] * self.grid[1] - 1 if self.positions == "relative" else 0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its file, as it is, is a ViT of other tools."""
+        return self.positions == "learned"
+
+    @property
+    def takes_any_size(self) -> bool:
+        return self.positions != "relative"
 
     @property
     def features(self) -> int:
@@ -161,7 +191,8 @@ class ModelConfig(Architecture):
         pre_logits = d * d + d if self.pre_logits else 0
         heads = (1 + self.distilled) * (self.features * self.classes + self.classes) if self.classes else 0
         blocks = self.depth * self.block_parameters
-        backbone = (pixels * d + d) + self.prefix_tokens * d + self.position_rows * d + blocks + 2 * d
+        positions = sum(math.prod(shape) for shape in self.position_shapes().values())
+        backbone = (pixels * d + d) + self.prefix_tokens * d + positions + blocks + 2 * d
         head_macs = (1 + self.distilled) * self.features * self.classes + (d * d if self.pre_logits else 0)
         outputs = Activations(float32=4 * self.classes)  # logits, their softmax and gradients
         # the residual stream, and the widest of what a block makes of it
@@ -179,11 +210,12 @@ class ModelConfig(Architecture):
     @property
     def block_parameters(self) -> int:
         d, m = self.width, self.mlp
-        return 4 * d * d + 4 * d + 2 * d * m + m + d + 4 * d + (2 * d if self.layer_scale else 0)
+        return 4 * d * d + 4 * d + 2 * d * m + m + d + 4 * d + (2 * d if self.layer_scale else 0) + self.offsets * d
 
     def block_macs(self, tokens: int) -> int:
         """Multiply-accumulates of a block for so many tokens."""
-        return 4 * tokens * self.width**2 + 2 * tokens**2 * self.width + 2 * tokens * self.width * self.mlp
+        products = 4 * tokens * self.width**2 + 2 * tokens**2 * self.width + 2 * tokens * self.width * self.mlp
+        return products + (tokens - self.prefix_tokens) * self.offsets * self.width
 
     def activations(self, tokens: int) -> Activations:
         """What all blocks keep of so many tokens for the backward pass."""
@@ -194,14 +226,14 @@ class ModelConfig(Architecture):
         attention probabilities where they are formed.
         """
         d, m = self.width, self.mlp
-        return Activations(float32=2 * t * d, rounded=t * (6 * d + 2 * m) + 2 * self.heads * t * t)
+        return Activations(float32=2 * t * d, rounded=t * (6 * d + 2 * m) + 2 * self.heads * t * (t + self.offsets))
 
     def shapes(self) -> dict[str, Shape]:
         """Under timm's names."""
         d, m = self.width, self.mlp
         norm = "norm" if self.norm == "before" else "fc_norm"
         shapes: dict[str, Shape] = {
-            "pos_embed": (1, self.position_rows, d),
+            **self.position_shapes(),
             "patch_embed.proj.weight": (d, 3, *self.patch),
             "patch_embed.proj.bias": (d,),
             f"{norm}.weight": (d,),
@@ -224,6 +256,8 @@ class ModelConfig(Architecture):
             }.items():
                 shapes[f"blocks.{i}.{name}.weight"] = shape
                 shapes[f"blocks.{i}.{name}.bias"] = shape[:1]
+            if self.offsets:
+                shapes[f"blocks.{i}.attn.offset_embed"] = (1, self.offsets, d)
             if self.layer_scale:
                 shapes |= {f"blocks.{i}.ls1.gamma": (d,), f"blocks.{i}.ls2.gamma": (d,)}
         if self.pre_logits:
@@ -244,10 +278,11 @@ class ModelConfig(Architecture):
             "heads": self.heads,
             "mlp": self.mlp,
             "pool": self.pool,
+            "positions": self.positions,
         }
 
     def resampled_from(self, old: ModelConfig) -> str:
-        if self.grid == old.grid:
+        if self.grid == old.grid or self.positions in ("none", "sincos"):
             return ""
         grids = " to ".join(f"{rows}x{columns}" for rows, columns in (old.grid, self.grid))
         return f"position embedding: {grids} patches, interpolated"
@@ -260,6 +295,10 @@ class ModelConfig(Architecture):
 
     def without_dropout(self) -> ModelConfig:
         return replace(self, dropout=0.0, drop_path=0.0)
+
+    def with_learned_positions(self) -> ModelConfig:
+        """As a plain ViT with a table of positions, which has rows for prefix tokens where it can."""
+        return replace(self, positions="learned", prefix_positions=True)
 
     def with_head(self, classes: int, kept: bool) -> ModelConfig:
         return replace(self, classes=classes, pre_logits=self.pre_logits and kept)
@@ -294,6 +333,11 @@ class ModelConfig(Architecture):
                     f"image {side} {pixels} is not a multiple of the patch size {patch} of {self.name}",
                     f"the nearest {side} that is: {near}",
                 )
+        if self.positions == "2d" and self.width % 2:
+            raise UsageError(
+                f"model.positions = 2d gives a column and a row half of the channels each, and model.width = {self.width} is odd",
+                "take an even width",
+            )
         self._check_reading()
 
     def _check_size(self) -> None:
@@ -306,7 +350,7 @@ class ModelConfig(Architecture):
             )
         block = 4 * self.width**2 + 2 * self.width * self.mlp
         ends = 3 * self.patch[0] * self.patch[1] + self.tokens + self.classes
-        parameters = self.depth * block + ends * self.width
+        parameters = self.depth * (block + self.offsets * self.width) + ends * self.width
         if parameters > _MOST_PARAMETERS:
             raise UsageError(
                 f"{self.name} with {self.classes:,} classes has about {min(parameters, 10**300):.2g} parameters, over {_MOST_PARAMETERS:.0e}",

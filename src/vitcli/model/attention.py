@@ -28,10 +28,13 @@ _CHUNK_BYTES = 8_000_000
 
 
 def attention_weights(
-    q: Float[Tensor, "*batch queries dim"], k: Float[Tensor, "*batch keys dim"]
+    q: Float[Tensor, "*batch queries dim"],
+    k: Float[Tensor, "*batch keys dim"],
+    bias: Float[Tensor, "*batch queries keys"] | None = None,
 ) -> Float[Tensor, "*batch queries keys"]:
-    """softmax(q kᵀ / √dim): each row sums to one."""
-    return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1)
+    """softmax(q kᵀ / √dim + bias): each row sums to one."""
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    return (logits if bias is None else logits + bias).softmax(dim=-1)
 
 
 def best_path(device: str, tokens: int) -> AttentionPath:
@@ -42,13 +45,18 @@ def best_path(device: str, tokens: int) -> AttentionPath:
 
 
 def attend(
-    qkv: Float[Tensor, "3 batch heads tokens dim"], path: AttentionPath | None = None
+    qkv: Float[Tensor, "3 batch heads tokens dim"],
+    path: AttentionPath | None = None,
+    bias: Float[Tensor, "batch heads tokens tokens"] | None = None,
 ) -> Float[Tensor, "batch heads tokens dim"]:
-    """attention_weights(q, k) v, by `path` or the best one."""
+    """attention_weights(q, k, bias) v, by `path` or the best one; with a bias `plain` and `recompute` are the same."""
     chosen = path or best_path(qkv.device.type, qkv.shape[3])
     if chosen == "fused":
         q, k, v = qkv.unbind(0)
-        return F.scaled_dot_product_attention(q, k, v)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    if bias is not None:
+        q, k, v = qkv.unbind(0)
+        return attention_weights(q, k, bias) @ v
     result: Tensor = _Products.apply(qkv, chosen == "plain")
     return result
 
@@ -109,11 +117,17 @@ def _parts(qkv: Float[Tensor, "3 batch heads tokens dim"]) -> list[slice]:
 
 
 class Attention(nn.Module):
-    """MSA of the paper's appendix A: q, k, v and output projections with biases, heads of width / heads."""
+    """MSA of the paper's appendix A: q, k, v and output projections with biases, heads of width / heads.
 
-    def __init__(self, width: int, heads: int) -> None:
+    With `patches` it has relative positions (paper D.4; Shaw et al., 2018): a learned key for each offset of a patch's raster
+    index from a query's, of which the products with the query are added to those of the content. The `prefix` tokens before
+    the patches have none.
+    """
+
+    def __init__(self, width: int, heads: int, patches: int = 0, prefix: int = 0) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.patches, self.prefix = heads, patches, prefix
+        self.offset_embed = nn.Parameter(torch.empty(1, 2 * patches - 1, width)) if patches else None
         self.path: AttentionPath | None = None  # None: the best one for device and length
         self.qkv = Linear(width, 3 * width)
         self.proj = Linear(width, width)
@@ -130,12 +144,40 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "batch tokens width"], outputs: int | None = None
     ) -> Float[Tensor, "batch outputs width"]:
         """The first `outputs` tokens of the result, or all: keys and values are always all tokens'."""
+        if outputs is not None and self.offset_embed is not None and outputs > self.prefix:
+            return self(x)[:, :outputs]
         if outputs is None:
-            mixed = attend(self.project(x), self.path)
-        else:
+            qkv = self.project(x)
+            mixed = attend(qkv, self.path, self.bias(qkv[0]))
+        else:  # of prefix tokens alone, where positions are relative
             width = self.proj.in_features
             weight, bias = self.qkv.weight, self.qkv.bias
             (q,) = self._heads(linear(x[:, :outputs], weight[:width], bias[:width]))
             k, v = self._heads(linear(x, weight[width:], bias[width:]))
             mixed = attention_weights(q, k) @ v
         return self.proj(mixed.transpose(1, 2).flatten(2))
+
+    def bias(
+        self, q: Float[Tensor, "batch heads tokens dim"], heads: slice = slice(None)
+    ) -> Float[Tensor, "batch heads tokens tokens"] | None:
+        """What relative positions add to the logits of `heads`, whose queries are given; None without.
+
+        Raises ValueError for another number of patches.
+        """
+        if self.offset_embed is None:
+            return None
+        n = self.patches
+        if q.shape[2] != self.prefix + n:
+            raise ValueError(f"{q.shape[2] - self.prefix} patches, relative positions are of {n}")
+        keys = self.offset_embed.unflatten(2, (self.heads, -1)).permute(0, 2, 3, 1)[:, heads]
+        products = (q[:, :, self.prefix :] * q.shape[-1] ** -0.5) @ keys.to(q.dtype)  # by k - q + n - 1
+        return F.pad(_skewed(products), (self.prefix, 0, self.prefix, 0))
+
+
+def _skewed(products: Float[Tensor, "batch heads n offsets"]) -> Float[Tensor, "batch heads n n"]:
+    """Element q, k of the result is element q, k - q + n - 1 of what is given: each row is shifted by one more, which is a view of
+    the flat numbers with a row one shorter.
+    """
+    n = products.shape[2]
+    step = max(1, 2 * n - 2)
+    return products.flatten(2)[..., n - 1 : n - 1 + n * step].unflatten(2, (n, step))[..., :n]

@@ -22,12 +22,13 @@ from vitcli.config import Architecture, ModelConfig, Size
 from vitcli.model.attention import Attention, AttentionPath
 from vitcli.model.classifier import Classifier
 from vitcli.model.linear import Linear, linear
-from vitcli.model.posemb import resize_patch_embedding, resize_position_embedding
+from vitcli.model.posemb import resize_patch_embedding
+from vitcli.model.positions import position_table, resized_positions, start_as_sines
 from vitcli.randomness import generator
 
 Branch = Callable[[Tensor], Tensor]
 
-TOKENS = ("pos_embed", "cls_token", "dist_token", "reg_token")
+TOKENS = ("pos_embed", "column_embed", "row_embed", "cls_token", "dist_token", "reg_token")
 """Parameters beside the layers: learned vectors that are added to tokens, or are tokens."""
 
 
@@ -94,7 +95,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, drop_path: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.width, config.norm_eps)
-        self.attn = Attention(config.width, config.heads)
+        self.attn = Attention(config.width, config.heads, (config.offsets + 1) // 2, config.prefix_tokens)
         self.norm2 = nn.LayerNorm(config.width, config.norm_eps)
         self.mlp = Mlp(config.width, config.mlp, config.gelu, config.dropout)
         self.drop = nn.Dropout(config.dropout)
@@ -164,7 +165,8 @@ class ViT(Classifier):
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.width)) if config.class_token else None
         self.dist_token = nn.Parameter(torch.empty(1, 1, config.width)) if config.distilled else None
         self.reg_token = nn.Parameter(torch.empty(1, config.registers, config.width)) if config.registers else None
-        self.pos_embed = nn.Parameter(torch.empty(1, config.position_rows, config.width))
+        for name, shape in config.position_shapes().items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape)))
         self.pos_drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, rate) for rate in drop_path_rates(config))
         before = config.norm == "before"
@@ -179,26 +181,33 @@ class ViT(Classifier):
         """The layers that give logits: one, two of a distilled model, none without classes."""
         return [layer for layer in (self.head, self.head_dist) if isinstance(layer, nn.Linear)]
 
+    def positions(self, grid: Size) -> Float[Tensor, "1 rows dim"]:
+        """What is added to the prefix tokens that have positions and to the patches of `grid`."""
+        tables = {name: getattr(self, name) for name in self.config.position_shapes()}
+        return position_table(tables, self.config, grid, self.patch_embed.proj.weight.device)
+
     def embed(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens dim"]:
         """Patches, prefix tokens and positions: the input of the first block."""
-        return self.with_prefix(self.patch_embed(images) + self.positions(self.grid_of(images)))
+        prefix, patches = self.placed(self.grid_of(images))
+        return self.with_prefix(self.patch_embed(images) + patches, prefix)
 
     def grid_of(self, images: Float[Tensor, "batch 3 height width"]) -> Size:
         """Rows and columns of patches."""
         patch = self.config.patch
         return images.shape[2] // patch[0], images.shape[3] // patch[1]
 
-    def positions(self, grid: Size) -> Float[Tensor, "1 patches dim"]:
-        """Of the patches of such a grid, interpolated where it is not the model's own."""
-        rows = self.config.prefix_rows
-        return resize_position_embedding(self.pos_embed, self.config.grid, grid, rows, self.config.posemb)[:, rows:]
+    def placed(self, grid: Size) -> tuple[Float[Tensor, "1 rows dim"], Float[Tensor, "1 patches dim"]]:
+        """The positions of prefix tokens, and of the patches of such a grid."""
+        rows, table = self.config.prefix_rows, self.positions(grid)
+        return table[:, :rows], table[:, rows:]
 
-    def with_prefix(self, patches: Float[Tensor, "batch patches dim"]) -> Float[Tensor, "batch tokens dim"]:
+    def with_prefix(
+        self, patches: Float[Tensor, "batch patches dim"], positions: Float[Tensor, "1 rows dim"]
+    ) -> Float[Tensor, "batch tokens dim"]:
         """Patches that have their positions, or some of them, behind the prefix tokens with theirs."""
-        rows = self.config.prefix_rows
         prefix: list[Tensor] = [token for token in (self.cls_token, self.dist_token) if token is not None]
-        if rows:
-            prefix = [torch.cat(prefix, dim=1) + self.pos_embed[:, :rows]]
+        if positions.shape[1]:
+            prefix = [torch.cat(prefix, dim=1) + positions]
         if self.reg_token is not None:
             prefix.append(self.reg_token)
         tokens = [token.to(patches.dtype).expand(patches.shape[0], -1, -1) for token in prefix]
@@ -303,12 +312,7 @@ class ViT(Classifier):
     ) -> dict[str, Tensor]:
         """Positions for another grid, by `method`, else as `old` says; the patch embedding for patches of another size."""
         assert isinstance(old, ModelConfig) and isinstance(new, ModelConfig)
-        changed: dict[str, Tensor] = {}
-        if new.grid != old.grid:
-            table = tensors["pos_embed"]
-            changed["pos_embed"] = resize_position_embedding(
-                table, old.grid, new.grid, old.prefix_rows, method or old.posemb
-            )
+        changed = resized_positions(tensors, old, new, method)
         if new.patch != old.patch:
             changed["patch_embed.proj.weight"] = resize_patch_embedding(tensors["patch_embed.proj.weight"], new.patch)
         return changed
@@ -326,7 +330,7 @@ class ViT(Classifier):
         return self.layers
 
     def undecayed(self) -> frozenset[str]:
-        return frozenset(TOKENS)
+        return frozenset(TOKENS) | {name for name, _ in self.named_parameters() if name.endswith("offset_embed")}
 
     def matrices(self) -> dict[str, int]:
         """Those of the blocks; q, k and v are matrices of their own."""
@@ -346,7 +350,7 @@ def init_weights(model: ViT, seed: int, head_bias: float = 0.0) -> None:
     | patch_embed.proj       | LeCun normal: std 1/√(3·P²), cut at ±2 standard deviations; bias 0      |
     | cls_token              | 0                                                                       |
     | dist_token, reg_token  | N(0, 0.02) (facebookresearch/deit), N(0, 1e-6) (facebookresearch/dinov2) |
-    | pos_embed              | N(0, 0.02)                                                              |
+    | pos_embed and the like | N(0, 0.02)                                                              |
     | attn.qkv               | Xavier uniform for each of q, k, v as a D x D matrix; bias 0            |
     | attn.proj              | Xavier uniform; bias 0                                                  |
     | mlp.fc1, mlp.fc2       | Xavier uniform; bias N(0, 1e-6)                                         |
@@ -370,7 +374,8 @@ def init_weights(model: ViT, seed: int, head_bias: float = 0.0) -> None:
     for token, std in ((model.dist_token, 0.02), (model.reg_token, 1e-6)):
         if token is not None:
             nn.init.normal_(token, std=std, generator=generator)
-    nn.init.normal_(model.pos_embed, std=0.02, generator=generator)
+    for name in model.config.position_shapes():
+        nn.init.normal_(getattr(model, name), std=0.02, generator=generator)
     for block in model.blocks:
         assert isinstance(block, Block)
         for part in block.attn.qkv.weight.chunk(3):
@@ -381,6 +386,8 @@ def init_weights(model: ViT, seed: int, head_bias: float = 0.0) -> None:
         for layer in (block.mlp.fc1, block.mlp.fc2):
             nn.init.xavier_uniform_(layer.weight, generator=generator)
             nn.init.normal_(layer.bias, std=1e-6, generator=generator)
+        if block.attn.offset_embed is not None:
+            nn.init.normal_(block.attn.offset_embed, std=0.02, generator=generator)
     for module in model.modules():
         if isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
@@ -411,21 +418,12 @@ def init_mimetic(model: ViT, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     config, width = model.config, model.config.width
 
-    model.pos_embed[:, config.prefix_rows :] = 0.5 * sines_and_cosines(config.grid, width)
+    start_as_sines({name: getattr(model, name) for name in config.position_shapes()}, config, 0.5)
     for block in model.blocks:
         assert isinstance(block, Block)
         like, value = (torch.linalg.qr(torch.randn(width, width, generator=generator))[0] for _ in range(2))
         block.attn.qkv.weight.copy_(torch.cat([math.sqrt(1.5) * like, math.sqrt(1.5) * like, math.sqrt(0.4) * value]))
         block.attn.proj.weight.copy_(-math.sqrt(0.4) * value.T)
-
-
-def sines_and_cosines(grid: Size, width: int) -> Float[Tensor, "patches width"]:
-    """A quarter of the width each: sine and cosine of the column, sine and cosine of the row, at wavelengths of 2π to 20,000π."""
-    quarter = -(-width // 4)
-    rates = 10_000.0 ** (-torch.arange(quarter) / quarter)
-    row, column = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
-    angles = [place.reshape(-1, 1) * rates for place in (column, row)]
-    return torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1)[:, :width]
 
 
 def _bias(layer: nn.Conv2d) -> Tensor:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from vitcli.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    VARIANTS,
     AugmentConfig,
     Config,
     EvalConfig,
+    ModelConfig,
     OptimConfig,
     RunConfig,
     Size,
@@ -132,4 +137,123 @@ def augreg(facts: Facts) -> Config:
         train=TrainConfig(batch_size=4096, epochs=300.0, loss="sigmoid", head_bias=-10.0 if large else -6.9),
         optim=OptimConfig(name="adamw", lr=1e-3, weight_decay=0.1, warmup_steps=10_000, clip=1.0),
         eval=_PAPER_EVAL,
+    )
+
+
+# --- DeiT --------------------------------------------------------------------------------------------------
+
+
+def _deit_schedule(
+    facts: Facts, name: Literal["adamw", "lamb"], batch: int, lr: float, weight_decay: float
+) -> OptimConfig:
+    """Five epochs of warm-up and a cosine to 1e-5 (facebookresearch/deit main.py)."""
+    warmup = round(5 * facts.images / (facts.batch_size or batch))
+    return OptimConfig(
+        name=name, lr=lr, weight_decay=weight_decay, warmup_steps=max(1, warmup), final_lr=min(1.0, 1e-5 / lr)
+    )
+
+
+def deit(facts: Facts) -> Config:
+    """Table 9 of Touvron et al., 2021 ("Training data-efficient image transformers"; facebookresearch/deit main.py), alike for
+    Ti, S and B: AdamW, batch 1024, rate 5e-4 for each 512 images of a batch, 300 epochs, repeated augmentation.
+
+    Theirs differs in what vit has no part for: their `rand-m9-mstd0.5-inc1` is timm's RandAugment, fifteen operations that get
+    stronger with the magnitude, each left out half the time, the magnitude drawn around 9; here it is two layers of big_vision's
+    sixteen, always applied, of magnitude 9. Crops are bilinear, not bicubic, and ten epochs at the last rate do not follow.
+    """
+    batch = 1024
+    lr = 5e-4 * (facts.batch_size or batch) / 512
+    return Config(
+        run=RunConfig(recipe="deit"),
+        model=replace(vit_for(facts, "deit"), gelu="erf", drop_path=0.1),
+        augment=AugmentConfig(
+            crop="resized",
+            flip=0.5 if facts.mirror else 0.0,
+            randaugment_layers=2,
+            randaugment_magnitude=9.0,
+            mixup=0.8,
+            cutmix=1.0,
+            erase=0.25,
+            repeats=3,
+        ),
+        train=TrainConfig(batch_size=batch, epochs=300.0, label_smoothing=0.1, ema=0.99996),
+        optim=_deit_schedule(facts, "adamw", batch, lr, 0.05),
+        eval=EvalConfig(crop=0.875, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+    )
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A command of DeiT-III's README."""
+
+    size: int
+    epochs: float
+    lr: float
+    drop_path: float
+
+
+_DEIT3 = {
+    "S": _Row(224, 800.0, 4e-3, 0.05),
+    "B": _Row(192, 800.0, 3e-3, 0.2),
+    "L": _Row(192, 800.0, 3e-3, 0.45),
+    "H": _Row(160, 800.0, 3e-3, 0.6),
+}
+_DEIT3_21K = {
+    "S": _Row(224, 240.0, 1e-3, 0.05),
+    "B": _Row(224, 240.0, 1e-3, 0.1),
+    "L": _Row(224, 240.0, 1e-3, 0.3),
+    "H": _Row(128, 90.0, 1e-3, 0.5),
+}
+
+
+def deit3(facts: Facts) -> Config:
+    """Touvron et al., 2022 ("DeiT III: Revenge of the ViT"; facebookresearch/deit README_revenge.md): LAMB, batch 2048, 800
+    epochs, ThreeAugment, both labels of a mixed image in a binary cross-entropy; on data of ImageNet-21k's size 240 epochs with
+    softmax, cutmix alone and no repeats.
+
+    Rate, drop path and image size are those of S, B, L or H, whichever is as wide as the model or nearest. The size is cut down
+    to whole patches, as their convolution does: 154 px for H/14 at 160. Gradients are clipped at norm 1, as apex's FusedLAMB
+    does by itself. Their simple random crop resizes the short side and pads by 4 pixels; here the whole image is squashed and
+    shifted by up to 4. Fine-tuning at 224 px, which follows for B, L and H, is not a part of it.
+    """
+    large = facts.classes >= 10_000
+    model = vit_for(facts, "deit3")
+    rows = _DEIT3_21K if large else _DEIT3
+    row = rows[min(rows, key=lambda name: abs(VARIANTS[name][0] - model.width))]
+    mixing: dict[str, Any] = {"mixup": 0.0, "cutmix": 1.0} if large else {"mixup": 0.8, "cutmix": 1.0, "repeats": 3}
+    batch = 2048
+    return Config(
+        run=RunConfig(recipe="deit3"),
+        model=_deit3_model(model, facts, row),
+        augment=AugmentConfig(
+            crop="pad" if large else "resized",
+            pad=4 / row.size,
+            flip=0.5 if facts.mirror else 0.0,
+            three=True,
+            jitter=(0.3, 0.3, 0.3, 0.0),
+            **mixing,
+        ),
+        train=TrainConfig(
+            batch_size=batch,
+            epochs=row.epochs,
+            loss="softmax" if large else "bce",
+            label_smoothing=0.1 if large else 0.0,
+        ),
+        optim=replace(_deit_schedule(facts, "lamb", batch, row.lr, 0.02 if large else 0.05), clip=1.0),
+        eval=EvalConfig(crop=1.0, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+    )
+
+
+def _deit3_model(model: ModelConfig, facts: Facts, row: _Row) -> ModelConfig:
+    """LayerScale, one drop path rate for all blocks, no position of the class token (facebookresearch/deit models_v2.py)."""
+    if facts.img_size is None:
+        rows, columns = (max(patch, row.size - row.size % patch) for patch in model.patch)
+        model = replace(model, img_size=(rows, columns))
+    return replace(
+        model,
+        gelu="erf",
+        layer_scale=1e-4,
+        drop_path=row.drop_path,
+        drop_path_rule="constant",
+        prefix_positions=False,
     )

@@ -19,7 +19,7 @@ from vitcli.config import (
 from vitcli.errors import UsageError, did_you_mean
 from vitcli.recipes.facts import Facts, is_long, is_tiny, shaped
 from vitcli.recipes.ours import finetune, small
-from vitcli.recipes.published import augreg, paper_finetune, paper_i1k, paper_i21k, paper_jft
+from vitcli.recipes.published import augreg, deit, deit3, paper_finetune, paper_i1k, paper_i21k, paper_jft
 
 
 def evaluated_as_trained(config: Config, asked: Collection[str] = ()) -> Config:
@@ -43,6 +43,8 @@ RECIPES: dict[str, Callable[[Facts], Config]] = {
     "paper-i1k": paper_i1k,
     "paper-finetune": paper_finetune,
     "augreg": augreg,
+    "deit": deit,
+    "deit3": deit3,
 }
 """By the name that `--recipe` takes."""
 OURS = frozenset({"small", "finetune"})

@@ -193,7 +193,7 @@ def write(
         plan, folder, report["steps"], report["images_seen"], report["train_flops"], report["eval"] or {}
     )
     checkpoint.save(description, tensors)
-    if isinstance(description.model, ModelConfig):
+    if isinstance(description.model, ModelConfig) and description.model.is_plain:
         files.write_json(folder / "config.json", timm_config(description))
     title = f"{plan.config.model.name} on {plan.source.name if plan.source else 'none'}"
     plots.curves(lines, title, folder / "curves.png", objective_named(plan.config.train.objective).unit)

@@ -106,7 +106,7 @@ def saved_step(config: Config) -> int:
 
 
 def extra_bytes(config: Config, extra: Extra) -> int:
-    """Of what an objective owns, in a saved step: with the moments of Adam or SGD, as Muon takes none of it."""
+    """Of what an objective owns, in a saved step: with the moments of Adam, LAMB or SGD, as Muon takes none of it."""
     moments = 1 if config.optim.name == "sgd" else 2
     return 4 * (extra.kept + (1 + moments) * extra.parameters)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vitcli.config import OptimConfig
 from vitcli.model.classifier import Classifier
+from vitcli.train.lamb import Lamb
 from vitcli.train.muon import Muon
 from vitcli.train.objectives.base import Objective
 
@@ -94,9 +95,9 @@ class SGD(torch.optim.SGD):
 
 
 class Optimizer:
-    """AdamW, SGD with momentum, or Muon for the blocks' matrices with AdamW for the rest, with layer-wise rates.
+    """AdamW, LAMB, SGD with momentum, or Muon for the blocks' matrices with AdamW for the rest, with layer-wise rates.
 
-    All decay alike, decoupled: a matrix shrinks by its rate times `optim.weight_decay` of itself in every update.
+    All but LAMB decay alike, decoupled: a matrix shrinks by its rate times `optim.weight_decay` of itself in every update.
     `bf16` orthogonalises in bfloat16, which takes four times as long as float32 where the hardware has no units for it.
     """
 
@@ -129,6 +130,8 @@ class Optimizer:
             for group in others:
                 group["decoupled_decay"] = group.pop("weight_decay")
             self.parts.append(SGD(others, lr=config.lr, momentum=config.momentum, fused=fused))
+        elif others and config.name == "lamb":
+            self.parts.append(Lamb(others, config.lr, config.betas))
         elif others:
             self.parts.append(torch.optim.AdamW(others, lr=config.lr, betas=config.betas, fused=fused))
         self.parameters = [p for part in self.parts for group in part.param_groups for p in group["params"]]

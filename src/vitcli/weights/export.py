@@ -7,6 +7,7 @@ tolerance, nothing is left behind.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import importlib.util
 import logging
@@ -29,6 +30,7 @@ from vitcli.data.samples import sample_photographs
 from vitcli.errors import CheckpointError, ResourceError, UsageError, did_you_mean
 from vitcli.model.attention import Attention
 from vitcli.model.classifier import Classifier
+from vitcli.model.positions import as_learned
 from vitcli.runs import WEIGHTS
 from vitcli.text import as_json, unicode
 from vitcli.weights import formats
@@ -115,10 +117,14 @@ def export(description: Description, tensors: Tensors, out: Path, form: str, for
         ours = model(images)
     write = {"onnx": _onnx, "timm": _timm, "transformers": _transformers}[form]
     difference = 0.0
+    plain, weights = description, tensors
+    if form != "onnx":
+        config, weights = as_learned(description.vit, tensors)
+        plain = dataclasses.replace(description, model=config)
 
     def fill(place: Path) -> None:
         nonlocal difference
-        theirs = write(description, tensors, model, place)
+        theirs = write(plain, weights, model, place)
         difference = _difference(ours, theirs, images, form)
 
     def fill_file(place: Path) -> None:
@@ -193,7 +199,7 @@ def _onnx(description: Description, tensors: Tensors, model: Classifier, place: 
     """An ONNX graph with a free batch size. Its metadata names the classes and says how pixels are made."""
     for module in model.modules():
         if isinstance(module, Attention):
-            module.path = "fused"
+            module.path = "fused" if module.offset_embed is None else "plain"  # the kernel with a bias has no graph
     example = torch.zeros(2, 3, *description.model.img_size)
     with _quietly():
         program = torch.onnx.export(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
@@ -20,9 +21,10 @@ from vitcli.train.objectives.base import Loss, Noise, Objective
 
 
 class Classify(Objective):
-    """Softmax cross-entropy, or the sigmoid loss summed over classes (big_vision utils.sigmoid_xent).
+    """Softmax cross-entropy, the sigmoid loss summed over classes (big_vision utils.sigmoid_xent), or its mean over them with
+    both labels of a mixed image counting in full (`bce`: facebookresearch/deit engine.py, as DeiT-III is trained).
 
-    Both are linear in the targets, so a mixed image's loss is the weighted sum of two, and smoothing ε puts
+    The first two are linear in the targets, so a mixed image's loss is the weighted sum of two, and smoothing ε puts
     1 - ε + ε/K on the label and ε/K elsewhere.
     """
 
@@ -40,6 +42,8 @@ class Classify(Objective):
         if batch.targets is not None:
             return self.of_targets(logits, batch.targets)
         assert batch.labels is not None
+        if self.kind == "bce":
+            return F.binary_cross_entropy_with_logits(logits, _present(batch, logits))
         loss = self.of(logits, batch.labels)
         if batch.partner_labels is not None:
             loss = batch.weight * loss + (1 - batch.weight) * self.of(logits, batch.partner_labels)
@@ -66,3 +70,13 @@ class Classify(Objective):
         timing = ("seconds", "images_per_second")
         measured = {name: value for name, value in evaluation.metrics.items() if name not in timing}
         return measured | ({"unreadable": evaluation.unreadable} if evaluation.unreadable else {})
+
+
+def _present(batch: Batch, logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
+    """1 for each label of which an image has a part, else 0."""
+    assert batch.labels is not None
+    targets = torch.zeros_like(logits)
+    for labels, weight in ((batch.labels, batch.weight), (batch.partner_labels, 1 - batch.weight)):
+        if labels is not None and weight > 0:
+            targets.scatter_(1, labels[:, None], 1.0)
+    return targets

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vitcli.config import Config, MAEConfig, ModelConfig
 from vitcli.data.batch import Batch
+from vitcli.errors import UsageError
 from vitcli.families.base import Activations
 from vitcli.model.classifier import Classifier
 from vitcli.model.linear import Linear
@@ -78,8 +79,9 @@ class MAE(Objective):
         encoder, seen = vit(model), seen_of(order.shape[1], self.settings.mask)
         grid, kept = encoder.grid_of(images), order[:, :seen]
         patches = encoder.patch_embed.of(taken(cut(images, encoder.config.patch), kept))
-        positions = nn.functional.embedding(kept, encoder.positions(grid)[0])
-        tokens = encoder.fc_norm(encoder.blocks_of(encoder.with_prefix(patches + positions), keep))
+        prefix_places, places = encoder.placed(grid)
+        x = encoder.with_prefix(patches + nn.functional.embedding(kept, places[0]), prefix_places)
+        tokens = encoder.fc_norm(encoder.blocks_of(x, keep))
         tokens = self.embed(tokens)
         prefix = encoder.config.prefix_tokens
         masks = self.mask_token.to(tokens.dtype).expand(len(images), order.shape[1] - seen, -1)
@@ -119,7 +121,13 @@ class MAE(Objective):
     @classmethod
     def check(cls, config: Config) -> None:
         check_part(config, "mae", "mask", config.settings_of("mae").mask)
-        decoder_of(patched(config.model, "mae"), config.settings_of("mae")).check()
+        encoder = patched(config.model, "mae")
+        decoder_of(encoder, config.settings_of("mae")).check()
+        if encoder.offsets:
+            raise UsageError(
+                "train.objective = mae leaves patches out, and model.positions = relative counts them one after the other",
+                "take other positions, or another --objective",
+            )
 
     @classmethod
     def suited(cls, config: Config, facts: Facts) -> Config:

@@ -85,7 +85,8 @@ class MaskedPatch(Objective):
         assert isinstance(noise, Corruption) and noise.chosen is not None
         encoder, chosen = vit(model), noise.chosen
         patches = self.corrupted(encoder.patch_embed(batch.images), noise)
-        x = encoder.with_prefix(patches + encoder.positions(encoder.grid_of(batch.images)))
+        prefix, places = encoder.placed(encoder.grid_of(batch.images))
+        x = encoder.with_prefix(patches + places, prefix)
         x = encoder.fc_norm(encoder.blocks_of(x, noise.keep))
         guess = self.predict(taken(x[:, encoder.config.prefix_tokens :], chosen)).float()
         if self.settings.target == "pixels":
