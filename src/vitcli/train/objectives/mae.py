@@ -16,7 +16,8 @@ from vitcli.errors import UsageError
 from vitcli.families.base import Activations
 from vitcli.model.classifier import Classifier
 from vitcli.model.linear import Linear
-from vitcli.model.vit import Block, cut, pasted, sines_and_cosines
+from vitcli.model.positions import sines_and_cosines
+from vitcli.model.vit import Block, cut, pasted
 from vitcli.plots import contact_sheet
 from vitcli.recipes.facts import Facts
 from vitcli.train.objectives.base import Extra, Loss, Noise, Objective, of_generator
