@@ -69,7 +69,7 @@ def guessed(unlabelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_objective_learns_from_a_folder_without_labels(guessed: Path, unlabelled: Path, tmp_path: Path) -> None:
-    lines = read_lines(guessed / "metrics.jsonl")
+    lines = [line for line in read_lines(guessed / "metrics.jsonl") if "loss" in line]
     assert len(lines) == 12 and all(line["spread"] > 0 and 0 <= line["hidden"] <= 1 for line in lines)
     assert min(line["loss"] for line in lines) < lines[0]["loss"]
     assert "[guess]\nhidden = 8\n" in (guessed / "run.toml").read_text()

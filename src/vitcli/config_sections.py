@@ -279,6 +279,8 @@ class ProbeConfig:
 
     images: int = key(20_000, "most training images that it fits on; a larger set is thinned class by class", least=2)
     balanced: bool = key(False, "every class weighs the same, however many images it has")
+    shots: tuple[int, ...] = key((1, 5, 10, 25), "training images of a class, of method fewshot", least=1, longest=100)
+    k: tuple[int, ...] = key((20,), "neighbours that vote, of method knn", least=1, longest=100)
 
 
 @dataclass(frozen=True, kw_only=True)

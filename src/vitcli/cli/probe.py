@@ -14,7 +14,10 @@ from vitcli.cli.train import Checkpoint
 Method = Annotated[
     str,
     typer.Option(
-        "--method", metavar="linear", help="linear: softmax regression, its penalty chosen by cross-validation."
+        "--method",
+        metavar="linear|fewshot|knn",
+        help="linear: softmax regression, its penalty chosen by cross-validation. fewshot: the paper's least squares on "
+        "probe.shots images a class. knn: a vote of the probe.k nearest.",
     ),
 ]
 

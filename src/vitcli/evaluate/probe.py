@@ -12,7 +12,9 @@ from vitcli.config_values import check_bounds
 from vitcli.data.split import Source, Split, also_trained, fraction_of
 from vitcli.errors import DataError, UsageError, did_you_mean
 from vitcli.evaluate.features import Features, features_of
+from vitcli.evaluate.fewshot import fewshot
 from vitcli.evaluate.linear import linear_probe
+from vitcli.evaluate.nearest import knn
 from vitcli.evaluate.subject import Subject, asked_machine, chosen_data, size_for
 from vitcli.progress import Progress, silent
 from vitcli.weights.asked import asked_checkpoint, section_of
@@ -35,7 +37,7 @@ def linear(train: Features, held_out: Features, classes: int, settings: ProbeCon
     }
 
 
-METHODS: dict[str, Method] = {"linear": linear}
+METHODS: dict[str, Method] = {"linear": linear, "fewshot": fewshot, "knn": knn}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from vitcli import flops
-from vitcli.config import Architecture, BenchConfig, Config, Overrides, apply, check
+from vitcli.config import OBJECTIVE_SECTIONS, Architecture, BenchConfig, Config, Overrides, apply, check
 from vitcli.config_values import check_bounds
 from vitcli.data.batch import Batch
 from vitcli.errors import UsageError
@@ -74,7 +74,8 @@ def bench(
             peaks.append(peak_flops(machine))
     results, peak = [], statistics.median(peaks)
     for model, done, batch, first, seconds in measured:
-        rate = batch / seconds * (flops.training_flops(model, 1) if done == "train" else 2 * flops.macs(model))
+        learned = objective_named(config.train.objective).training_flops(replace(config, model=model), 1)
+        rate = batch / seconds * (learned if done == "train" else 2 * flops.macs(model))
         compiled = machine.compile and done == "train"
         results.append(
             Speed(
@@ -90,7 +91,7 @@ def bench_asked(models: Sequence[Architecture], overrides: Overrides, progress: 
 
     Raises UsageError where an override concerns neither the speed of a step nor `bench`.
     """
-    fitting = ("bench.", "run.", "train.", "model.", "optim.", "data.classes")
+    fitting = ("bench.", "run.", "train.", "model.", "optim.", "augment.views", "data.classes", *OBJECTIVE_SECTIONS)
     wrong = next((key for key in overrides if not key.startswith(fitting)), None)
     if wrong is not None:
         raise UsageError(
@@ -130,7 +131,7 @@ def _training(config: Config, machine: Machine, batch: int) -> Iterator[None]:
     """Training steps on one batch, one a turn."""
     step = trainer(replace(config, train=replace(config.train, batch_size=batch)), machine)
     images, labels = _images(config.model, batch, machine)
-    views = objective_named(config.train.objective).views
+    views = max(objective_named(config.train.objective).views, config.augment.views)
     data = Batch((images,) * views, labels, torch.arange(batch))
     while True:
         step(data)

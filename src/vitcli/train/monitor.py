@@ -6,28 +6,22 @@ other half what these are measured on. Nothing of it reaches the weights.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from jaxtyping import Float, Int
-from numpy.typing import NDArray
 
 from vitcli.data.split import Split, stratified
 from vitcli.evaluate.features import Features, embeddings_of
+from vitcli.evaluate.nearest import Embeddings, nearest, unit
 from vitcli.randomness import permutation
 from vitcli.train.session import Session
 
 _IMAGES = 2000
-_NEIGHBOURS, _TEMPERATURE = 20, 0.07
-"""Of the weighted k-NN of facebookresearch/dino eval_knn.py."""
+_NEIGHBOURS = 20
 _RIDGE = 0.1
 """Penalty of the linear probe, for standardised features and a mean over images."""
 _LEAST_RANK, _LEAST_SPREAD = 2.0, 0.02
 """Of embeddings that say something. One class needs no more than a direction, so a rank of two is little for any data."""
 _YOUNG = 0.2
 """Part of a run up to which embeddings may still be of one piece, as those of random weights nearly are."""
-
-Embeddings = Float[np.ndarray[Any, Any], "images dim"]
 
 
 class Monitor:
@@ -71,7 +65,7 @@ class Monitor:
         half[permutation(0, "monitor", 0, len(values))[: len(values) // 2]] = True
         bank, asked = Features(values[half], labels[half]), Features(values[~half], labels[~half])
         classes = int(labels.max()) + 1
-        return seen | {"knn": knn(bank, asked, classes), "linear": ridge(bank, asked, classes)}
+        return seen | {"knn": nearest(bank, asked, classes, _NEIGHBOURS), "linear": ridge(bank, asked, classes)}
 
     def _warn(self, seen: dict[str, float]) -> None:
         early = self.session.clock.progress(self.session.at.step) < _YOUNG
@@ -108,22 +102,7 @@ def effective_rank(values: Embeddings) -> float:
 
 def spread(values: Embeddings) -> float:
     """Standard deviation of a number of an embedding of length √dim: 1 where directions are uniform, 0 where all are the same."""
-    return float(np.sqrt(values.shape[1]) * _unit(values).std(0).mean())
-
-
-def _unit(values: Embeddings) -> Embeddings:
-    unit: Embeddings = values / np.linalg.norm(values, axis=1, keepdims=True).clip(1e-12)
-    return unit
-
-
-def knn(bank: Features, asked: Features, classes: int) -> float:
-    """Top-1 of the twenty nearest by cosine, weighted by exp(cosine / 0.07)."""
-    cosine = _unit(asked.values) @ _unit(bank.values).T
-    count = min(_NEIGHBOURS, len(bank))
-    nearest: Int[np.ndarray[Any, Any], "images k"] = np.argpartition(-cosine, count - 1, axis=1)[:, :count]
-    weights = np.exp(np.take_along_axis(cosine, nearest, 1) / _TEMPERATURE)
-    votes = np.stack([(weights * (bank.targets[nearest] == c)).sum(1) for c in range(classes)], axis=1)
-    return _right(votes, asked)
+    return float(np.sqrt(values.shape[1]) * unit(values).std(0).mean())
 
 
 def ridge(bank: Features, asked: Features, classes: int) -> float:
@@ -133,8 +112,5 @@ def ridge(bank: Features, asked: Features, classes: int) -> float:
     y = np.eye(classes)[bank.targets]
     gram = x.T @ x / len(x) + _RIDGE * np.eye(x.shape[1])
     weights = np.linalg.solve(gram, x.T @ (y - y.mean(0)) / len(x))
-    return _right((asked.values - mean) / scale @ weights + y.mean(0), asked)
-
-
-def _right(scores: NDArray[np.float64], asked: Features) -> float:
+    scores = (asked.values - mean) / scale @ weights + y.mean(0)
     return float((scores.argmax(1) == asked.targets).mean())

@@ -41,6 +41,8 @@ def said_of(plan: Plan) -> list[str]:
             how = config.model.resampled_from(plan.parent.model)
             times = flops.macs(config.model) / flops.macs(plan.parent.model)
             said.append(f"{how}{'; ' if how else ''}an image costs {times:.2g} times as much")
+    if config.train.teacher:
+        said.append(f"teacher: {config.train.teacher}")
     if not any(asked.get(key) is not None for key in LENGTHS):
         said.append(
             f"length: {config.train.epochs:g} epochs"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from vitcli.progress import Progress, silent
 from vitcli.train import memory
 from vitcli.train.objectives.table import objective_named
 from vitcli.train.progressive import stages
-from vitcli.weights.describe import Description
+from vitcli.weights.describe import Description, describe
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,10 @@ class Plan:
         return self.config.train.freeze == "backbone"
 
     def train_flops(self, images_seen: int, share: Callable[[float], float] = lambda progress: progress) -> int:
-        """Of training on so many images. `share` is the part of them that was seen up to a part of the run."""
-        total, before = 0, 0.0
+        """Of training on so many images, and of labelling those that a teacher labels. `share` is the part of them that was seen
+        up to a part of the run.
+        """
+        total, before = self._labelling_flops(), 0.0
         for until, size in stages(self.config.model, self.config.train.low_res):
             part = (share(until) if until < 1 else 1.0) - before
             model = replace(self.config.model, img_size=size)
@@ -101,6 +104,12 @@ class Plan:
             total += objective_named(config.train.objective).training_flops(config, round(images_seen * part))
             before += part
         return total
+
+    def _labelling_flops(self) -> int:
+        if self.unlabelled is None:
+            return 0
+        described = describe(Path(self.config.train.teacher))
+        return 2 * flops.macs(described.model) * described.eval.views * len(self.unlabelled)
 
     def memory(self) -> flops.Memory:
         return memory.needed(self.config, self.machine.device.type, self.machine.bf16)

@@ -82,10 +82,21 @@ def make_plan(request: Request) -> Plan:
         parent=parent,
         keep_head=keep_head,
         images=(data.images if train is None else len(train)) + (0 if unlabelled is None else len(unlabelled)),
-        warnings=(*data.warnings, *unsuited, *too_large),
+        warnings=(*data.warnings, *unsuited, *too_large, *_compared_apart(config, objective)),
         record=data.record,
     )
     return replace(plan, notes=(*notes, *data.notes, *further, *said_of(plan)))
+
+
+def _compared_apart(config: Config, objective: type[Objective]) -> list[str]:
+    """That micro-batches are not the same as the batch, where a loss compares the images of one."""
+    train = config.train
+    if objective.is_mean_over_images or train.accumulate == 1:
+        return []
+    return [
+        f"train.objective = {train.objective} compares images with each other: {train.accumulate} micro-batches of "
+        f"{train.batch_size // train.accumulate} are not the same as one batch of {train.batch_size}"
+    ]
 
 
 # --- the checkpoint that it starts from --------------------------------------------------------------------
