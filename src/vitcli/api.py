@@ -66,6 +66,8 @@ def train(
     model: str = "",
     img_size: Size | int | str | None = None,
     objective: str = "",
+    teacher: str = "",
+    unlabelled: str = "",
     recipe: str = "",
     freeze: str = "",
     batch_size: int | None = None,
@@ -80,7 +82,7 @@ def train(
     sinks: Sequence[Sink] = (),
     overrides: Overrides | None = None,
 ) -> tuple[Path, dict[str, Any]]:
-    """`vit pretrain` or `vit finetune`: the run folder and the report. `init` is finetune's checkpoint; `time_budget` is in
+    """`vit pretrain` or `vit finetune`: the run folder and the report. `init` is the checkpoint that it starts from; `time_budget` is in
     seconds, or text such as 10m; `sinks` hear the run's events (train/runlog.py).
     """
     asked = {
@@ -88,6 +90,8 @@ def train(
         "model.name": model,
         "model.img_size": img_size,
         "train.objective": objective,
+        "train.teacher": teacher,
+        "data.unlabelled": unlabelled,
         "run.recipe": recipe,
         "train.freeze": freeze,
         "train.batch_size": batch_size,

@@ -127,12 +127,15 @@ def _text(tree: dict[str, Any]) -> list[str]:
         rows["classes"] += ": " + ", ".join(names[:12]) + (" …" if count > 12 else "")
     source = tree["provenance"]
     if source:
+        learned = f" by {source['objective']}" if "objective" in source else ""
         rows["trained"] = (
-            f"{source.get('command', '?')} on {(source.get('data') or {}).get('id', '?')}, recipe {source.get('recipe', '?')}, "
+            f"{source.get('command', '?')}{learned} on {(source.get('data') or {}).get('id', '?')}, recipe {source.get('recipe', '?')}, "
             f"seed {source.get('seed', '?')}, {source.get('steps', 0):,} steps, {source.get('images_seen', 0):,} images"
         )
         if source.get("parent"):
             rows["from"] = str(source["parent"].get("path", "?"))
+        if source.get("teacher"):
+            rows["teacher"] = str(source["teacher"].get("path", "?"))
     scores = tree.get("scores")
     if scores and scores.get("top1") is not None:
         rows["score"] = (

@@ -301,7 +301,7 @@ class ModelConfig(Architecture):
         return replace(self, positions="learned", prefix_positions=True)
 
     def with_head(self, classes: int, kept: bool) -> ModelConfig:
-        return replace(self, classes=classes, pre_logits=self.pre_logits and kept)
+        return replace(self, classes=classes, pre_logits=self.pre_logits and kept and bool(classes))
 
     def completed(self, asked: dict[str, Any]) -> dict[str, Any]:
         """A width alone takes heads of 64 and an MLP of four times the width along."""

@@ -108,7 +108,7 @@ def _few(config: Config, facts: Facts) -> str:
     if not facts.classes:
         return ""
     each = facts.images / facts.classes
-    if facts.command != "pretrain" or not (photographs or each < _FEW_OF_A_CLASS):
+    if facts.command != "pretrain" or facts.parent is not None or not (photographs or each < _FEW_OF_A_CLASS):
         return ""
     return (
         f"{facts.images:,} {'photographs' if photographs else 'images'}, {each:.3g} a class, are few to train from random "

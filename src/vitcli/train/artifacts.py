@@ -148,7 +148,8 @@ def _card(description: Description, report: dict[str, Any], plan: Plan) -> str:
     names = ", ".join(markdown(c.name) for c in description.classes[:20])
     shown = names + (" …" if len(description.classes) > 20 else "")
     source, data = (markdown(plan.source.id), markdown(plan.source.name)) if plan.source else ("none", "none")
-    trained = f"fine-tuned from {markdown(plan.parent.path.name)}" if plan.parent else "trained from random weights"
+    how = "fine-tuned" if config.run.command == "finetune" else "trained further"
+    trained = f"{how} from {markdown(plan.parent.path.name)}" if plan.parent else "trained from random weights"
     result = "" if scores is None else _results(scores)
     kind = "Vision Transformer" if isinstance(model, ModelConfig) else f"model of the family {markdown(model.family)}"
     return f"""---

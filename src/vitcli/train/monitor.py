@@ -6,6 +6,8 @@ other half what these are measured on. Nothing of it reaches the weights.
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 
 from vitcli.data.split import Split, stratified
@@ -14,7 +16,9 @@ from vitcli.evaluate.nearest import Embeddings, nearest, unit
 from vitcli.randomness import permutation
 from vitcli.train.session import Session
 
-_IMAGES = 2000
+_IMAGES = 1000
+_SHARE = 0.05
+"""Of the time of a run that looking may take; a look that would take more waits."""
 _NEIGHBOURS = 20
 _RIDGE = 0.1
 """Penalty of the linear probe, for standardised features and a mean over images."""
@@ -31,6 +35,7 @@ class Monitor:
         self.session, self.times = session, session.config.train.monitor
         self.looked = self._place(max(0, session.at.step - 1))
         self.warned = False
+        self.spent = 0.0
 
     def _place(self, step: int) -> int:
         return int(self.session.clock.progress(step) * self.times)
@@ -39,10 +44,13 @@ class Monitor:
         """Record what there is to see, where it is time. Returns whether it was."""
         place = self._place(self.session.at.step)
         session, split = self.session, self.session.plan.train
-        if place <= self.looked or split is None:
+        if place <= self.looked or split is None or self.spent > _SHARE * session.seconds():
             return False
-        self.looked = place
+        self.looked, started = place, time.monotonic()
         seen = self._measured(_sample(split))
+        self.spent += time.monotonic() - started
+        if not seen:
+            return False
         session.record(
             "monitor",
             step=session.at.step,
@@ -57,6 +65,8 @@ class Monitor:
     def _measured(self, split: Split) -> dict[str, float]:
         model = self.session.trainer.model
         values, positions = embeddings_of(self.session.inference(model, self.session.quietly), split)
+        if not np.isfinite(values).all():  # the next step says so
+            return {}
         seen = {"rank": effective_rank(values), "spread": spread(values)}
         if split.labels is None or len(np.unique(split.labels)) < 2:
             return seen
