@@ -46,9 +46,9 @@ ARMS: dict[str, tuple[Stage, ...]] = {
     "mae": (unlabelled("mae", 0.5, 1700), TUNED),
     "masked-patch": (unlabelled("masked-patch", 0.5, 820), TUNED),
     "masked-patch, pixels": (unlabelled("masked-patch", 0.5, 820, "--set", "masked-patch.target=pixels"), TUNED),
-    "visreg": (unlabelled("visreg", 0.5, 960, "--set", "train.low_res=1"), TUNED),
+    "visreg": (unlabelled("visreg", 0.5, 960), TUNED),
     "sigreg": (
-        unlabelled("visreg", 0.5, 960, "--set", "train.low_res=1", "--set", "visreg.regulariser=sigreg"),
+        unlabelled("visreg", 0.5, 960, "--set", "visreg.regulariser=sigreg"),
         TUNED,
     ),
     "noisy student": (

@@ -37,11 +37,14 @@ def blocks(page: str) -> list[str]:
 
 
 def photos(folder: Path) -> None:
-    """`photos/` with three classes, as the pages take for granted."""
+    """`photos/` with three classes, and `unsorted/` with further images, as the pages take for granted."""
+    (folder / "unsorted").mkdir()
     for colour, name in enumerate(("cat", "dog", "bird")):
         (folder / "photos" / name).mkdir(parents=True)
         for index in range(20):
             draw_image(colour, index, size=70).save(folder / "photos" / name / f"{index}.jpg")
+        for index in range(20, 28):
+            draw_image(colour, index, size=70).save(folder / "unsorted" / f"{name}-{index}.jpg")
 
 
 @pytest.fixture(scope="module", autouse=True)

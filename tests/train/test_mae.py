@@ -136,9 +136,9 @@ def painted_by_hand(model: ViT, objective: MAE, images: Array, kept: NDArray[np.
     patches = patches_by_hand(images, config.patch)
     table = own(model.positions(grid))[0]
     prefix_rows = config.prefix_rows
-    embedded = patches @ own(model.patch_embed.proj.weight).reshape(config.width, -1).T + own(
-        model.patch_embed.proj.bias
-    )
+    assert model.patch_embed.proj.bias is not None
+    weight, bias = own(model.patch_embed.proj.weight), own(model.patch_embed.proj.bias)
+    embedded: Array = patches @ weight.reshape(config.width, -1).T + bias
     embedded = embedded + table[prefix_rows:]  # before anything is left out
     answers = []
     for image in range(len(images)):
@@ -423,7 +423,7 @@ def test_the_picture_shows_each_image_what_was_seen_of_it_and_what_was_painted(
     original, seen, painted = (patches_by_hand(table[:, column].astype(np.float64), (4, 2)) for column in range(3))
     assert np.allclose(table[:, 0], shown.numpy(), atol=1e-6)
     gray = patches_by_hand(mean.expand(3, 3, 16, 12).double().numpy(), (4, 2))
-    visible = np.isclose(seen, original, atol=1e-6).all(2)
+    visible: NDArray[np.bool_] = np.asarray(np.isclose(seen, original, atol=1e-6).all(2))
     assert (visible.sum(1) == 6).all()
     assert np.allclose(seen[~visible], gray[~visible], atol=1e-6), "the rest is the mean colour"
     assert np.array_equal(painted[visible], original[visible]), "of what was seen nothing is painted"

@@ -21,7 +21,7 @@ from vitcli.families.base import Activations
 from vitcli.model.classifier import Classifier
 from vitcli.model.linear import Linear
 from vitcli.randomness import generator
-from vitcli.recipes.facts import Facts, is_tiny
+from vitcli.recipes.facts import Facts, is_mild, is_tiny
 from vitcli.train.objectives.base import Extra, Loss, Noise, Objective, of_generator
 from vitcli.train.objectives.tokens import initialise
 
@@ -111,7 +111,9 @@ class Visreg(Objective):
 
     @classmethod
     def suited(cls, config: Config, facts: Facts) -> Config:
-        """The papers' crops and colours, which make two views of an image differ in all but what is on it."""
+        """The papers' crops and colours, which make two views of an image differ in all but what is on it. Small images are shown at
+        half and three quarters of their size: in the same time twice as many steps (docs/objectives.md).
+        """
         augment = replace(
             config.augment,
             crop="resized",
@@ -127,7 +129,8 @@ class Visreg(Objective):
             blur=0.0 if is_tiny(facts) else 0.5,
             solarize=0.2,
         )
-        return replace(config, augment=augment, train=replace(config.train, low_res=0.0))
+        small = is_tiny(facts) and not is_mild(facts)
+        return replace(config, augment=augment, train=replace(config.train, low_res=1.0 if small else 0.0))
 
     @classmethod
     def extra(cls, config: Config) -> Extra:
