@@ -112,6 +112,7 @@ def models(draw: st.DrawFn) -> ModelConfig:
         class_token=class_token,
         pre_logits=draw(st.booleans()),
         positions=positions,
+        norm_place=draw(st.sampled_from(["pre", "post"])),
     )
 
 

@@ -64,6 +64,11 @@ class ModelConfig(Architecture):
     norm: Literal["before", "after"] = key(
         "before", "the last LayerNorm before the mean, or after it (MAE, timm's fc_norm)", fixed=True
     )
+    norm_place: Literal["pre", "post"] = key(
+        "pre",
+        "a block's LayerNorms before its branches, or after each sum as in Vaswani et al. (2017); the last one stays either way",
+        fixed=True,
+    )
     registers: int = key(
         0,
         "tokens after the class token that nothing reads, without positions (DINOv2)",
@@ -136,7 +141,7 @@ class ModelConfig(Architecture):
     @property
     def is_plain(self) -> bool:
         """Whether its file, as it is, is a ViT of other tools."""
-        return self.positions == "learned"
+        return self.positions == "learned" and self.norm_place == "pre"
 
     @property
     def takes_any_size(self) -> bool:
@@ -263,6 +268,7 @@ class ModelConfig(Architecture):
             "mlp": self.mlp,
             "pool": self.pool,
             "positions": self.positions,
+            "norm_place": self.norm_place,
         }
 
     def resampled_from(self, old: ModelConfig) -> str:

@@ -73,7 +73,9 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm block. `keep` says for each image whether its residual branch is computed at all (DropPath)."""
+    """x + f(LN x) twice, or with `norm_place` post LN(x + f(x)). `keep` says for each image whether its residual branch is computed at
+    all (DropPath).
+    """
 
     def __init__(self, config: ModelConfig, drop_path: float) -> None:
         super().__init__()
@@ -85,16 +87,24 @@ class Block(nn.Module):
         self.ls1, self.ls2 = (
             LayerScale(config.width, config.layer_scale) if config.layer_scale else nn.Identity() for _ in range(2)
         )
-        self.drop_path = drop_path
+        self.drop_path, self.post = drop_path, config.norm_place == "post"
+
+    def before(self, norm: nn.Module, x: Tensor) -> Tensor:
+        """What a branch reads of x."""
+        return x if self.post else norm(x)
+
+    def after(self, norm: nn.Module, x: Tensor) -> Tensor:
+        """What becomes of the sum with a branch."""
+        return norm(x) if self.post else x
 
     def attention_branch(
         self, x: Float[Tensor, "batch tokens width"], outputs: int | None = None
     ) -> Float[Tensor, "batch outputs width"]:
-        scaled: Tensor = self.ls1(self.drop(self.attn(self.norm1(x), outputs)))
+        scaled: Tensor = self.ls1(self.drop(self.attn(self.before(self.norm1, x), outputs)))
         return scaled
 
     def mlp_branch(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
-        scaled: Tensor = self.ls2(self.drop(self.mlp(self.norm2(x))))
+        scaled: Tensor = self.ls2(self.drop(self.mlp(self.before(self.norm2, x))))
         return scaled
 
     def forward(
@@ -105,8 +115,8 @@ class Block(nn.Module):
     ) -> Float[Tensor, "batch outputs width"]:
         """The first `outputs` tokens of the block's result, or all of them."""
         mixed, transformed = (None, None) if keep is None else keep
-        x = self._add(x[:, :outputs], x, partial(self.attention_branch, outputs=outputs), mixed)
-        return self._add(x, x, self.mlp_branch, transformed)
+        x = self.after(self.norm1, self._add(x[:, :outputs], x, partial(self.attention_branch, outputs=outputs), mixed))
+        return self.after(self.norm2, self._add(x, x, self.mlp_branch, transformed))
 
     def _add(self, x: Tensor, source: Tensor, branch: Branch, keep: Bool[Tensor, " batch"] | None) -> Tensor:
         """x + branch(source), the branch computed for the images in `keep` alone."""
