@@ -76,6 +76,7 @@ def training_memory(
     bf16: bool,
     frozen_backbone: bool = False,
     kept: Activations | None = None,
+    checkpointing: bool = False,
 ) -> Memory:
     """An estimate of a step without its pixels: state exactly, activations as the tensors that the model keeps for its
     backward pass, or what is `kept` of an image instead.
@@ -83,7 +84,8 @@ def training_memory(
     cost = model.cost()
     trained = cost.head_parameters if frozen_backbone else cost.parameters
     state = saved_bytes(model, optimizer, ema, frozen_backbone) + 4 * trained + (2 * cost.parameters if bf16 else 0)
-    kept = kept or (cost.training_head if frozen_backbone else cost.training)
+    whole = (cost.checkpointed if checkpointing else None) or cost.training
+    kept = kept or (cost.training_head if frozen_backbone else whole)
     return Memory(state, micro_batch * kept.bytes(bf16))
 
 
@@ -127,7 +129,8 @@ def run_memory(config: Config, bf16: bool, evaluated_at_once: int, kept: Activat
     """
     train, frozen = config.train, config.train.freeze == "backbone"
     ema, optimizer = train.ema > 0, config.optim.name
-    step = training_memory(config.model, train.batch_size // train.accumulate, optimizer, ema, bf16, frozen, kept)
+    images, again = train.batch_size // train.accumulate, config.run.checkpointing
+    step = training_memory(config.model, images, optimizer, ema, bf16, frozen, kept, again)
     augmentation, pixels = batch_memory(config)
     return replace(
         step,

@@ -20,6 +20,7 @@ SMALL = ModelConfig(width=24, depth=3, heads=3, mlp=48, patch=(8, 8), img_size=(
 
 KINDS = {
     "class token": {},
+    "relative positions, norms after the sums": {"positions": "relative", "norm_place": "post"},
     "patches alone, norm after the mean": {"class_token": False, "pool": "mean", "norm": "after"},
     "distillation token": {"distilled": True},
     "registers and layer scale": {"registers": 3, "layer_scale": 0.5},
@@ -67,8 +68,8 @@ def of_the_forward_pass(model: ViT, images: Tensor) -> list[Tensor]:
     model(images)
     for hook in hooks:
         hook.remove()
-    parts = [block.attn.project(x) for block, x in zip(model.blocks, inputs, strict=True)]
-    return [attention_weights(q, k) for q, k, _ in parts]
+    parts = [(block.attn, *block.attn.project(x)) for block, x in zip(model.blocks, inputs, strict=True)]
+    return [attention_weights(q, k, attention.bias(q)) for attention, q, k, _ in parts]
 
 
 @pytest.mark.parametrize("kind", KINDS)

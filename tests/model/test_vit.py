@@ -191,13 +191,18 @@ def test_logits_are_those_of_transformers(gelu, act, img_size):
 @torch.no_grad()
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 @pytest.mark.parametrize("class_token", [True, False])
-def test_the_paper_s_equations_written_out(pool, class_token):
-    """Equations 1 to 4, one token at a time where that is simpler; the tanh layer of the pre-training head."""
+@pytest.mark.parametrize("place", ["pre", "post"])
+def test_the_paper_s_equations_written_out(pool, class_token, place):
+    """Equations 1 to 4, one token at a time where that is simpler; the tanh layer of the pre-training head. With norms in the place
+    of Vaswani et al. (2017) each follows a sum.
+    """
     if pool == "cls" and not class_token:
         with pytest.raises(UsageError, match="class_token"):
             ViT(dataclasses.replace(SMALL, class_token=False))
         return
-    config = dataclasses.replace(SMALL, pool=pool, class_token=class_token, pre_logits=True, gelu="tanh")
+    config = dataclasses.replace(
+        SMALL, pool=pool, class_token=class_token, pre_logits=True, gelu="tanh", norm_place=place
+    )
     model, images = vit(config), pixels(SMALL, 1)
     w = {name: tensor.double() for name, tensor in model.state_dict().items()}
 
@@ -209,6 +214,12 @@ def test_the_paper_s_equations_written_out(pool, class_token):
     def linear(x: Tensor, name: str) -> Tensor:
         return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
 
+    def before(x: Tensor, name: str) -> Tensor:
+        return norm(x, name) if place == "pre" else x
+
+    def after(x: Tensor, name: str) -> Tensor:
+        return norm(x, name) if place == "post" else x
+
     image, rows = images[0].double(), []
     for top in range(0, 8, 4):
         for left in range(0, 12, 4):  # raster order
@@ -216,16 +227,16 @@ def test_the_paper_s_equations_written_out(pool, class_token):
             rows.append((w["patch_embed.proj.weight"] * patch).sum((1, 2, 3)) + w["patch_embed.proj.bias"])
     x = torch.stack(([w["cls_token"][0, 0]] if class_token else []) + rows) + w["pos_embed"][0]
     for i in range(3):
-        q, k, v = linear(norm(x, f"blocks.{i}.norm1"), f"blocks.{i}.attn.qkv").chunk(3, -1)
+        q, k, v = linear(before(x, f"blocks.{i}.norm1"), f"blocks.{i}.attn.qkv").chunk(3, -1)
         heads = []
         for h in range(3):
             part = slice(8 * h, 8 * h + 8)
             logits = q[:, part] @ k[:, part].T / math.sqrt(8)
             heads.append(logits.exp() / logits.exp().sum(-1, keepdim=True) @ v[:, part])
-        x = x + linear(torch.cat(heads, -1), f"blocks.{i}.attn.proj")
-        hidden = linear(norm(x, f"blocks.{i}.norm2"), f"blocks.{i}.mlp.fc1")
+        x = after(x + linear(torch.cat(heads, -1), f"blocks.{i}.attn.proj"), f"blocks.{i}.norm1")
+        hidden = linear(before(x, f"blocks.{i}.norm2"), f"blocks.{i}.mlp.fc1")
         gelu = 0.5 * hidden * (1 + torch.tanh(math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3)))
-        x = x + linear(gelu, f"blocks.{i}.mlp.fc2")
+        x = after(x + linear(gelu, f"blocks.{i}.mlp.fc2"), f"blocks.{i}.norm2")
     y = norm(x, "norm")
     feature = torch.tanh(linear(y[0] if pool == "cls" else y[int(class_token) :].mean(0), "pre_logits.fc"))
     assert_same_logits(model(images)[0], linear(feature, "head").float())
@@ -502,6 +513,48 @@ def test_many_random_masks_average_to_the_undropped_branch():
     error = outputs.std(0) / math.sqrt(count)
     difference = (outputs.mean(0) - (x + block.attention_branch(x))[0]).abs()
     assert (difference <= 5 * error + 1e-5).all()
+
+
+@torch.no_grad()
+def test_after_a_sum_a_dropped_branch_leaves_its_norm():
+    model, images = (
+        vit(dataclasses.replace(SMALL, norm_place="post", drop_path=0.5, drop_path_rule="constant")),
+        pixels(SMALL),
+    )
+    x = model.embed(images)
+    for block in model.blocks:
+        x = block.norm2(block.norm1(x))
+    keep = torch.zeros(3, 2, len(images), dtype=torch.bool)
+    torch.testing.assert_close(model.encode(images, keep), model.norm(x))
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_with_checkpointing_little_more_than_the_blocks_inputs_is_kept(pool):
+    config = dataclasses.replace(SMALL, depth=6, pool=pool)
+    model, images = vit(config).train(), pixels(config)
+
+    def kept(on: bool) -> tuple[int, list[Tensor]]:
+        numbers = 0
+
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal numbers
+            numbers += tensor.numel() * (tensor.grad_fn is not None or not tensor.is_leaf)
+            return tensor
+
+        model.use_checkpointing(on)
+        model.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = model(images).square().sum()
+        before = numbers
+        loss.backward()
+        return before, [p.grad for p in model.parameters()]
+
+    (whole, gradients), (less, again) = kept(False), kept(True)
+    stream = len(images) * config.tokens * config.width
+    assert less < whole / 4 and less < (config.depth + 4) * stream
+    assert all(torch.equal(a, b) for a, b in zip(gradients, again, strict=True))
+    with torch.no_grad():
+        assert torch.isfinite(model(images)).all()
 
 
 @torch.no_grad()

@@ -67,18 +67,14 @@ MODELS = {
     "fixed positions and registers": dataclasses.replace(SQUARE, positions="sincos", registers=4, layer_scale=0.1),
     "fixed positions, distilled": dataclasses.replace(PLAIN, positions="sincos", distilled=True),
     "relative positions": dataclasses.replace(PLAIN, positions="relative"),
+    "norms after the sums": dataclasses.replace(PLAIN, norm_place="post"),
 }
 FOLDED = {name for name, model in MODELS.items() if not model.is_plain}
 """What is written for other tools is not the file itself."""
+NEITHER = {"tanh layer", "relative positions", "norms after the sums"}
 NOT_IN = {
-    "timm": {"class token and mean", "tanh layer", "relative positions"},
-    "transformers": {
-        "norm after the mean",
-        "tanh layer",
-        "mean without class token",
-        "layer scale, not square",
-        "relative positions",
-    },
+    "timm": {"class token and mean"} | NEITHER,
+    "transformers": {"norm after the mean", "mean without class token", "layer scale, not square"} | NEITHER,
 }
 
 
@@ -202,22 +198,23 @@ def test_a_tool_that_is_not_installed_is_said_before_anything_is_done(tmp_path, 
     assert "vitcli[onnx]" in caught.value.hint
 
 
-@pytest.mark.parametrize("positions", ["none", "2d", "sincos", "relative"])
-def test_onnx_holds_all_positions(tmp_path, positions):
-    path = checkpoint(tmp_path / "model.safetensors", dataclasses.replace(PLAIN, positions=positions))
+@pytest.mark.parametrize("name", sorted(FOLDED))
+def test_onnx_holds_all_positions_and_norms(tmp_path, name):
+    path = checkpoint(tmp_path / "model.safetensors", MODELS[name])
     description, tensors = load(str(path))
     tree = export.export(description, tensors, tmp_path / "out.onnx", "onnx")
     assert tree["max_abs_difference"] < 1e-4
 
 
-def test_what_no_other_tool_has_is_said_by_its_name(tmp_path):
-    path = checkpoint(tmp_path / "model.safetensors", MODELS["relative positions"])
-    for form in ("timm", "transformers"):
-        with pytest.raises(
-            CheckpointError, match=rf"{form} has no ViT with relative positions .*model\.positions"
-        ) as caught:
-            export.check_format(form, describe(path))
-        assert "--format onnx" in caught.value.hint
+@pytest.mark.parametrize("form", ["timm", "transformers"])
+@pytest.mark.parametrize(
+    ("name", "said"), [("relative positions", r"model\.positions"), ("norms after the sums", r"model\.norm_place")]
+)
+def test_what_no_other_tool_has_is_said_by_its_name(tmp_path, name, said, form):
+    path = checkpoint(tmp_path / "model.safetensors", MODELS[name])
+    with pytest.raises(CheckpointError, match=rf"{form} has no ViT with .*{said}") as caught:
+        export.check_format(form, describe(path))
+    assert "--format onnx" in caught.value.hint
 
 
 def test_unknown_formats_and_models_without_a_head(tmp_path):

@@ -48,7 +48,7 @@ def reduce_attention(
         memory = torch.empty(size, config.heads, config.tokens, config.tokens, device=device)
         for layer, block in enumerate(model.blocks, start=1):
             assert isinstance(block, Block)
-            qkv = block.attn.project(block.norm1(x))
+            qkv = block.attn.project(block.before(block.norm1, x))
             is_last = layer == len(model.blocks)
             mixed = None if is_last else torch.empty_like(x, dtype=qkv.dtype)
             for part in (slice(start, min(start + size, batch)) for start in range(0, batch, size)):
@@ -57,9 +57,9 @@ def reduce_attention(
                 reduce(layer, part, weights)
             del qkv
             if mixed is not None:  # what the block's own `forward` does from here on
-                x = x + block.ls1(block.attn.proj(mixed))
+                x = block.after(block.norm1, x + block.ls1(block.attn.proj(mixed)))
                 del mixed
-                x = x + block.mlp_branch(x)
+                x = block.after(block.norm2, x + block.mlp_branch(x))
 
 
 def _attend(

@@ -114,7 +114,8 @@ def _text(tree: dict[str, Any]) -> list[str]:
     if "width" in tree:
         rows["shape"] = (
             f"width {tree['width']}, depth {tree['depth']}, {tree['heads']} heads, MLP {tree['mlp']}, pooling {tree['pool']}"
-            + (f", positions {tree['positions']}" if tree["positions"] != "learned" else "")
+            + (f", positions {tree['positions']}" if tree.get("positions", "learned") != "learned" else "")
+            + (", LayerNorms after the sums" if tree.get("norm_place") == "post" else "")
         )
     rows |= {
         "parameters": f"{tree['params']:,} ({tree['params_backbone']:,} without the head)",

@@ -31,6 +31,9 @@ _MOST_PARAMETERS = 10**12
 dimensions."""
 _BLOCKS_IN_WORK = 2
 """Blocks' worth of gradients and intermediate values beside what every block keeps."""
+_BLOCKS_AGAIN = 5
+"""Blocks' worth of all values where blocks are computed again: the one in work, its gradients, and what taking and freeing so much
+leaves unused (docs/log.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,11 @@ class ModelConfig(Architecture):
     )
     norm: Literal["before", "after"] = key(
         "before", "the last LayerNorm before the mean, or after it (MAE, timm's fc_norm)", fixed=True
+    )
+    norm_place: Literal["pre", "post"] = key(
+        "pre",
+        "a block's LayerNorms before its branches, or after each sum as in Vaswani et al. (2017); the last one stays either way",
+        fixed=True,
     )
     registers: int = key(
         0,
@@ -136,7 +144,7 @@ class ModelConfig(Architecture):
     @property
     def is_plain(self) -> bool:
         """Whether its file, as it is, is a ViT of other tools."""
-        return self.positions == "learned"
+        return self.positions == "learned" and self.norm_place == "pre"
 
     @property
     def takes_any_size(self) -> bool:
@@ -204,6 +212,7 @@ class ModelConfig(Architecture):
             head_macs=head_macs,
             training=self.activations(t) + outputs,
             training_head=self._kept(t) + outputs,
+            checkpointed=self.activations(t, again=True) + outputs,
             evaluation=widest,
         )
 
@@ -217,8 +226,10 @@ class ModelConfig(Architecture):
         products = 4 * tokens * self.width**2 + 2 * tokens**2 * self.width + 2 * tokens * self.width * self.mlp
         return products + (tokens - self.prefix_tokens) * self.offsets * self.width
 
-    def activations(self, tokens: int) -> Activations:
-        """What all blocks keep of so many tokens for the backward pass."""
+    def activations(self, tokens: int, again: bool = False) -> Activations:
+        """What all blocks keep of so many tokens for the backward pass; where it computes them `again`, their inputs."""
+        if again:
+            return Activations(float32=self.depth * tokens * self.width) + self._kept(tokens) * _BLOCKS_AGAIN
         return self._kept(tokens) * (self.depth + _BLOCKS_IN_WORK)
 
     def _kept(self, t: int) -> Activations:
@@ -279,6 +290,7 @@ class ModelConfig(Architecture):
             "mlp": self.mlp,
             "pool": self.pool,
             "positions": self.positions,
+            "norm_place": self.norm_place,
         }
 
     def resampled_from(self, old: ModelConfig) -> str:

@@ -33,7 +33,7 @@ _BICUBIC, _BILINEAR = 3, 2  # Pillow's numbers
 
 def check_timm(model: ModelConfig) -> None:
     """Raises CheckpointError for what timm's ViT does not have."""
-    _check_attention(model, "timm")
+    _check_blocks(model, "timm")
     if model.pre_logits or model.pool == "cls+mean":
         what = "a tanh layer before the head" if model.pre_logits else "a head that reads class token and mean"
         raise CheckpointError(f"timm's ViT does not have {what}", "export it with --format onnx")
@@ -90,13 +90,12 @@ def timm_config(description: Description) -> dict[str, Any]:
     }
 
 
-def _check_attention(model: ModelConfig, tool: str) -> None:
+def _check_blocks(model: ModelConfig, tool: str) -> None:
     """Raises CheckpointError for blocks that no other tool has."""
-    if model.positions == "relative":
-        raise CheckpointError(
-            f"{tool} has no ViT with relative positions in its attention (model.positions)",
-            "export it with --format onnx",
-        )
+    if model.positions == "relative" or model.norm_place == "post":
+        relative = "relative positions in its attention (model.positions)"
+        what = relative if model.norm_place == "pre" else "LayerNorms after the sums (model.norm_place)"
+        raise CheckpointError(f"{tool} has no ViT with {what}", "export it with --format onnx")
 
 
 # --- transformers ------------------------------------------------------------------------------------------
@@ -126,7 +125,7 @@ _SIGLIP = TheirClass("SiglipForImageClassification", "siglip", TRANSFORMERS_SIGL
 
 def transformers_architecture(model: ModelConfig) -> TheirClass:
     """The class that computes the same. Raises CheckpointError where there is none."""
-    _check_attention(model, "transformers")
+    _check_blocks(model, "transformers")
     if model.pre_logits or model.norm == "after":
         what = "a tanh layer before the head" if model.pre_logits else "a LayerNorm after the mean"
         raise CheckpointError(

@@ -140,7 +140,9 @@ class Objective(nn.Module):
     def activations(cls, config: Config) -> Activations:
         """What is held of an image for the backward pass, all its views and the objective's own."""
         cost = config.model.cost()
-        return cost.training_head if config.train.freeze == "backbone" else cost.training
+        if config.train.freeze == "backbone":
+            return cost.training_head
+        return (cost.checkpointed if config.run.checkpointing else None) or cost.training
 
 
 def of_generator(seed: int, index: int = 0) -> torch.Generator:

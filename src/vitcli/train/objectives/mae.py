@@ -14,10 +14,11 @@ from vitcli.config import Config, MAEConfig, ModelConfig
 from vitcli.data.batch import Batch
 from vitcli.errors import UsageError
 from vitcli.families.base import Activations
+from vitcli.model.block import Block
 from vitcli.model.classifier import Classifier
 from vitcli.model.linear import Linear
 from vitcli.model.positions import sines_and_cosines
-from vitcli.model.vit import Block, cut, pasted
+from vitcli.model.vit import cut, pasted
 from vitcli.plots import contact_sheet
 from vitcli.recipes.facts import Facts
 from vitcli.train.objectives.base import Extra, Loss, Noise, Objective, of_generator
@@ -161,7 +162,8 @@ class MAE(Objective):
         encoder = patched(config.model, "mae")
         decoder = decoder_of(encoder, config.settings_of("mae"))
         seen = seen_of(encoder.grid[0] * encoder.grid[1], config.settings_of("mae").mask)
-        return encoder.activations(seen + encoder.prefix_tokens) + decoder.activations(encoder.tokens)
+        inside, again = seen + encoder.prefix_tokens, config.run.checkpointing
+        return encoder.activations(inside, again) + decoder.activations(encoder.tokens)
 
 
 def seen_of(patches: int, mask: float) -> int:

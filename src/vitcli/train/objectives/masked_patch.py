@@ -150,7 +150,7 @@ class MaskedPatch(Objective):
     def activations(cls, config: Config) -> Activations:
         model, settings = patched(config.model, "masked-patch"), config.settings_of("masked-patch")
         outputs = part_of(model.grid[0] * model.grid[1], settings.part) * outputs_of(model, settings)
-        return model.activations(model.tokens) + Activations(float32=3 * outputs)
+        return super().activations(config) + Activations(float32=3 * outputs)
 
 
 def outputs_of(model: ModelConfig, settings: MaskedPatchConfig) -> int:

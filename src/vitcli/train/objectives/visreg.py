@@ -149,7 +149,7 @@ class Visreg(Objective):
         settings = config.settings_of("visreg")
         sliced = settings.slices * (8 if settings.regulariser == "visreg" else 4 * _NODES)
         projector = Activations(float32=8 * hidden_of(config) + 8 * settings.width + sliced)
-        return (config.model.cost().training + projector) * config.augment.views
+        return (super().activations(config) + projector) * config.augment.views
 
 
 class Norm(nn.Module):
