@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from vitcli.cli.table import COMMANDS
-from vitcli.config import COMMAND_SECTIONS, SECTIONS
+from vitcli.config import COMMAND_SECTIONS, OBJECTIVE_SECTIONS, SECTIONS
 from vitcli.config_values import key_of
 from vitcli.data.presets import PRESETS
 from vitcli.recipes.table import RECIPES
@@ -62,7 +62,7 @@ def page() -> str:
         "## Configuration\n\nSet by `--set section.key=value` or in the file that `--config` names. "
         "The defaults of a run are its recipe's; these are the values where a recipe says nothing.\n"
     )
-    for section, cls in (SECTIONS | COMMAND_SECTIONS).items():
+    for section, cls in (SECTIONS | OBJECTIVE_SECTIONS | COMMAND_SECTIONS).items():
         rows = [f"| `{section}.{f.name}` | {default(f)} | {about(f)} |" for f in dataclasses.fields(cls)]
         parts.append(f"### [{section}]\n\n| key | default | |\n|---|---|---|\n" + "\n".join(rows) + "\n")
     parts.append("## Recipes\n")

@@ -160,6 +160,9 @@ class OptimConfig:
     )
     lr: float = key(1e-3, "of AdamW, LAMB or SGD; with Muon, of what is not a matrix in a block", above=0)
     muon_lr: float = key(0.02, "learning rate of Muon", least=0)
+    objective_lr: float | None = key(
+        None, "of what an objective owns beside the model, such as a decoder; empty: lr", above=0
+    )
     weight_decay: float = key(0.0, "decoupled, times the learning rate; on matrices only", least=0)
     betas: Range = key(
         (0.9, 0.999), "of AdamW and LAMB: how much of its two averages stays at an update", least=0, below=1

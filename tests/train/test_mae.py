@@ -21,6 +21,7 @@ from vitcli.data.batch import Batch
 from vitcli.errors import UsageError
 from vitcli.model.vit import ViT, init_weights
 from vitcli.train.objectives import mae
+from vitcli.train.progressive import stages
 from vitcli.train.objectives.mae import MAE, Shuffled, decoder_of, seen_of
 
 Array = NDArray[np.float64]
@@ -294,6 +295,20 @@ def test_a_mask_that_leaves_the_encoder_no_patch_is_refused(mask: float) -> None
 def test_a_mask_that_leaves_something_to_see_and_something_to_paint_is_taken(mask: float) -> None:
     assert 0 < seen_of(24, mask) < 24
     MAE.check(config_of(encoder(), mask=mask))
+
+
+def test_smaller_images_of_a_growing_run_leave_something_to_see_or_are_refused() -> None:
+    """Of 8 px in patches of 4, half the size is one patch, of which three quarters are hidden."""
+    config = config_of(encoder(patch=(4, 4), img_size=(8, 8)))
+    growing = replace(config, train=replace(config.train, low_res=0.5))
+    sizes = [size for _, size in stages(growing.model, 0.5)]
+    assert (4, 4) in sizes
+    try:
+        MAE.check(growing)
+    except UsageError as error:
+        assert "low_res" in f"{error.message} {error.hint}"
+        return
+    assert all(0 < seen_of(height * width // 16, 0.75) < height * width // 16 for height, width in sizes)
 
 
 def test_relative_positions_are_refused_as_they_count_patches_that_are_left_out() -> None:

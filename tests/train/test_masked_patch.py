@@ -20,6 +20,7 @@ from vitcli.data.batch import Batch, normalise_
 from vitcli.errors import UsageError
 from vitcli.model.vit import ViT, init_weights
 from vitcli.train.objectives.masked_patch import Corruption, MaskedPatch, colours
+from vitcli.train.progressive import stages
 
 IMAGENET = EvalConfig(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 NORMALISED = [EvalConfig(), IMAGENET, EvalConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))]
@@ -303,6 +304,22 @@ def test_smaller_images_are_corrupted_in_their_own_grid() -> None:
     assert noise.chosen is not None and noise.chosen.shape == (3, 3) and noise.chosen.max() < 6
     with model.taking((8, 12)):
         assert torch.isfinite(objective(model, batch, noise).loss)
+
+
+def test_smaller_images_of_a_growing_run_have_a_corrupted_patch_or_are_refused() -> None:
+    """Of 8 px in patches of 4, half the size is one patch, and the mean over none of them is no number."""
+    config = config_of(small(img_size=(8, 8)))
+    growing = replace(config, train=replace(config.train, low_res=0.5))
+    try:
+        MaskedPatch.check(growing)
+    except UsageError as error:
+        assert "low_res" in f"{error.message} {error.hint}"
+        return
+    model, objective = made(growing)
+    for _, size in stages(growing.model, 0.5):
+        batch = Batch((torch.randn(3, 3, *size),), None, torch.arange(3))
+        with model.taking(size):
+            assert torch.isfinite(objective(model, batch, objective.draw(model, batch, 0, 0)).loss)
 
 
 @pytest.mark.parametrize(

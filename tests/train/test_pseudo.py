@@ -230,12 +230,14 @@ def names_of(session: Session) -> list[str]:
 
 
 def opinion_by_hand(teacher: Path, files: list[Path]) -> NDArray[np.float64]:
-    """softmax of the teacher's logits of whole images, in the order red, green, blue."""
+    """softmax of the teacher's logits of whole images, and their mirror images where it looks at these, as red, green, blue."""
     described, model = api.load(str(teacher))
     bytes_ = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
     pixels = (bytes_ / 255 - np.array(described.eval.mean)) / np.array(described.eval.std)
+    images, model = torch.from_numpy(pixels.transpose(0, 3, 1, 2)).float(), model.eval()
     with torch.no_grad():
-        logits = model.eval()(torch.from_numpy(pixels.transpose(0, 3, 1, 2)).float()).double().numpy()
+        seen = [model(view).double().numpy() for view in (images, images.flip(3))[: described.eval.views]]
+    logits = np.mean(seen, axis=0)
     likely = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     names = [c.name for c in described.classes]
     return likely[:, [names.index(name) for name in COLOURS]]
@@ -291,9 +293,17 @@ def test_pseudo_labels_are_the_teacher_s_probabilities_without_noise(opened: Ope
     assert np.mean(right) > 0.6, "by what is on them, not by the folder"
 
 
-@pytest.mark.parametrize("labels", ["soft", "hard"])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("mixing", ["", "mixup", "cutmix"])
+@pytest.mark.parametrize(
+    ("labels", "smoothing", "mixing"),
+    [
+        ("soft", 0.0, ""),
+        ("soft", 0.1, ""),
+        ("hard", 0.1, ""),
+        ("soft", 0.1, "mixup"),
+        ("hard", 0.1, "mixup"),
+        ("soft", 0.1, "cutmix"),
+    ],
+)
 def test_labelled_and_pseudo_labelled_images_have_targets_side_by_side(
     labels: str, smoothing: float, mixing: str, opened: Opened, class_folders: Path, pool: Path, teacher: Path
 ) -> None:
@@ -307,6 +317,8 @@ def test_labelled_and_pseudo_labelled_images_have_targets_side_by_side(
     assert train is not None and train.labels is not None and session.plan.unlabelled is not None
     pooled = dict(zip(session.plan.unlabelled.rows.tolist(), names, strict=True))
     truth = dict(zip(train.rows.tolist(), session.plan.outputs[train.labels].tolist(), strict=True))
+    files = {name: next(pool.glob(f"train/*/{name}")) for name in names}
+    opinions = dict(zip(names, opinion_by_hand(teacher, [files[name] for name in names])[:, order], strict=True))
     kinds = [0, 0]
     for step in range(5):
         batch, before = session.loader.batch(step), plain.loader.batch(step)
@@ -319,8 +331,8 @@ def test_labelled_and_pseudo_labelled_images_have_targets_side_by_side(
                 path = Path(train.blobs(np.flatnonzero(train.rows == identity))[0][1])
                 kinds[0] += 1
             else:
-                path = next(pool.glob(f"train/*/{pooled[identity - len(train.table)]}"))
-                likely = opinion_by_hand(teacher, [path])[0][order]
+                name = pooled[identity - len(train.table)]
+                path, likely = files[name], opinions[name]
                 targets[row] = likely if labels == "soft" else np.eye(3)[likely.argmax()]
                 kinds[1] += 1
             seen = np.rint((image.numpy().transpose(1, 2, 0) * 0.5 + 0.5) * 255)
@@ -371,7 +383,7 @@ def test_an_epoch_has_every_image_as_often_as_it_was_chosen(opened: Opened) -> N
 
 def test_copies_of_an_image_are_augmented_differently(opened: Opened) -> None:
     """In one epoch, where the address of an image alone would give the same crop."""
-    session = opened(pseudo__images=60, augment__crop="resized")
+    session = opened(pseudo__images=60, augment__crop="resized", augment__jitter=(0.4, 0.4, 0.4, 0.0))
     first = session.plan.train
     assert first is not None
     seen: dict[int, list[torch.Tensor]] = defaultdict(list)
@@ -385,26 +397,30 @@ def test_copies_of_an_image_are_augmented_differently(opened: Opened) -> None:
 
 
 def test_repeats_of_copies_are_different_too(opened: Opened) -> None:
-    session = opened(pseudo__images=60, augment__crop="resized", augment__repeats=2)
+    session = opened(
+        pseudo__images=60, augment__crop="resized", augment__repeats=2, augment__jitter=(0.4, 0.4, 0.4, 0.0)
+    )
     images = torch.cat([batch.images for batch in epoch_of(session)])
     assert len({image.numpy().tobytes() for image in images}) == len(images)
 
 
 def test_labels_of_the_pool_are_not_looked_at(opened: Opened, pool: Path, tmp_path: Path) -> None:
-    """The same images in one folder without classes: the same batches."""
-    flat = tmp_path / "flat"
+    """The same images under other ones: as many are learned from, with the same targets."""
+    renamed = tmp_path / "renamed"
     for split in ("train", "test"):
-        (flat / split).mkdir(parents=True)
-        for path in sorted((pool / split).glob("*/*.png")):
-            shutil.copy(path, flat / split / path.name)
-    one, other = opened(), opened(pool=flat)
-    assert sorted(names_of(one)) == sorted(names_of(other))
-    found = []
-    for session in (one, other):
-        table = load_file(session.folder / pseudo.FILE)["probabilities"]
-        found.append(dict(zip(names_of(session), table.tolist(), strict=True)))
-        assert session.plan.classes == one.plan.classes
-    assert found[0] == found[1]
+        for index, path in enumerate(sorted((pool / split).glob("*/*.png"))):
+            folder = renamed / split / (COLOURS[index % 3] if split == "train" else "red")
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder / path.name)
+    found, learned = [], []
+    for session in (opened(), opened(pool=renamed)):
+        table, names = load_file(session.folder / pseudo.FILE)["probabilities"], names_of(session)
+        found.append(dict(zip(names, table.tolist(), strict=True)))
+        drawn = session.loader.drawn
+        places = drawn.positions[drawn.positions >= drawn.start] - drawn.start
+        learned.append(sorted(names[place] for place in places))
+        assert [c.name for c in session.plan.classes] == sorted(COLOURS)
+    assert found[0] == found[1] and learned[0] == learned[1]
 
 
 @pytest.mark.parametrize("where", ["pool", "both"])

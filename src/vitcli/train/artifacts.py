@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitcli import files, flops, plots
-from vitcli.config import ModelConfig, format_size
+from vitcli.config import ModelConfig, TrainConfig, format_size
 from vitcli.data.identity import Record
 from vitcli.data.origin import seals
 from vitcli.runs import WEIGHTS
@@ -65,7 +65,7 @@ def describe_run(
     }
     if config.train.teacher:
         provenance["teacher"] = {"path": config.train.teacher, "sha256": config.train.teacher_digest}
-    if config.train.objective != "classify":
+    if config.train.objective != TrainConfig().objective:
         provenance["objective"] = config.train.objective
     if plan.parent is not None:
         provenance["ancestry"] = _ancestry(plan.parent)

@@ -16,9 +16,12 @@ from vitcli.evaluate.nearest import Embeddings, nearest, unit
 from vitcli.randomness import permutation
 from vitcli.train.session import Session
 
-_IMAGES = 1000
+_LEAST, _MOST = 64, 1000
+"""Images that a look takes."""
 _SHARE = 0.05
-"""Of the time of a run that looking may take; a look that would take more waits."""
+"""Of a run that looking may take: of its images, an evaluation being a third of a step; of its time, where a budget decides how many
+those are, and a look waits that would take more.
+"""
 _NEIGHBOURS = 20
 _RIDGE = 0.1
 """Penalty of the linear probe, for standardised features and a mean over images."""
@@ -44,10 +47,12 @@ class Monitor:
         """Record what there is to see, where it is time. Returns whether it was."""
         place = self._place(self.session.at.step)
         session, split = self.session, self.session.plan.train
-        if place <= self.looked or split is None or self.spent > _SHARE * session.seconds():
+        if place <= self.looked or split is None:
+            return False
+        if session.plan.steps is None and self.spent > _SHARE * session.seconds():
             return False
         self.looked, started = place, time.monotonic()
-        seen = self._measured(_sample(split))
+        seen = self._measured(_sample(split, self._images()))
         self.spent += time.monotonic() - started
         if not seen:
             return False
@@ -61,6 +66,13 @@ class Monitor:
         )
         self._warn(seen)
         return True
+
+    def _images(self) -> int:
+        steps = self.session.plan.steps
+        if steps is None:
+            return _MOST
+        fitting = 3 * _SHARE * steps * self.session.config.train.batch_size / max(1, self.times)
+        return round(max(_LEAST, min(_MOST, fitting)))
 
     def _measured(self, split: Split) -> dict[str, float]:
         model = self.session.trainer.model
@@ -89,13 +101,13 @@ class Monitor:
         )
 
 
-def _sample(split: Split) -> Split:
+def _sample(split: Split, most: int) -> Split:
     """The same images at every look, every class its share."""
-    if len(split) <= _IMAGES:
+    if len(split) <= most:
         return split
     if split.labels is not None:
-        return split.subset(stratified(split.labels, _IMAGES, "monitor"))
-    return split.subset(np.sort(permutation(0, "monitor-images", 0, len(split))[:_IMAGES]))
+        return split.subset(stratified(split.labels, most, "monitor"))
+    return split.subset(np.sort(permutation(0, "monitor-images", 0, len(split))[:most]))
 
 
 def effective_rank(values: Embeddings) -> float:

@@ -105,19 +105,21 @@ class Optimizer:
         self, parameters: Iterable[Trained], config: OptimConfig, layers: int, fused: bool, bf16: bool
     ) -> None:
         self.config = config
-        groups: dict[tuple[bool, bool, int, int], list[Trained]] = {}
+        groups: dict[tuple[bool, bool, int, int, bool], list[Trained]] = {}
         for item in parameters:
             muon = config.name == "muon" and item.matrices > 0
-            key = (muon, item.is_decayed, item.layer, item.matrices if muon else 1)
+            own = item.name.startswith(OWN)
+            key = (muon, item.is_decayed, item.layer, item.matrices if muon else 1, own)
             groups.setdefault(key, []).append(item)
         matrices: list[dict[str, Any]] = []
         others: list[dict[str, Any]] = []
-        for (muon, decayed, layer, parts), members in sorted(groups.items(), key=lambda pair: pair[0]):
+        for (muon, decayed, layer, parts, own), members in sorted(groups.items(), key=lambda pair: pair[0]):
             rate = config.layer_decay ** (layers - layer)
+            lr = (config.objective_lr if own else None) or config.lr
             group = {
                 "params": [item.parameter for item in members],
                 "names": [item.name for item in members],
-                "base_lr": rate * (config.muon_lr if muon else config.lr),
+                "base_lr": rate * (config.muon_lr if muon else lr),
                 "weight_decay": config.weight_decay if decayed else 0.0,
                 "parts": parts,
             }

@@ -58,7 +58,7 @@ def make_plan(request: Request) -> Plan:
         request, replace(data, images=images), len(classes), parent, machine, new_head=bool(classes) and not keep_head
     )
     config, unsuited = _configured(request, reading, facts, parent, objective, keep_head)
-    config = with_teacher(_taught(config, parent), classes)
+    config = with_teacher(_taught(config, objective, parent), classes)
     objective.check(config)
     config, too_large = _in_memory(config, machine, overrides, data.source is None)
     config, train, dev = with_dev(config, data.train, "train.dev" in overrides)
@@ -150,16 +150,16 @@ def _classes(known: tuple[Class, ...], parent: Description | None) -> tuple[tupl
 # --- a teacher ---------------------------------------------------------------------------------------------
 
 
-def _taught(config: Config, parent: Description | None) -> Config:
+def _taught(config: Config, objective: type[Objective], parent: Description | None) -> Config:
     """`config` with the checkpoint that it starts from as the teacher of unlabelled data, where no other is named. Raises UsageError
     where there is none, or nothing that learns from it.
     """
     train = config.train
     if config.data.unlabelled and not train.teacher and parent is not None:
         train = replace(train, teacher=str(parent.path))
-    if config.data.unlabelled and train.objective != "classify":
+    if config.data.unlabelled and not objective.takes_distributions:
         raise UsageError(
-            f"--unlabelled goes with the objective classify, not with {train.objective}",
+            f"train.objective = {train.objective} has no use for a teacher's labels of --unlabelled images",
             "give all images as --data, or leave --objective out",
         )
     if config.data.unlabelled and not train.teacher:
@@ -168,7 +168,7 @@ def _taught(config: Config, parent: Description | None) -> Config:
         )
     if config.data.unlabelled and train.loss == "bce":
         raise UsageError("train.loss = bce takes labels that are certain, not a teacher's", "leave it out")
-    if train.teacher and not config.data.unlabelled and train.objective != "distill":
+    if train.teacher and not config.data.unlabelled and not objective.has_teacher:
         raise UsageError(
             f"train.objective = {train.objective} learns from no teacher",
             "add --objective distill, or --unlabelled DATA for it to label",

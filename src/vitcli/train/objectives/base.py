@@ -74,6 +74,10 @@ class Objective(nn.Module):
     """Without, the model has no head, the data may have no labels, and the report's eval is what `scores` says."""
     unit: ClassVar[str] = ""
     """Of the loss, for the axis of curves.png."""
+    has_teacher: ClassVar[bool] = False
+    """Whether it learns from train.teacher."""
+    takes_distributions: ClassVar[bool] = False
+    """Whether it learns from `Batch.targets`, as data that a teacher labels have them."""
     views: ClassVar[int] = 1
     """Augmented copies of an image that a batch holds."""
     takes_more_views: ClassVar[bool] = False

@@ -29,6 +29,7 @@ class Classify(Objective):
     """
 
     unit = "nats"
+    takes_distributions = True
 
     def __init__(self, model: Classifier, config: Config) -> None:
         super().__init__(model, config)

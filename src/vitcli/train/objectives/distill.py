@@ -35,6 +35,8 @@ class Distill(Classify):
     mixtures, at its own size and with its own means. It is not part of the state: the run knows its file by what it holds.
     """
 
+    has_teacher = True
+
     def __init__(self, model: Classifier, config: Config) -> None:
         super().__init__(model, config)
         self.settings: DistillConfig = config.settings_of("distill")
