@@ -177,6 +177,20 @@ def test_activations_grow_with_the_micro_batch():
     assert training_memory(model, 8, "adamw", False, True).activations < eight.activations
 
 
+def test_blocks_that_are_computed_again_keep_their_inputs_and_the_memory_of_a_few():
+    for depth in (1, 12, 24):
+        model = dataclasses.replace(model_config("ti/16", (224, 224), 10), depth=depth)
+        whole, again = (training_memory(model, 8, "adamw", False, True, checkpointing=on) for on in (False, True))
+        assert whole.state == again.state
+        block = (
+            whole.activations
+            - training_memory(dataclasses.replace(model, depth=depth - 1), 8, "adamw", False, True).activations
+        )
+        assert again.activations == pytest.approx(5 * block + 8 * depth * 4 * 197 * 192, rel=1e-3)
+    config = apply(Config(model=model), {"run.checkpointing": True})
+    assert run_memory(config, True, 64).activations < run_memory(Config(model=model), True, 64).activations / 3
+
+
 def test_the_memory_of_a_run_is_that_of_its_fullest_moment():
     config = apply(
         Config(model=model_config("ti/16", (224, 224), 1000)), {"train.batch_size": 4096, "train.accumulate": 512}

@@ -309,6 +309,10 @@ def check(config: Config) -> Config:
             f"train.batch_size = {train.batch_size} is not a multiple of train.accumulate = {train.accumulate}",
             "each micro-batch has batch_size / accumulate images",
         )
+    if config.run.checkpointing and config.model.cost().checkpointed is None:
+        raise UsageError(
+            f"run.checkpointing: {config.model.name} has no blocks that are computed again", "leave it out"
+        )
     if train.loss == "bce" and train.label_smoothing:
         raise UsageError(
             "train.loss = bce takes labels whole: train.label_smoothing must be 0", "leave train.label_smoothing out"

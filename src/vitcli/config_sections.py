@@ -194,6 +194,11 @@ class RunConfig:
     )
     threads: int = key(0, "0: as many as there are cores", least=0, most=_MOST_THREADS, compared=False)
     attention: Literal["auto", "plain", "recompute", "fused"] = key("auto", "`recompute` needs the least memory")
+    checkpointing: bool = key(
+        False,
+        "keep a block's input alone for the backward pass and compute the block again: a third slower, less memory, the same result",
+        compared=False,
+    )
     compile: bool = key(False, "torch.compile: a minute or more at the start, and no faster on the CPUs measured")
 
 

@@ -69,7 +69,13 @@ def saved_bytes(model: Architecture, optimizer: str, ema: bool, frozen_backbone:
 
 
 def training_memory(
-    model: Architecture, micro_batch: int, optimizer: str, ema: bool, bf16: bool, frozen_backbone: bool = False
+    model: Architecture,
+    micro_batch: int,
+    optimizer: str,
+    ema: bool,
+    bf16: bool,
+    frozen_backbone: bool = False,
+    checkpointing: bool = False,
 ) -> Memory:
     """An estimate of a step without its pixels: state exactly, activations as the tensors that the model keeps for its
     backward pass.
@@ -77,7 +83,8 @@ def training_memory(
     cost = model.cost()
     trained = cost.head_parameters if frozen_backbone else cost.parameters
     state = saved_bytes(model, optimizer, ema, frozen_backbone) + 4 * trained + (2 * cost.parameters if bf16 else 0)
-    kept = cost.training_head if frozen_backbone else cost.training
+    whole = (cost.checkpointed if checkpointing else None) or cost.training
+    kept = cost.training_head if frozen_backbone else whole
     return Memory(state, micro_batch * kept.bytes(bf16))
 
 
@@ -121,7 +128,8 @@ def run_memory(config: Config, bf16: bool, evaluated_at_once: int) -> Memory:
     """
     train, frozen = config.train, config.train.freeze == "backbone"
     ema, optimizer = train.ema > 0, config.optim.name
-    step = training_memory(config.model, train.batch_size // train.accumulate, optimizer, ema, bf16, frozen)
+    images, again = train.batch_size // train.accumulate, config.run.checkpointing
+    step = training_memory(config.model, images, optimizer, ema, bf16, frozen, again)
     augmentation, pixels = batch_memory(config)
     return replace(
         step,

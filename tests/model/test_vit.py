@@ -528,6 +528,35 @@ def test_after_a_sum_a_dropped_branch_leaves_its_norm():
     torch.testing.assert_close(model.encode(images, keep), model.norm(x))
 
 
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_with_checkpointing_little_more_than_the_blocks_inputs_is_kept(pool):
+    config = dataclasses.replace(SMALL, depth=6, pool=pool)
+    model, images = vit(config).train(), pixels(config)
+
+    def kept(on: bool) -> tuple[int, list[Tensor]]:
+        numbers = 0
+
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal numbers
+            numbers += tensor.numel() * (tensor.grad_fn is not None or not tensor.is_leaf)
+            return tensor
+
+        model.use_checkpointing(on)
+        model.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = model(images).square().sum()
+        before = numbers
+        loss.backward()
+        return before, [p.grad for p in model.parameters()]
+
+    (whole, gradients), (less, again) = kept(False), kept(True)
+    stream = len(images) * config.tokens * config.width
+    assert less < whole / 4 and less < (config.depth + 4) * stream
+    assert all(torch.equal(a, b) for a, b in zip(gradients, again, strict=True))
+    with torch.no_grad():
+        assert torch.isfinite(model(images)).all()
+
+
 @torch.no_grad()
 def test_blocks_whose_branches_are_all_dropped_are_the_identity():
     model = vit(dataclasses.replace(SMALL, drop_path=0.9, drop_path_rule="constant"))

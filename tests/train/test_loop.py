@@ -145,6 +145,29 @@ def test_positions_of_every_kind_are_trained_resumed_and_moved(
     train(class_folders, tmp_path / "low", **values, train__low_res=0.5)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("attention", ["plain", "recompute", "fused"])
+def test_blocks_that_are_computed_again_give_the_same_bits(
+    class_folders: Path, tmp_path: Path, precision: str, attention: str
+) -> None:
+    """With DropPath and dropout, in micro-batches, and where only the second half of a run does it."""
+    values = {
+        "model__dropout": 0.2, "train__accumulate": 2, "steps": 6, "precision": precision, "run__attention": attention,
+        "train__save_every_steps": 3, "train__log_every_steps": 1,
+    }  # fmt: skip
+    kept = train(class_folders, tmp_path / "kept", **values)[0]
+    assert_equal(kept, train(class_folders, tmp_path / "again", **values, run__checkpointing=True)[0])
+
+    def stop(event: str, fields: dict[str, Any]) -> None:
+        if event == "step" and fields["step"] == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        train(class_folders, tmp_path / "half", **values, sinks=[stop])
+    train(class_folders, tmp_path / "half", **values, run__checkpointing=True)
+    assert_equal(kept, tmp_path / "half")
+
+
 def _lines(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     if not path.exists():

@@ -73,6 +73,13 @@ def test_what_does_not_fit_is_refused_with_what_does() -> None:
     fits = apply(huge, {"train.batch_size": int(changes["--batch-size"])})
     check(apply(fits, {"train.accumulate": int(changes["train.accumulate"])}), "cpu", False, Room(int(1e12), int(20e9)))
     assert way_out(LARGE, 1) == "take a smaller --model or --img-size"
+    one = apply(LARGE, {"train.batch_size": 1, "train.accumulate": 1, "model.depth": 100, "eval.batch_size": 1})
+    less = apply(one, {"run.checkpointing": True})
+    room = (
+        needed(one, "cpu", False).total + needed(less, "cpu", False).total
+    ) / 2e9  # too little for an image whose blocks keep all
+    assert re.search(r"--set run\.checkpointing=true: the result is the same", way_out(one, room))
+    check(less, "cpu", False, Room(int(1e12), int(room * 1e9)))
     check(LARGE, "cpu", False, Room(int(1e13), int(1e13)))
 
 

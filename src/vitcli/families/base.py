@@ -41,6 +41,9 @@ class Cost:
     training: Activations  # of an image for the backward pass
     training_head: Activations  # the same where only the head is trained
     evaluation: Activations  # of an image at the widest place of a forward pass
+    checkpointed: Activations | None = (
+        None  # for the backward pass where blocks are computed again; None: it has no blocks
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,9 @@ _MOST_PARAMETERS = 10**12
 dimensions."""
 _BLOCKS_IN_WORK = 2
 """Blocks' worth of gradients and intermediate values beside what every block keeps."""
+_BLOCKS_AGAIN = 5
+"""Blocks' worth of all values where blocks are computed again: the one in work, its gradients, and what taking and freeing so much
+leaves unused (docs/log.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +217,7 @@ class ModelConfig(Architecture):
             head_macs=head_macs,
             training=kept * (self.depth + _BLOCKS_IN_WORK) + outputs,
             training_head=kept + outputs,
+            checkpointed=Activations(float32=self.depth * t * d) + kept * _BLOCKS_AGAIN + outputs,
             evaluation=widest,
         )
 

@@ -72,6 +72,9 @@ class Classifier(nn.Module):
     def use_attention(self, path: AttentionPath | None) -> None:
         """How attention is computed, where there is any; None: the fastest for device and length."""
 
+    def use_checkpointing(self, on: bool) -> None:
+        """Whether a block's inner values are computed again for the backward pass instead of being kept, where there are blocks."""
+
     # --- weights ---
 
     def initialise(self, seed: int, how: str = "paper", head_bias: float = 0.0) -> None:

@@ -10,23 +10,22 @@ factor for each channel of a branch (DeiT-III), registers (DINOv2), the last Lay
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vitcli.config import Architecture, ModelConfig, Size
 from vitcli.model.attention import Attention, AttentionPath
+from vitcli.model.block import Block, LayerScale
 from vitcli.model.classifier import Classifier
-from vitcli.model.linear import Linear, linear
+from vitcli.model.linear import linear
 from vitcli.model.posemb import resize_patch_embedding
 from vitcli.model.positions import position_table, resized_positions, start_as_sines
 from vitcli.randomness import generator
-
-Branch = Callable[[Tensor], Tensor]
 
 TOKENS = ("pos_embed", "column_embed", "row_embed", "cls_token", "dist_token", "reg_token")
 """Parameters beside the layers: learned vectors that are added to tokens, or are tokens."""
@@ -45,88 +44,6 @@ class PatchEmbed(nn.Module):
         patches = images.view(batch, channels, height // rows, rows, width // columns, columns)
         patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * rows * columns)
         return linear(patches, self.proj.weight.flatten(1), self.proj.bias)
-
-
-class Mlp(nn.Module):
-    """width → mlp → width, with dropout after the GELU (google-research/vision_transformer models_vit.py)."""
-
-    def __init__(self, width: int, hidden: int, gelu: str, dropout: float) -> None:
-        super().__init__()
-        self.fc1 = Linear(width, hidden)
-        self.act = nn.GELU(approximate="tanh" if gelu == "tanh" else "none")
-        self.drop = nn.Dropout(dropout)
-        self.fc2 = Linear(hidden, width)
-
-    def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
-        return self.fc2(self.drop(self.act(self.fc1(x))))
-
-
-class LayerScale(nn.Module):
-    """A learned factor for each channel of a residual branch (facebookresearch/deit models_v2.py)."""
-
-    def __init__(self, width: int, initial: float) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.full((width,), initial))
-
-    def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
-        return x * self.gamma
-
-
-class Block(nn.Module):
-    """x + f(LN x) twice, or with `norm_place` post LN(x + f(x)). `keep` says for each image whether its residual branch is computed at
-    all (DropPath).
-    """
-
-    def __init__(self, config: ModelConfig, drop_path: float) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(config.width, config.norm_eps)
-        self.attn = Attention(config.width, config.heads, (config.offsets + 1) // 2, config.prefix_tokens)
-        self.norm2 = nn.LayerNorm(config.width, config.norm_eps)
-        self.mlp = Mlp(config.width, config.mlp, config.gelu, config.dropout)
-        self.drop = nn.Dropout(config.dropout)
-        self.ls1, self.ls2 = (
-            LayerScale(config.width, config.layer_scale) if config.layer_scale else nn.Identity() for _ in range(2)
-        )
-        self.drop_path, self.post = drop_path, config.norm_place == "post"
-
-    def before(self, norm: nn.Module, x: Tensor) -> Tensor:
-        """What a branch reads of x."""
-        return x if self.post else norm(x)
-
-    def after(self, norm: nn.Module, x: Tensor) -> Tensor:
-        """What becomes of the sum with a branch."""
-        return norm(x) if self.post else x
-
-    def attention_branch(
-        self, x: Float[Tensor, "batch tokens width"], outputs: int | None = None
-    ) -> Float[Tensor, "batch outputs width"]:
-        scaled: Tensor = self.ls1(self.drop(self.attn(self.before(self.norm1, x), outputs)))
-        return scaled
-
-    def mlp_branch(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
-        scaled: Tensor = self.ls2(self.drop(self.mlp(self.before(self.norm2, x))))
-        return scaled
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch tokens width"],
-        keep: Bool[Tensor, "2 batch"] | None = None,
-        outputs: int | None = None,
-    ) -> Float[Tensor, "batch outputs width"]:
-        """The first `outputs` tokens of the block's result, or all of them."""
-        mixed, transformed = (None, None) if keep is None else keep
-        x = self.after(self.norm1, self._add(x[:, :outputs], x, partial(self.attention_branch, outputs=outputs), mixed))
-        return self.after(self.norm2, self._add(x, x, self.mlp_branch, transformed))
-
-    def _add(self, x: Tensor, source: Tensor, branch: Branch, keep: Bool[Tensor, " batch"] | None) -> Tensor:
-        """x + branch(source), the branch computed for the images in `keep` alone."""
-        if keep is None or self.drop_path == 0:
-            return x + branch(source)
-        rows = keep.nonzero().squeeze(1)
-        if not len(rows):
-            return x
-        kept = branch(source.index_select(0, rows))
-        return x.index_add(0, rows, kept.to(x.dtype), alpha=1 / (1 - self.drop_path))
 
 
 class PreLogits(nn.Module):
@@ -154,6 +71,7 @@ class ViT(Classifier):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
+        self.checkpointing = False
         self.patch_embed = PatchEmbed(config.patch, config.width)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.width)) if config.class_token else None
         self.dist_token = nn.Parameter(torch.empty(1, 1, config.width)) if config.distilled else None
@@ -206,8 +124,16 @@ class ViT(Classifier):
         x = self.embed(images)
         last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
-            x = block(x, None if keep is None else keep[index], outputs if index == last else None)
+            x = self._through(block, x, None if keep is None else keep[index], outputs if index == last else None)
         return self.norm(x)
+
+    def _through(self, block: nn.Module, x: Tensor, keep: Tensor | None, outputs: int | None) -> Tensor:
+        """What a block makes of its input; with checkpointing, only this is kept for the backward pass."""
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            result: Tensor = block(x, keep, outputs)
+            return result
+        draws = self.config.dropout > 0  # from torch's generators, whose state is then kept too
+        return checkpoint(block, x, keep, outputs, use_reentrant=False, preserve_rng_state=draws)
 
     def read(
         self, images: Float[Tensor, "batch 3 height width"], keep: Bool[Tensor, "depth 2 batch"] | None = None
@@ -251,6 +177,9 @@ class ViT(Classifier):
             generator(seed, "drop-path", step, layer).random((2, batch)) >= rate for layer, rate in enumerate(rates)
         ]
         return torch.from_numpy(np.stack(drawn))
+
+    def use_checkpointing(self, on: bool) -> None:
+        self.checkpointing = on
 
     def use_attention(self, path: AttentionPath | None) -> None:
         for module in self.modules():

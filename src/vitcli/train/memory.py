@@ -142,8 +142,13 @@ def check(config: Config, device: str, bf16: bool, room: Room) -> None:
 
 
 def _way_out(config: Config, device: str, bf16: bool, free: float) -> str:
-    """The change that fits: of micro-batches or evaluation, which keep the result, else of the batch, else of the model."""
+    """The change that fits: of micro-batches, checkpointing or evaluation, which keep the result, else of the batch, else of the
+    model.
+    """
     smaller = fitted(config, device, bf16, free)
+    if needed(smaller, device, bf16).total > free and config.model.cost().checkpointed is not None:
+        again = fitted(replace(config, run=replace(config.run, checkpointing=True)), device, bf16, free)
+        smaller = again if needed(again, device, bf16).total <= free else smaller
     batch = config.train.batch_size
     while needed(smaller, device, bf16).total > free and batch > 1:
         batch = 2 ** ((batch - 1).bit_length() - 1)
@@ -153,6 +158,8 @@ def _way_out(config: Config, device: str, bf16: bool, free: float) -> str:
     if needed(smaller, device, bf16).total > free:
         return "take a smaller --model or --img-size"
     changes = [f"--batch-size {batch}"] if batch != config.train.batch_size else []
+    if smaller.run.checkpointing != config.run.checkpointing:
+        changes.append("--set run.checkpointing=true")
     if smaller.train.accumulate != config.train.accumulate:
         changes.append(f"--set train.accumulate={smaller.train.accumulate}")
     if smaller.eval.batch_size != config.eval.batch_size:

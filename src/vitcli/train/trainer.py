@@ -22,6 +22,7 @@ class Trainer:
     def __init__(self, model: Classifier, config: Config, machine: Machine) -> None:
         self.config, self.machine = config, machine
         self.model = machine.place(model)
+        self.model.use_checkpointing(config.run.checkpointing)
         self.objective: Objective = objective_named(config.train.objective)(self.model, config).to(machine.device)
         self.optimizer = Optimizer(
             trained(self.model, self.objective),

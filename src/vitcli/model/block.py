@@ -1,0 +1,98 @@
+"""A block of the Vision Transformer: attention and an MLP, each beside the stream of what came before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from vitcli.config import ModelConfig
+from vitcli.model.attention import Attention
+from vitcli.model.linear import Linear
+
+Branch = Callable[[Tensor], Tensor]
+
+
+class Mlp(nn.Module):
+    """width → mlp → width, with dropout after the GELU (google-research/vision_transformer models_vit.py)."""
+
+    def __init__(self, width: int, hidden: int, gelu: str, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = Linear(width, hidden)
+        self.act = nn.GELU(approximate="tanh" if gelu == "tanh" else "none")
+        self.drop = nn.Dropout(dropout)
+        self.fc2 = Linear(hidden, width)
+
+    def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+        return self.fc2(self.drop(self.act(self.fc1(x))))
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a residual branch (facebookresearch/deit models_v2.py)."""
+
+    def __init__(self, width: int, initial: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), initial))
+
+    def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """x + f(LN x) twice, or with `norm_place` post LN(x + f(x)). `keep` says for each image whether its residual branch is computed at
+    all (DropPath).
+    """
+
+    def __init__(self, config: ModelConfig, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width, config.norm_eps)
+        self.attn = Attention(config.width, config.heads, (config.offsets + 1) // 2, config.prefix_tokens)
+        self.norm2 = nn.LayerNorm(config.width, config.norm_eps)
+        self.mlp = Mlp(config.width, config.mlp, config.gelu, config.dropout)
+        self.drop = nn.Dropout(config.dropout)
+        self.ls1, self.ls2 = (
+            LayerScale(config.width, config.layer_scale) if config.layer_scale else nn.Identity() for _ in range(2)
+        )
+        self.drop_path, self.post = drop_path, config.norm_place == "post"
+
+    def before(self, norm: nn.Module, x: Tensor) -> Tensor:
+        """What a branch reads of x."""
+        return x if self.post else norm(x)
+
+    def after(self, norm: nn.Module, x: Tensor) -> Tensor:
+        """What becomes of the sum with a branch."""
+        return norm(x) if self.post else x
+
+    def attention_branch(
+        self, x: Float[Tensor, "batch tokens width"], outputs: int | None = None
+    ) -> Float[Tensor, "batch outputs width"]:
+        scaled: Tensor = self.ls1(self.drop(self.attn(self.before(self.norm1, x), outputs)))
+        return scaled
+
+    def mlp_branch(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+        scaled: Tensor = self.ls2(self.drop(self.mlp(self.before(self.norm2, x))))
+        return scaled
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch tokens width"],
+        keep: Bool[Tensor, "2 batch"] | None = None,
+        outputs: int | None = None,
+    ) -> Float[Tensor, "batch outputs width"]:
+        """The first `outputs` tokens of the block's result, or all of them."""
+        mixed, transformed = (None, None) if keep is None else keep
+        x = self.after(self.norm1, self._add(x[:, :outputs], x, partial(self.attention_branch, outputs=outputs), mixed))
+        return self.after(self.norm2, self._add(x, x, self.mlp_branch, transformed))
+
+    def _add(self, x: Tensor, source: Tensor, branch: Branch, keep: Bool[Tensor, " batch"] | None) -> Tensor:
+        """x + branch(source), the branch computed for the images in `keep` alone."""
+        if keep is None or self.drop_path == 0:
+            return x + branch(source)
+        rows = keep.nonzero().squeeze(1)
+        if not len(rows):
+            return x
+        kept = branch(source.index_select(0, rows))
+        return x.index_add(0, rows, kept.to(x.dtype), alpha=1 / (1 - self.drop_path))
