@@ -67,10 +67,6 @@ def command(
     ]  # fmt: skip
 
 
-PATIENT = "from vitcli.train import monitor\nmonitor._SHARE = float('inf')\n"
-"""A run looks at its embeddings by steps alone, however little time it takes."""
-
-
 # --- killed ------------------------------------------------------------------------------------------------
 
 
@@ -81,13 +77,13 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(
     def words(out: str) -> list[object]:
         return command(kind, class_folders, teacher, pool, "--set=train.save_every_steps=2", out=out)
 
-    process = Started(words("killed"), tmp_path, before=PATIENT + SLOW_STEPS)
+    process = Started(words("killed"), tmp_path, before=SLOW_STEPS)
     process.until(lambda: (saved_steps(tmp_path / "killed") or [0])[-1] >= 4)
     process.send(signal.SIGKILL)
     process.wait()
-    resumed = run(words("killed"), tmp_path, before=PATIENT)
+    resumed = run(words("killed"), tmp_path)
     assert resumed.code == 0 and 4 <= resumed.json["resumed_from"] < 12, resumed.err
-    whole = run(words("whole"), tmp_path, before=PATIENT)
+    whole = run(words("whole"), tmp_path)
     assert whole.code == 0 and whole.json["resumed_from"] is None, whole.err
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
     assert resumed.json["train_flops"] == whole.json["train_flops"] and resumed.json["eval"] == whole.json["eval"]

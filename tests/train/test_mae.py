@@ -21,8 +21,8 @@ from vitcli.data.batch import Batch
 from vitcli.errors import UsageError
 from vitcli.model.vit import ViT, init_weights
 from vitcli.train.objectives import mae
-from vitcli.train.progressive import stages
 from vitcli.train.objectives.mae import MAE, Shuffled, decoder_of, seen_of
+from vitcli.train.progressive import stages
 
 Array = NDArray[np.float64]
 

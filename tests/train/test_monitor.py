@@ -128,7 +128,7 @@ def mae(data: Path, out: Path, sinks: Any = (), steps: int = 20, **values: Any) 
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that looks whenever it is due, however short it is."""
+    """A run looks at all of its images, however short it is."""
     monkeypatch.setattr(monitor, "_SHARE", math.inf)
 
 
@@ -216,12 +216,13 @@ def test_it_looks_at_training_images_alone(
 def test_a_large_set_is_looked_at_in_part_the_same_every_time(
     class_folders: Path, tmp_path: Path, patient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(monitor, "_IMAGES", 30)
+    monkeypatch.setattr(monitor, "_LEAST", 30)
+    monkeypatch.setattr(monitor, "_MOST", 30)
     seen: list[tuple[int, ...]] = []
     real = monitor._sample
 
-    def sampled(split: Split) -> Split:
-        found = real(split)
+    def sampled(split: Split, most: int) -> Split:
+        found = real(split, most)
         seen.append(tuple(found.rows.tolist()))
         assert found.labels is not None and np.bincount(found.labels).tolist() == [10, 10, 10]
         return found
