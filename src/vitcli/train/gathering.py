@@ -141,15 +141,15 @@ def _kept_back(train: Split, fraction: float, asked: bool) -> tuple[Split, Split
     )
 
 
-def unlabelled_of(
-    request: Request, config: DataConfig, data: RunData, parent: Description | None
-) -> tuple[Split | None, list[str]]:
-    """The images that a teacher labels, without those that are labelled here, chosen by or reported on; and what to say."""
+def unlabelled_of(request: Request, config: DataConfig, data: RunData) -> tuple[Split | None, list[str]]:
+    """The images that a teacher labels, without those that are labelled here, chosen by or reported on; and what to say. Nothing is
+    held out of them, as nothing is measured on them.
+    """
     if not config.unlabelled or data.train is None or data.held_out is None:
         return None, []
     wanted = replace(config, source=config.unlabelled, revision="", train_split="", image_column="", label_column="")
     source = open_source(wanted)
-    pool = source.train("", parent.record() if parent is not None else NOTHING, request.progress)
+    pool = source.splits[source.train_split]
     digests = pool.digests(request.progress)
     known = np.isin(digests, np.concatenate([data.train.digests(), data.held_out.digests()])) & (digests != 0)
     rest = pool.subset(np.flatnonzero(~known), "unlabelled")

@@ -106,6 +106,8 @@ class Loop:
                 if self._save_is_due():
                     session.save("running")
                 session.writer.check()
+        if monitor is not None:
+            monitor.look_if_due()
 
     # --- time ---
 

@@ -13,6 +13,7 @@ from vitcli import classes as class_names
 from vitcli import runs
 from vitcli.classes import Class
 from vitcli.config import (
+    AugmentConfig,
     Config,
     DataConfig,
     Overrides,
@@ -51,14 +52,14 @@ def make_plan(request: Request) -> Plan:
         outputs = np.arange(
             len(data.source.classes), dtype=np.int64
         )  # for what it may measure with labels that are there
-    unlabelled, further = unlabelled_of(request, reading, data, parent)
+    unlabelled, further = unlabelled_of(request, reading, data)
     # what the recipe makes of that, and what was asked for instead
     images = data.images + (0 if unlabelled is None else len(unlabelled))
     facts = _facts(
         request, replace(data, images=images), len(classes), parent, machine, new_head=bool(classes) and not keep_head
     )
     config, unsuited = _configured(request, reading, facts, parent, objective, keep_head)
-    config = with_teacher(_taught(config, objective, parent), classes)
+    config = with_teacher(_taught(config, objective, parent), classes if data.source is not None else None)
     objective.check(config)
     config, too_large = _in_memory(config, machine, overrides, data.source is None)
     config, train, dev = with_dev(config, data.train, "train.dev" in overrides)
@@ -237,10 +238,15 @@ def _configured(
             unlabelled=_from_anywhere(by_name(data.unlabelled)) if data.unlabelled else "",
             balanced=overrides.get("data.balanced", config.data.balanced),
         ),
-        augment=replace(config.augment, views=_views(config, overrides, objective)),
+        augment=replace(_mixed(config, overrides, objective), views=_views(config, overrides, objective)),
         train=replace(config.train, low_res=_low_res(config, overrides)),
     )
     check(config)
+    if config.train.freeze and not facts.classes:
+        raise UsageError(
+            f"train.freeze leaves nothing to train of a model without a head, and train.objective = {config.train.objective} has none",
+            "leave it out",
+        )
     if config.data.balanced and not facts.classes:
         raise UsageError(
             f"data.balanced needs labels, and train.objective = {config.train.objective} has none", "leave it out"
@@ -255,6 +261,18 @@ def _low_res(config: Config, overrides: Overrides) -> float:
     if overrides.get("train.low_res"):
         raise UsageError(f"train.low_res: {config.model.name} takes images of one size alone", "leave it out")
     return 0.0
+
+
+def _mixed(config: Config, overrides: Overrides, objective: type[Objective]) -> AugmentConfig:
+    """Without mixing, where there are no labels to mix. Raises UsageError where it was asked for."""
+    if objective.needs_labels:
+        return config.augment
+    asked = next((key for key in ("augment.mixup", "augment.cutmix") if overrides.get(key)), "")
+    if asked:
+        raise UsageError(
+            f"{asked} mixes labels, and train.objective = {config.train.objective} has none", "leave it out"
+        )
+    return replace(config.augment, mixup=0.0, cutmix=0.0)
 
 
 def _views(config: Config, overrides: Overrides, objective: type[Objective]) -> int:

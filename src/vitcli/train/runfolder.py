@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 from vitcli import __version__, files
 from vitcli.config import Config, apply, as_dict, layer, read_toml, to_toml, uncompared
+from vitcli.data.split import Split
 from vitcli.errors import UsageError, VitError
 from vitcli.runs import RUNS, WEIGHTS, status
 from vitcli.train.plan import Plan
@@ -50,12 +52,20 @@ def identity(plan: Plan) -> dict[str, Any]:
         "asked": asked,
         "data": plan.source.identity(plan.request.progress) if plan.source else "none",
         "parent": (plan.parent.sha256 or str(plan.parent.path)) if plan.parent else "",
+        **({"teacher": plan.config.train.teacher_digest} if plan.config.train.teacher else {}),
+        **({_POOL: _digest(plan.unlabelled)} if plan.unlabelled is not None else {}),
     }
 
 
+_POOL = "unlabelled"
 _IMAGES = "images"
 _VERSION = "vit"
 """Beside what makes runs the same: how many images each part had, and who wrote it, to say what changed."""
+
+
+def _digest(pool: Split) -> str:
+    """Of the images that a teacher labels."""
+    return hashlib.sha256(pool.digests().tobytes()).hexdigest()
 
 
 def _stored(folder: Path) -> dict[str, Any]:
@@ -111,6 +121,8 @@ def differences(folder: Path, plan: Plan) -> str:
     ]
     if stored.get("data") != identity(plan)["data"]:
         found.insert(0, _data_changed(stored_config(folder).data.source, stored.get(_IMAGES), plan))
+    if stored.get(_POOL) != identity(plan).get(_POOL):
+        found.insert(0, "unlabelled: other images there than now")
     if stored.get("parent") != identity(plan)["parent"]:
         found.insert(0, f"checkpoint: {stored_config(folder).run.init} there, {plan.config.run.init} now")
     return ("; ".join(found) or "what was asked for") + _versions(stored)

@@ -20,8 +20,9 @@ from vitcli.weights.locate import locate
 _CHUNK = 1 << 20
 
 
-def with_teacher(config: Config, classes: Sequence[Class]) -> Config:
-    """`config` with the teacher's file as any working directory finds it, and the digest of what it holds.
+def with_teacher(config: Config, classes: Sequence[Class] | None) -> Config:
+    """`config` with the teacher's file as any working directory finds it, and the digest of what it holds. `classes` are those of the
+    data; None, where there are numbers alone.
 
     Raises CheckpointError where it is none, or its classes are not the data's; UsageError where it is not the one that the
     configuration was written with.
@@ -29,7 +30,8 @@ def with_teacher(config: Config, classes: Sequence[Class]) -> Config:
     if not config.train.teacher:
         return config
     found = teacher(config.train.teacher)
-    outputs_of(found.classes, classes)
+    if classes is not None:
+        outputs_of(found.classes, classes)
     digest = _digest(found)
     if config.train.teacher_digest not in ("", digest):
         raise UsageError(

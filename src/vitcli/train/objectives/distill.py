@@ -73,7 +73,8 @@ class Distill(Classify):
         teacher = self._teacher[0].to(images.device).eval()
         seen, size = pixels(images, self.evaluation), tuple(teacher.config.img_size)
         if tuple(seen.shape[2:]) != size:
-            seen = F.interpolate(seen, size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+            how = self.preprocessing.interpolation
+            seen = F.interpolate(seen, size, mode=how, align_corners=False, antialias=True).clamp(0, 1)
         mean, std = (
             torch.tensor(v, device=images.device).view(1, 3, 1, 1)
             for v in (self.preprocessing.mean, self.preprocessing.std)

@@ -122,7 +122,7 @@ class MAE(Objective):
 
     @classmethod
     def check(cls, config: Config) -> None:
-        check_part(config, "mae", "mask", config.settings_of("mae").mask)
+        check_part(config, "mae", "mask", seen_of)
         encoder = patched(config.model, "mae")
         decoder_of(encoder, config.settings_of("mae")).check()
         if encoder.offsets:

@@ -115,7 +115,7 @@ class MaskedPatch(Objective):
     @classmethod
     def check(cls, config: Config) -> None:
         settings: MaskedPatchConfig = config.settings_of("masked-patch")
-        check_part(config, "masked-patch", "part", settings.part)
+        check_part(config, "masked-patch", "part", part_of)
         if settings.masked + settings.replaced > 1:
             raise UsageError(
                 f"masked-patch.masked = {settings.masked:g} and masked-patch.replaced = {settings.replaced:g} are more than all",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from vitcli.config import Architecture, Config, EvalConfig, ModelConfig
+from vitcli.config import Architecture, Config, EvalConfig, ModelConfig, format_size
 from vitcli.errors import UsageError
 from vitcli.model.classifier import Classifier
 from vitcli.model.vit import ViT
 from vitcli.randomness import generator
+from vitcli.train.progressive import stages
 
 
 def patched(model: Architecture, objective: str) -> ModelConfig:
@@ -24,14 +28,20 @@ def patched(model: Architecture, objective: str) -> ModelConfig:
     return model
 
 
-def check_part(config: Config, objective: str, name: str, part: float) -> None:
-    """Raises UsageError where `part` of an image's patches, a setting of this `name`, is none of them or all."""
-    model = patched(config.model, objective)
-    patches = model.grid[0] * model.grid[1]
-    if not 0 < part_of(patches, part) < patches:
+def check_part(config: Config, objective: str, name: str, counted: Callable[[int, float], int]) -> None:
+    """Raises UsageError where the part of an image's patches that is set by `name` leaves nothing to see or nothing to guess, at one
+    of the sizes that a run trains at. `counted` says how many of so many patches the part is.
+    """
+    part = getattr(config.settings_of(objective), name)
+    for _, size in stages(config.model, config.train.low_res):
+        rows, columns = replace(patched(config.model, objective), img_size=size).grid
+        if 0 < counted(rows * columns, part) < rows * columns:
+            continue
+        small = size != config.model.img_size
         raise UsageError(
-            f"{objective}.{name} = {part:g} of {patches} patches leaves {'none' if part > 0.5 else 'all'} of them",
-            "take another part, or a model with smaller patches",
+            f"{objective}.{name} = {part:g} of {rows * columns} patches leaves nothing to see or nothing to guess"
+            + (f", at the {format_size(size)} px of train.low_res" if small else ""),
+            "leave train.low_res out" if small else "take another part, or a model with smaller patches",
         )
 
 
@@ -48,8 +58,8 @@ def shuffled(model: ViT, images: Tensor, seed: int, purpose: str, step: int) -> 
 
 
 def taken(
-    tokens: Float[Tensor, "batch patches dim"], index: Int[Tensor, "batch chosen"]
-) -> Float[Tensor, "batch chosen dim"]:
+    tokens: Shaped[Tensor, "batch patches dim"], index: Int[Tensor, "batch chosen"]
+) -> Shaped[Tensor, "batch chosen dim"]:
     """Of each image the tokens at its own places."""
     return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[2]))
 
