@@ -56,14 +56,7 @@ class Monitor:
         self.spent += time.monotonic() - started
         if not seen:
             return False
-        session.record(
-            "monitor",
-            step=session.at.step,
-            epoch=session.loader.epoch(session.at.step),
-            images_seen=session.at.step * session.config.train.batch_size,
-            seconds=session.seconds(),
-            monitor=seen,
-        )
+        session.measured("monitor", seen)
         self._warn(seen)
         return True
 

@@ -78,14 +78,7 @@ class Scoring:
         if unreadable:
             session.unreadable[part.name] = unreadable
             session.log("warning", text=f"{unreadable} unreadable images are left out of the evaluation")
-        session.record(
-            "eval",
-            step=session.at.step,
-            epoch=session.loader.epoch(session.at.step),
-            images_seen=session.at.step * self.config.train.batch_size,
-            seconds=session.seconds(),
-            eval=scores,
-        )
+        session.measured("eval", scores)
         return scores
 
     # --- with a time budget ---

@@ -208,6 +208,18 @@ class Session:
             self.log("warning", text=delayed)
         self.log(event, **fields)
 
+    def measured(self, event: str, found: dict[str, Any]) -> None:
+        """Record what was measured between two steps, under the event's own name."""
+        step = self.at.step
+        self.record(
+            event,
+            step=step,
+            epoch=self.loader.epoch(step),
+            images_seen=step * self.config.train.batch_size,
+            seconds=self.seconds(),
+            **{event: found},
+        )
+
     # --- saving ---
 
     def save(self, status: str, code: int | None = None) -> None:
