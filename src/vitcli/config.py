@@ -349,9 +349,9 @@ def check_alone(overrides: Overrides) -> None:
         named(overrides["model.name"])
 
 
-def check_imagined(data: DataConfig) -> None:
+def check_imagined(data: DataConfig, labelled: bool = True) -> None:
     """Raises UsageError for the numbers of data `none`, from which classes are made before anything else is looked at."""
-    for name, value, least in (("images", data.images, 1), ("classes", data.classes, 2)):
+    for name, value, least in (("images", data.images, 1), ("classes", data.classes, 2 if labelled else 0)):
         if value < least:
             raise UsageError(
                 f"data 'none' needs its numbers: data.{name} = {value} must be at least {least}",

@@ -260,7 +260,7 @@ class DistillConfig:
 
     labels: Literal["soft", "hard"] = key("soft", "the teacher's probabilities, or its most likely class")
     weight: float = key(0.9, "of the teacher, against the labels", least=0, most=1)
-    temperature: float = key(2.0, "by which logits are divided before soft labels are compared", above=0)
+    temperature: float = key(2.0, "by which logits are divided before soft labels are compared", least=0.01, most=100)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,6 +103,7 @@ def finetune(
     batch_size: options.BatchSize = None,
     freeze: Freeze = "",
     labels: options.Labels = "",
+    objective: options.Objective = "",
     teacher: Teacher = "",
     unlabelled: Unlabelled = "",
     seed: options.Seed = None,

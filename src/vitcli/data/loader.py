@@ -96,7 +96,7 @@ class TrainLoader:
 
     def epoch(self, step: int) -> float:
         """Passes over the data before `step`."""
-        return step * self.config.train.batch_size / len(self.drawn.positions)
+        return step * self.config.train.batch_size / len(self.images)
 
     def state(self, step: int) -> dict[str, Any]:
         """The position in the data, to be stored and given back."""

@@ -21,8 +21,10 @@ from vitcli.machine import Machine, peak_flops, seconds_of, set_up
 from vitcli.model.classifier import Classifier, build
 from vitcli.model.linear import packed
 from vitcli.progress import Progress, silent
+from vitcli.train.objectives.base import Objective
 from vitcli.train.objectives.table import objective_named
 from vitcli.train.step import Update, train_step
+from vitcli.train.teacher import teacher, with_teacher
 from vitcli.train.trainer import Trainer
 from vitcli.weights.asked import section_of
 
@@ -103,14 +105,25 @@ def bench_asked(models: Sequence[Architecture], overrides: Overrides, progress: 
         raise UsageError("nothing to measure", "bench.modes is train, infer or both")
     values = {key: value for key, value in overrides.items() if not key.startswith(("bench.", "data."))}
     config = apply(Config(), {"train.steps": 1} | values)
-    named = [
-        apply(replace(config, model=model), {k: v for k, v in values.items() if k.startswith("model.")}).model
-        for model in models
-    ]
+    objective = objective_named(config.train.objective)
+    views = objective.checked_views(config, overrides.get("augment.views"))
+    config = with_teacher(replace(config, augment=replace(config.augment, views=views)), None)
+    asked = {k: v for k, v in values.items() if k.startswith("model.")}
+    named = [_learning(apply(replace(config, model=model), asked), objective) for model in models]
     for model in named:
         check(replace(config, model=model))
+        objective.check(replace(config, model=model))
     size = overrides.get("train.batch_size", 0)
     return bench(named, config, settings, set_up(config.run), size=size, progress=progress)
+
+
+def _learning(config: Config, objective: type[Objective]) -> Architecture:
+    """The model with the outputs that it has under this objective: none without labels, its teacher's where it has one."""
+    if not objective.needs_labels:
+        return config.model.with_head(0, kept=False)
+    if not config.train.teacher:
+        return config.model
+    return config.model.with_head(teacher(config.train.teacher).model.classes, kept=True)
 
 
 def trainer(config: Config, machine: Machine) -> Callable[[Batch], Update]:
@@ -131,8 +144,7 @@ def _training(config: Config, machine: Machine, batch: int) -> Iterator[None]:
     """Training steps on one batch, one a turn."""
     step = trainer(replace(config, train=replace(config.train, batch_size=batch)), machine)
     images, labels = _images(config.model, batch, machine)
-    views = max(objective_named(config.train.objective).views, config.augment.views)
-    data = Batch((images,) * views, labels, torch.arange(batch))
+    data = Batch((images,) * config.augment.views, labels, torch.arange(batch))
     while True:
         step(data)
         yield

@@ -87,7 +87,7 @@ def _imagined(request: Request, config: DataConfig, objective: type[Objective]) 
     """Data `none`: numbers alone."""
     if not request.dry_run:
         raise UsageError("data 'none' has no images to train on", "add --dry-run, or name data with --data")
-    check_imagined(config)
+    check_imagined(config, objective.needs_labels)
     named = tuple(Class(str(i)) for i in range(config.classes)) if objective.needs_labels else ()
     return RunData(images=config.images, classes=named)
 
@@ -145,8 +145,10 @@ def unlabelled_of(request: Request, config: DataConfig, data: RunData) -> tuple[
     """The images that a teacher labels, without those that are labelled here, chosen by or reported on; and what to say. Nothing is
     held out of them, as nothing is measured on them.
     """
-    if not config.unlabelled or data.train is None or data.held_out is None:
+    if not config.unlabelled:
         return None, []
+    if data.train is None or data.held_out is None:
+        raise UsageError("--unlabelled has images, and data 'none' has numbers alone", "name data with --data")
     wanted = replace(config, source=config.unlabelled, revision="", train_split="", image_column="", label_column="")
     source = open_source(wanted)
     pool = source.splits[source.train_split]

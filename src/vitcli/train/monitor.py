@@ -25,8 +25,10 @@ those are, and a look waits that would take more.
 _NEIGHBOURS = 20
 _RIDGE = 0.1
 """Penalty of the linear probe, for standardised features and a mean over images."""
-_LEAST_RANK, _LEAST_SPREAD = 2.0, 0.02
-"""Of embeddings that say something. One class needs no more than a direction, so a rank of two is little for any data."""
+_LEAST_RANK, _LEAST_SPREAD, _FEW = 2.0, 1e-3, 16
+"""Of embeddings that say something, and the images from which these can be told. One class needs no more than a direction, so a rank
+of two is little for any data; a mean that all share makes a spread small, so that only a vanishing one says much.
+"""
 _YOUNG = 0.2
 """Part of a run up to which embeddings may still be of one piece, as those of random weights nearly are."""
 
@@ -83,8 +85,9 @@ class Monitor:
         return seen | {"knn": nearest(bank, asked, classes, _NEIGHBOURS), "linear": ridge(bank, asked, classes)}
 
     def _warn(self, seen: dict[str, float]) -> None:
+        few = len(self.session.images) < _FEW
         early = self.session.clock.progress(self.session.at.step) < _YOUNG
-        if self.warned or early or (seen["rank"] >= _LEAST_RANK and seen["spread"] >= _LEAST_SPREAD):
+        if self.warned or early or few or (seen["rank"] >= _LEAST_RANK and seen["spread"] >= _LEAST_SPREAD):
             return
         self.warned = True
         self.session.log(

@@ -13,14 +13,14 @@ from vitcli import classes as class_names
 from vitcli import runs
 from vitcli.classes import Class
 from vitcli.config import (
-    AugmentConfig,
+    OBJECTIVE_SECTIONS,
     Config,
     DataConfig,
     Overrides,
     apply,
+    as_dict,
     check,
 )
-from vitcli.config_values import usual
 from vitcli.data.sources import by_name
 from vitcli.errors import ResourceError, UsageError
 from vitcli.machine import Machine, peak_flops, set_up
@@ -59,7 +59,7 @@ def make_plan(request: Request) -> Plan:
         request, replace(data, images=images), len(classes), parent, machine, new_head=bool(classes) and not keep_head
     )
     config, unsuited = _configured(request, reading, facts, parent, objective, keep_head)
-    config = with_teacher(_taught(config, objective, parent), classes if data.source is not None else None)
+    config = with_teacher(_taught(config, objective, parent), classes, by_name=data.source is not None)
     objective.check(config)
     config, too_large = _in_memory(config, machine, overrides, data.source is None)
     config, train, dev = with_dev(config, data.train, "train.dev" in overrides)
@@ -168,11 +168,13 @@ def _taught(config: Config, objective: type[Objective], parent: Description | No
             "--unlabelled needs a teacher", "name a checkpoint trained on these classes with --teacher CKPT"
         )
     if config.data.unlabelled and train.loss == "bce":
-        raise UsageError("train.loss = bce takes labels that are certain, not a teacher's", "leave it out")
+        raise UsageError(
+            "train.loss = bce takes labels that are certain, not a teacher's", "add --set train.loss=softmax"
+        )
     if train.teacher and not config.data.unlabelled and not objective.has_teacher:
         raise UsageError(
             f"train.objective = {train.objective} learns from no teacher",
-            "add --objective distill, or --unlabelled DATA for it to label",
+            "add --objective distill, or --unlabelled DATA for it to label, or clear train.teacher",
         )
     return replace(config, train=train)
 
@@ -221,6 +223,7 @@ def _configured(
     if recipe in OURS:
         own = objective.suited(own, facts)
     config = evaluated_as_trained(_with_overrides(own, overrides, parent), overrides)
+    config = _without_labels(config, overrides, objective)
     model = config.model.with_head(facts.classes, parent is None or keep_head)
     config = replace(
         config,
@@ -238,10 +241,11 @@ def _configured(
             unlabelled=_from_anywhere(by_name(data.unlabelled)) if data.unlabelled else "",
             balanced=overrides.get("data.balanced", config.data.balanced),
         ),
-        augment=replace(_mixed(config, overrides, objective), views=_views(config, overrides, objective)),
+        augment=replace(config.augment, views=objective.checked_views(config, overrides.get("augment.views"))),
         train=replace(config.train, low_res=_low_res(config, overrides)),
     )
     check(config)
+    _check_sections(config, overrides)
     if config.train.freeze and not facts.classes:
         raise UsageError(
             f"train.freeze leaves nothing to train of a model without a head, and train.objective = {config.train.objective} has none",
@@ -263,29 +267,42 @@ def _low_res(config: Config, overrides: Overrides) -> float:
     return 0.0
 
 
-def _mixed(config: Config, overrides: Overrides, objective: type[Objective]) -> AugmentConfig:
-    """Without mixing, where there are no labels to mix. Raises UsageError where it was asked for."""
+_OF_LABELS = (
+    "train.loss",
+    "train.label_smoothing",
+    "train.head_bias",
+    "train.head",
+    "train.keep",
+    "train.dev",
+    "train.report_on",
+    "data.balanced",
+    "augment.mixup",
+    "augment.cutmix",
+    "run.labels",
+)
+
+
+def _without_labels(config: Config, overrides: Overrides, objective: type[Objective]) -> Config:
+    """`config` without what concerns labels, where there are none to learn. Raises UsageError for what was asked of it."""
     if objective.needs_labels:
-        return config.augment
-    asked = next((key for key in ("augment.mixup", "augment.cutmix") if overrides.get(key)), "")
-    if asked:
-        raise UsageError(
-            f"{asked} mixes labels, and train.objective = {config.train.objective} has none", "leave it out"
-        )
-    return replace(config.augment, mixup=0.0, cutmix=0.0)
+        return config
+    usual_ = {f"{s}.{k}": v for s, values in as_dict(Config()).items() for k, v in values.items()}
+    for name in _OF_LABELS:
+        if overrides.get(name, usual_[name]) != usual_[name]:
+            raise UsageError(
+                f"{name} concerns labels, and train.objective = {config.train.objective} learns none", "leave it out"
+            )
+    return apply(config, {name: usual_[name] for name in _OF_LABELS})
 
 
-def _views(config: Config, overrides: Overrides, objective: type[Objective]) -> int:
-    """Raises UsageError where another number was asked for than the objective learns from."""
-    asked: int = overrides.get("augment.views", max(objective.views, config.augment.views))
-    if asked < objective.views or (asked > objective.views and not objective.takes_more_views):
-        views = "one view" if objective.views == 1 else f"{objective.views} views"
-        views += " or more" if objective.takes_more_views else ""
-        raise UsageError(
-            f"augment.views = {asked}: train.objective = {config.train.objective} learns from {views} of an image",
-            usual(type(config.augment), "views") if objective.views == 1 else "leave it out",
-        )
-    return asked
+def _check_sections(config: Config, overrides: Overrides) -> None:
+    """Raises UsageError for a setting that was asked for and that nothing in this run reads."""
+    own = as_dict(config)
+    for name in overrides:
+        section = name.partition(".")[0]
+        if section in OBJECTIVE_SECTIONS and section not in own:
+            way = "add --unlabelled DATA" if section == "pseudo" else f"add --objective {section}"
+            raise UsageError(f"{name} has no part in this run", f"{way}, or leave it out")
 
 
 def _with_overrides(config: Config, overrides: Overrides, parent: Description | None) -> Config:

@@ -19,11 +19,12 @@ from safetensors.numpy import load_file, save_file
 from vitcli import files
 from vitcli.config import PseudoConfig
 from vitcli.data.split import Split
-from vitcli.errors import DataError
+from vitcli.errors import DataError, UsageError
 from vitcli.evaluate.inference import Inference
 from vitcli.randomness import generator
 
 FILE = "pseudo_labels.safetensors"
+_MOST = 10**8
 Probabilities = Float[np.ndarray[Any, Any], "images classes"]
 
 
@@ -63,6 +64,11 @@ def chosen(probabilities: Probabilities, settings: PseudoConfig, seed: int) -> P
         return PseudoLabels(probabilities, sure, np.zeros(len(sure), np.int64))
     counts = np.bincount(labels[sure], minlength=probabilities.shape[1])
     wanted = settings.images or round(float(counts[counts > 0].mean()))
+    if wanted * np.count_nonzero(counts) > _MOST:
+        raise UsageError(
+            f"pseudo.images = {wanted:,} of {np.count_nonzero(counts):,} classes are more than {_MOST:,} images an epoch",
+            "ask for fewer",
+        )
     places, copies = [], []
     for label in np.flatnonzero(counts):
         members = sure[labels[sure] == label]

@@ -95,7 +95,7 @@ class Session:
             position, reason = images.bad[0]
             self.log(
                 "warning",
-                text=f"{len(images.bad)} unreadable training images are skipped, the first is "
+                text=f"{len(images.bad)} unreadable {'training' if split is plan.train else split.name} images are skipped, the first is "
                 f"{split.describe(position)}: {reason}",
             )
         return images

@@ -111,11 +111,12 @@ def make_sweep(request: Request, grid: Sequence[str], seeds: int = 3) -> Sweep:
     if seeds < 1:
         raise UsageError(f"--seeds {seeds}: must be at least 1", "3 are enough for a standard deviation")
     points = parse_grid(grid)
-    objective = request.overrides.get("train.objective", "classify")
-    if not objective_named(objective).needs_labels:
-        raise UsageError(
-            f"a sweep compares top-1, and train.objective = {objective} has none", "run its points one by one"
-        )
+    for point in points:
+        objective = (request.overrides | point).get("train.objective", "classify")
+        if not objective_named(objective).needs_labels:
+            raise UsageError(
+                f"a sweep compares top-1, and train.objective = {objective} has none", "run its points one by one"
+            )
     start = request.overrides.get("run.seed", 0)
     sweep = Sweep(request, tuple(points), tuple(range(start, start + seeds)), None)  # type: ignore[arg-type]
     plans = [make_plan(sweep.scored(point)) for point in points]

@@ -20,9 +20,9 @@ from vitcli.weights.locate import locate
 _CHUNK = 1 << 20
 
 
-def with_teacher(config: Config, classes: Sequence[Class] | None) -> Config:
+def with_teacher(config: Config, classes: Sequence[Class] | None, by_name: bool = True) -> Config:
     """`config` with the teacher's file as any working directory finds it, and the digest of what it holds. `classes` are those of the
-    data; None, where there are numbers alone.
+    data, compared by their number alone where they are imagined; None: nothing is compared.
 
     Raises CheckpointError where it is none, or its classes are not the data's; UsageError where it is not the one that the
     configuration was written with.
@@ -30,7 +30,7 @@ def with_teacher(config: Config, classes: Sequence[Class] | None) -> Config:
     if not config.train.teacher:
         return config
     found = teacher(config.train.teacher)
-    if classes is not None:
+    if classes is not None and (by_name or len(classes) != len(found.classes)):
         outputs_of(found.classes, classes)
     digest = _digest(found)
     if config.train.teacher_digest not in ("", digest):
@@ -52,8 +52,11 @@ def outputs_of(own: Sequence[Class], wanted: Sequence[Class]) -> Int[Tensor, " c
     """For each of the student's classes the teacher's output. Raises CheckpointError where they are not the same set."""
     order = class_names.same_set(tuple(wanted), tuple(own))
     if order is None:
+        found = class_names.match(wanted, own)
+        missing = [repr(c.name) for c, index in zip(wanted, found, strict=True) if index is None]
+        lacks = f": it lacks {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}" if missing else ""
         raise CheckpointError(
-            f"the teacher knows {len(own)} classes, not the {len(wanted)} of these data",
+            f"the teacher's {len(own)} classes are not the {len(wanted)} of these data{lacks}",
             "fine-tune it first: vit finetune TEACHER --data DATA",
         )
     return torch.tensor(order)

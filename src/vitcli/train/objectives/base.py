@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from vitcli import flops
 from vitcli.classes import Class
 from vitcli.config import Config
+from vitcli.config_values import usual
 from vitcli.data.batch import Batch
 from vitcli.data.split import Split
+from vitcli.errors import UsageError
 from vitcli.evaluate.inference import Inference
 from vitcli.families.base import Activations
 from vitcli.model.classifier import Classifier
@@ -124,6 +126,18 @@ class Objective(nn.Module):
     @classmethod
     def check(cls, config: Config) -> None:
         """Raises UsageError where it cannot learn with this model, or its settings do not fit."""
+
+    @classmethod
+    def checked_views(cls, config: Config, asked: int | None) -> int:
+        """`augment.views`: those asked for, else its own or the configuration's. Raises UsageError where it cannot learn from them."""
+        views = max(cls.views, config.augment.views) if asked is None else asked
+        if views == cls.views or (views > cls.views and cls.takes_more_views):
+            return views
+        named = "one view" if cls.views == 1 else f"{cls.views} views" + (" or more" if cls.takes_more_views else "")
+        raise UsageError(
+            f"augment.views = {views}: train.objective = {config.train.objective} learns from {named} of an image",
+            usual(type(config.augment), "views") if cls.views == 1 else "leave it out",
+        )
 
     @classmethod
     def suited(cls, config: Config, facts: Facts) -> Config:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +22,7 @@ from vitcli.train.objectives.tokens import pixels
 from vitcli.train.teacher import outputs_of
 from vitcli.weights.asked import loaded
 from vitcli.weights.describe import Description, describe
+from vitcli.weights.locate import locate
 
 
 class Distill(Classify):
@@ -88,7 +88,13 @@ class Distill(Classify):
     def check(cls, config: Config) -> None:
         if not config.train.teacher:
             raise UsageError(
-                "train.objective = distill has no teacher", "name a trained checkpoint with --teacher CKPT"
+                "train.objective = distill has no teacher",
+                "name a trained checkpoint with --teacher CKPT, or --set train.teacher=CKPT",
+            )
+        if config.settings_of("distill").weight == 1 and getattr(config.model, "distilled", False):
+            raise UsageError(
+                "distill.weight = 1 leaves the class token's head untrained, of which model.distilled takes the mean with the other",
+                "take a smaller weight, or leave model.distilled out",
             )
 
     @classmethod
@@ -102,4 +108,4 @@ class Distill(Classify):
 
 @lru_cache(maxsize=4)
 def _described(path: str) -> Description:
-    return describe(Path(path))
+    return describe(locate(path))
