@@ -18,7 +18,7 @@ from vitcli.train.session import Session
 
 _LEAST, _MOST = 64, 1000
 """Images that a look takes."""
-_SHARE = 0.05
+_SHARE = 0.02
 """Of a run that looking may take: of its images, an evaluation being a third of a step; of its time, where a budget decides how many
 those are, and a look waits that would take more.
 """
