@@ -263,9 +263,9 @@ def test_row_31_out_of_memory_on_the_cpu_and_the_hint_leads_out(class_folders: P
     command = [
         "pretrain", "--data", class_folders, "--model", "s/4", "--img-size", "48", "--batch-size", "48", "--steps", "1",
         "--set", "model.depth=3", "--set", "data.workers=0", "--device", "cpu", "--precision", "fp32",
-        "--out", "run", "--json",
+        "--set", "eval.batch_size=8", "--out", "run", "--json",
     ]  # fmt: skip
-    hints, limit = [], limited(300)
+    hints, limit = [], limited(340)
     while (done := run([*command, *(("--set", hints[-1]) if hints else ())], tmp_path, before=limit)).code:
         assert done.code == 6 and "out of memory on cpu with" in done.json["error"]["message"], done.err
         found = re.search(r"--set (train\.accumulate=(\d+))", done.json["error"]["hint"])
