@@ -10,12 +10,15 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
+
+if TYPE_CHECKING:
+    from vitcli.config import ModelConfig
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several test processes share the cores; before torch is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network
@@ -167,6 +170,14 @@ def in_process(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
         return Result(code, *capsys.readouterr())
 
     return command
+
+
+def small_vit(**values: Any) -> ModelConfig:
+    """A ViT of two blocks that averages its patches, with these values."""
+    from vitcli.config import ModelConfig
+
+    dimensions: dict[str, Any] = {"name": "small", "width": 16, "depth": 2, "heads": 2, "mlp": 32, "pool": "mean"}
+    return ModelConfig(**dimensions | values)
 
 
 def train_run(command: Literal["pretrain", "finetune"], **options: Any) -> tuple[Path, dict[str, Any]]:

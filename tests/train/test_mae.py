@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from conftest import small_vit
 from vitcli.config import Config, EvalConfig, MAEConfig, ModelConfig, RunConfig
 from vitcli.data.batch import Batch
 from vitcli.errors import UsageError
@@ -28,17 +29,7 @@ Array = NDArray[np.float64]
 
 
 def encoder(**values: Any) -> ModelConfig:
-    dimensions: dict[str, Any] = {
-        "name": "small",
-        "width": 16,
-        "depth": 2,
-        "heads": 2,
-        "mlp": 32,
-        "patch": (4, 2),
-        "img_size": (16, 12),
-        "pool": "mean",
-    }
-    return ModelConfig(**dimensions | values)
+    return small_vit(**{"patch": (4, 2), "img_size": (16, 12)} | values)
 
 
 def config_of(model: ModelConfig, **values: Any) -> Config:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from conftest import small_vit
 from vitcli.config import Config, EvalConfig, MaskedPatchConfig, ModelConfig
 from vitcli.data.batch import Batch, normalise_
 from vitcli.errors import UsageError
@@ -27,17 +28,7 @@ NORMALISED = [EvalConfig(), IMAGENET, EvalConfig(mean=(0.0, 0.0, 0.0), std=(1.0,
 
 
 def small(**values: Any) -> ModelConfig:
-    dimensions: dict[str, Any] = {
-        "name": "small",
-        "width": 16,
-        "depth": 2,
-        "heads": 2,
-        "mlp": 32,
-        "patch": (4, 4),
-        "img_size": (16, 16),
-        "pool": "mean",
-    }
-    return ModelConfig(**dimensions | values)
+    return small_vit(**{"patch": (4, 4), "img_size": (16, 16)} | values)
 
 
 def config_of(model: ModelConfig, evaluation: EvalConfig = IMAGENET, **values: Any) -> Config:

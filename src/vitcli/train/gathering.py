@@ -120,8 +120,6 @@ def with_dev(config: Config, train: Split | None, asked: bool) -> tuple[Config, 
     """(the configuration, what is trained on, what is chosen by)."""
     if train is None or not config.train.dev:
         return config, train, None
-    if train.labels is None:
-        raise UsageError(f"train.dev needs labels, and {train.name!r} of these data has none", "leave it out")
     rest, dev = _kept_back(train, config.train.dev, asked or config.train.report_on == "dev")
     return config if dev else replace(config, train=replace(config.train, dev=0.0)), rest, dev
 

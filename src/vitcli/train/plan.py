@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +20,8 @@ from vitcli.progress import Progress, silent
 from vitcli.train import memory
 from vitcli.train.objectives.table import objective_named
 from vitcli.train.progressive import stages
-from vitcli.weights.describe import Description, describe
+from vitcli.train.teacher import described
+from vitcli.weights.describe import Description
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ class Plan:
     def _labelling_flops(self) -> int:
         if self.unlabelled is None:
             return 0
-        described = describe(Path(self.config.train.teacher))
-        return 2 * flops.macs(described.model) * described.eval.views * len(self.unlabelled)
+        teacher = described(self.config.train)
+        return 2 * flops.macs(teacher.model) * teacher.eval.views * len(self.unlabelled)
 
     def memory(self) -> flops.Memory:
         return memory.needed(self.config, self.machine.device.type, self.machine.bf16)

@@ -156,27 +156,29 @@ def _taught(config: Config, objective: type[Objective], parent: Description | No
     where there is none, or nothing that learns from it.
     """
     train = config.train
-    if config.data.unlabelled and not train.teacher and parent is not None:
-        train = replace(train, teacher=str(parent.path))
-    if config.data.unlabelled and not objective.takes_distributions:
+    if not config.data.unlabelled:
+        if train.teacher and not objective.has_teacher:
+            raise UsageError(
+                f"train.objective = {train.objective} learns from no teacher",
+                "add --objective distill, or --unlabelled DATA for it to label, or clear train.teacher",
+            )
+        return config
+    if not objective.takes_distributions:
         raise UsageError(
             f"train.objective = {train.objective} has no use for a teacher's labels of --unlabelled images",
             "give all images as --data, or leave --objective out",
         )
-    if config.data.unlabelled and not train.teacher:
-        raise UsageError(
-            "--unlabelled needs a teacher", "name a checkpoint trained on these classes with --teacher CKPT"
-        )
-    if config.data.unlabelled and train.loss == "bce":
+    if train.loss == "bce":
         raise UsageError(
             "train.loss = bce takes labels that are certain, not a teacher's", "add --set train.loss=softmax"
         )
-    if train.teacher and not config.data.unlabelled and not objective.has_teacher:
+    if train.teacher:
+        return config
+    if parent is None:
         raise UsageError(
-            f"train.objective = {train.objective} learns from no teacher",
-            "add --objective distill, or --unlabelled DATA for it to label, or clear train.teacher",
+            "--unlabelled needs a teacher", "name a checkpoint trained on these classes with --teacher CKPT"
         )
-    return replace(config, train=train)
+    return replace(config, train=replace(train, teacher=str(parent.path)))
 
 
 # --- the configuration -------------------------------------------------------------------------------------
@@ -250,10 +252,6 @@ def _configured(
         raise UsageError(
             f"train.freeze leaves nothing to train of a model without a head, and train.objective = {config.train.objective} has none",
             "leave it out",
-        )
-    if config.data.balanced and not facts.classes:
-        raise UsageError(
-            f"data.balanced needs labels, and train.objective = {config.train.objective} has none", "leave it out"
         )
     return fitted_to_data(config, facts, overrides)
 

@@ -38,9 +38,14 @@ class PseudoLabels:
     places: NDArray[np.int64]
     copies: NDArray[np.int64]
 
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The most likely class of every image."""
+        return np.asarray(np.nan_to_num(self.probabilities).argmax(1))
+
     def __str__(self) -> str:
         """What became of them, in words."""
-        labels, kept = self.probabilities.argmax(1), np.unique(self.places)
+        labels, kept = self.labels, np.unique(self.places)
         counts = np.bincount(labels[kept], minlength=self.probabilities.shape[1])
         return (
             f"pseudo-labels: {len(kept):,} of {len(labels):,} images, {counts.min():,} to {counts.max():,} a class, "
@@ -52,8 +57,8 @@ def chosen(probabilities: Probabilities, settings: PseudoConfig, seed: int) -> P
     """Those with a confidence of at least `settings.threshold`, most confident first up to the number of images a class; a class with
     fewer is repeated up to it, the last time in part, by chance. Raises DataError where none is left.
     """
-    confidence = np.nan_to_num(probabilities, nan=-1.0).max(1)
-    labels = np.nan_to_num(probabilities, nan=-1.0).argmax(1)
+    known = np.nan_to_num(probabilities, nan=-1.0)
+    confidence, labels = known.max(1), known.argmax(1)
     sure = np.flatnonzero(confidence >= settings.threshold)
     if not len(sure):
         raise DataError(
@@ -102,7 +107,6 @@ def labelled(teacher: Inference, outputs: NDArray[np.int64], split: Split, path:
 
 def targets_of(labels: PseudoLabels, settings: PseudoConfig) -> Probabilities:
     """What a student learns of each unlabelled image: the teacher's probabilities, or its most likely class alone."""
-    known = np.nan_to_num(labels.probabilities)
     if settings.labels == "soft":
-        return known
-    return np.eye(known.shape[1], dtype=np.float32)[known.argmax(1)]
+        return np.nan_to_num(labels.probabilities)
+    return np.eye(labels.probabilities.shape[1], dtype=np.float32)[labels.labels]

@@ -123,7 +123,7 @@ class Session:
             start,
             pseudo.targets_of(pseudo_labels, settings),
         )
-        labels = np.concatenate([plan.targets, np.nan_to_num(said).argmax(1)])
+        labels = np.concatenate([plan.targets, pseudo_labels.labels])
         return TrainLoader(self.images, labels, config, self.machine.device, drawn)
 
     def initial_model(self, restored: bool = False) -> Classifier:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from jaxtyping import Int
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from vitcli import classes as class_names
 from vitcli.classes import Class
-from vitcli.config import Config, apply
+from vitcli.config import Config, TrainConfig, apply
 from vitcli.errors import CheckpointError, UsageError
 from vitcli.weights.asked import check_names
 from vitcli.weights.describe import Description, describe
@@ -46,6 +47,16 @@ def teacher(reference: str) -> Description:
     found = describe(locate(reference))
     check_names(found)
     return found
+
+
+def described(train: TrainConfig) -> Description:
+    """The teacher of a configuration that `with_teacher` made: read once for what its file holds."""
+    return _described(train.teacher, train.teacher_digest)
+
+
+@lru_cache(maxsize=4)
+def _described(path: str, digest: str) -> Description:
+    return describe(locate(path))
 
 
 def outputs_of(own: Sequence[Class], wanted: Sequence[Class]) -> Int[Tensor, " classes"]:

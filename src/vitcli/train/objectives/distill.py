@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +18,8 @@ from vitcli.model.classifier import Classifier
 from vitcli.train.objectives.base import Extra, Loss, Noise
 from vitcli.train.objectives.classify import Classify
 from vitcli.train.objectives.tokens import pixels
-from vitcli.train.teacher import outputs_of
+from vitcli.train.teacher import described, outputs_of
 from vitcli.weights.asked import loaded
-from vitcli.weights.describe import Description, describe
-from vitcli.weights.locate import locate
 
 
 class Distill(Classify):
@@ -41,9 +38,8 @@ class Distill(Classify):
         super().__init__(model, config)
         self.settings: DistillConfig = config.settings_of("distill")
         self.evaluation = config.eval
-        described, teacher = loaded(str(config.train.teacher))
-        self.preprocessing = described.eval
-        self.own_classes = described.classes
+        own, teacher = loaded(config.train.teacher)
+        self.preprocessing, self.own_classes = own.eval, own.classes
         self._teacher = (teacher.requires_grad_(False),)  # in a tuple, it is no submodule
         self.outputs: Tensor | None = None
 
@@ -99,13 +95,8 @@ class Distill(Classify):
 
     @classmethod
     def extra(cls, config: Config) -> Extra:
-        return Extra(held=flops.parameters(_described(config.train.teacher).model))
+        return Extra(held=flops.parameters(described(config.train).model))
 
     @classmethod
     def training_flops(cls, config: Config, images: int) -> int:
-        return super().training_flops(config, images) + 2 * images * flops.macs(_described(config.train.teacher).model)
-
-
-@lru_cache(maxsize=4)
-def _described(path: str) -> Description:
-    return describe(locate(path))
+        return super().training_flops(config, images) + 2 * images * flops.macs(described(config.train).model)
