@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 
 from conftest import Vit
+from google_files import google_arrays
 from vitcli.config import EvalConfig, ModelConfig, model_config
 from vitcli.model.posemb import METHODS, resize_position_embedding
 from vitcli.model.vit import ViT, init_weights
@@ -131,9 +132,6 @@ def test_info_of_any_file_does_not_import_torch(tmp_path: Path, ending: str) -> 
     elif ending == "pth":
         torch.save({"model": model.state_dict()}, path)
     else:
-        sys.path.insert(0, str(Path(__file__).parents[1] / "weights"))
-        from test_families import google_arrays
-
         arrays = google_arrays(linen=False, pre_logits=True)
         arrays["Transformer/posembed_input/pos_embedding"] = np.zeros((1, 10, 12), np.float32)
         np.savez(path, **arrays)

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from test_families import google_arrays
 
+from google_files import google_arrays
 from vitcli.config import model_config
 from vitcli.errors import CheckpointError
 from vitcli.model.vit import ViT, init_weights
