@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from vitcli.cli.table import COMMANDS
-from vitcli.config import COMMAND_SECTIONS, OBJECTIVE_SECTIONS, SECTIONS
+from vitcli.config import COMMAND_SECTIONS, FAMILIES, OBJECTIVE_SECTIONS, SECTIONS, ModelConfig
 from vitcli.config_values import key_of
 from vitcli.data.presets import PRESETS
 from vitcli.recipes.table import RECIPES
@@ -65,6 +65,16 @@ def page() -> str:
     for section, cls in (SECTIONS | OBJECTIVE_SECTIONS | COMMAND_SECTIONS).items():
         rows = [f"| `{section}.{f.name}` | {default(f)} | {about(f)} |" for f in dataclasses.fields(cls)]
         parts.append(f"### [{section}]\n\n| key | default | |\n|---|---|---|\n" + "\n".join(rows) + "\n")
+    for name, family in FAMILIES.items():
+        own = [
+            f
+            for f in dataclasses.fields(family.config)
+            if f.name not in {g.name for g in dataclasses.fields(ModelConfig)}
+        ]
+        rows = [f"| `model.{f.name}` | {default(f)} | {about(f)} |" for f in own]
+        if rows:
+            head = f"### [model] of the family {name}\n\nSuch as {family.example}.\n\n"
+            parts.append(head + "| key | default | |\n|---|---|---|\n" + "\n".join(rows) + "\n")
     parts.append("## Recipes\n")
     for name, recipe in RECIPES.items():
         parts.append(f"### {name}\n\n{inspect.getdoc(recipe)}\n")

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from vitcli.config import (
     COMMAND_SECTIONS,
     LENGTHS,
+    FAMILIES,
     OBJECTIVE_SECTIONS,
     SECTIONS,
     VARIANTS,
@@ -122,7 +123,8 @@ def test_as_dict_is_json_and_leaves_out_what_is_none(config):
 
 def test_every_key_says_what_it_is_and_the_reference_has_it():
     reference = (Path(__file__).parents[1] / "docs" / "reference.md").read_text(encoding="utf-8")
-    for section, cls in (SECTIONS | OBJECTIVE_SECTIONS | COMMAND_SECTIONS).items():
+    sections = SECTIONS | OBJECTIVE_SECTIONS | COMMAND_SECTIONS
+    for section, cls in [*sections.items(), *(("model", family.config) for family in FAMILIES.values())]:
         for name, about in keys(cls):
             assert about.text.strip(), f"{section}.{name}"
             assert f"| `{section}.{name}` |" in reference and about.text.replace("|", "\\|") in reference, name
@@ -130,9 +132,11 @@ def test_every_key_says_what_it_is_and_the_reference_has_it():
 
 def test_every_field_is_a_known_key():
     assert "optim.lr" in known_keys()
-    assert len(known_keys()) == sum(
-        len(dataclasses.fields(cls)) for cls in (SECTIONS | OBJECTIVE_SECTIONS | COMMAND_SECTIONS).values()
-    )
+    sections = {
+        name: cls for name, cls in (SECTIONS | OBJECTIVE_SECTIONS | COMMAND_SECTIONS).items() if name != "model"
+    }
+    models = {line.name for family in FAMILIES.values() for line in dataclasses.fields(family.config)}
+    assert len(known_keys()) == len(models) + sum(len(dataclasses.fields(cls)) for cls in sections.values())
 
 
 def test_a_command_s_own_setting_is_read_but_is_no_part_of_a_run():

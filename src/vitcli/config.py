@@ -45,9 +45,9 @@ from vitcli.config_values import parse_seconds as parse_seconds
 from vitcli.config_values import parse_size as parse_size
 from vitcli.errors import UsageError, did_you_mean
 from vitcli.families.base import Architecture
+from vitcli.families.sizes import VARIANTS as VARIANTS
 from vitcli.families.table import FAMILIES, named
 from vitcli.families.table import model_config as model_config
-from vitcli.families.vit import VARIANTS as VARIANTS
 from vitcli.families.vit import ModelConfig as ModelConfig
 
 IMAGENET_MEAN: Stats = (0.485, 0.456, 0.406)

@@ -48,11 +48,12 @@ class DataConfig:
 class AugmentConfig:
     crop: Literal["none", "pad", "random", "resized"] = key(
         "resized",
-        "`resized` is the random resized crop (Inception's), `random` a crop of the size from an image 8/7 as large, `pad` a "
+        "`resized` is the random resized crop (Inception's), `random` a crop of the size from an image larger by `margin`, `pad` a "
         "shift by up to `pad` of the side with reflected borders, `none` the whole image",
     )
     scale: Range = key((0.08, 1.0), "area of a resized crop, part of the image", above=0, most=1)
     ratio: Range = key((3 / 4, 4 / 3), "width over height of a resized crop", above=0)
+    margin: float = key(8 / 7, "side of the image that `random` crops from, over the crop's", least=1, most=10)
     pad: float = key(0.125, "the largest shift of `pad`, part of the side", least=0, most=1)
     ramp: float = key(
         0.0, "epochs in which crop and shift grow from none to these values; 0: full from the start", least=0

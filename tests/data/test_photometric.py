@@ -130,8 +130,8 @@ CONFIGS = st.builds(
 def test_an_image_is_changed_alike_in_any_batch(augment: AugmentConfig, seed: int, n: int) -> None:
     images, ids = pictures(n, 32, 32, seed), np.arange(n) + 1000 * seed
     whole = photometric(images.clone(), augment, draw_of(seed, ids))
-    assert whole.min() >= 0
-    assert whole.max() <= 255
+    assert whole.min() >= -1e-3  # a blur rounds
+    assert whole.max() <= 255.001
     one = seed % n
     assert torch.equal(
         photometric(images[one : one + 1].clone(), augment, draw_of(seed, ids[one : one + 1]))[0], whole[one]

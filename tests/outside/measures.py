@@ -14,7 +14,8 @@ from vitcli.config import ProbeConfig
 from vitcli.evaluate.features import Features
 from vitcli.evaluate.metrics import METRICS
 from vitcli.evaluate.probe import METHODS
-from vitcli.weights.layouts import LAYOUTS, Layout
+from vitcli.weights.layout import Layout
+from vitcli.weights.layouts import LAYOUTS
 
 
 class Brier:

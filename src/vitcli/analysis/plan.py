@@ -173,11 +173,16 @@ def similarity_of(
 
 
 def filters_of(reference: str = "", overrides: Overrides | None = None) -> tuple[Description, Filters, tuple[str, ...]]:
-    """The checkpoint, the principal components of its patch embedding, and what to say. Raises CheckpointError or UsageError."""
+    """The checkpoint, the principal components of its filters of pixels, and what to say. Raises CheckpointError or UsageError."""
     asked = overrides or {}
     check_fitting(asked, ("analysis.", "model."))
     opened, notes = opened_checkpoint(reference, asked)
-    _ = opened.description.vit
-    kernel = checkpoint.Lazy(opened)["patch_embed.proj.weight"].float()
+    model = opened.description.model
+    if not model.reader:
+        raise CheckpointError(
+            f"{opened.description.path} is a {model.kind}, which has no filters of pixels",
+            "there is nothing to look at",
+        )
+    kernel = checkpoint.Lazy(opened)[model.reader].float()
     found = principal_filters(kernel, _settings(asked).components)
     return opened.description, found, (*notes, *opened.description.notes)

@@ -215,7 +215,8 @@ def filters(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """What the patch embedding looks for: the first 28 principal components of its filters, as pictures of a patch.
+    """What a model's first filters look for, those of its patches or its first convolution: their first 28 principal
+    components, as pictures of a patch.
 
     analysis.components=N takes another number of them.
     """
@@ -225,11 +226,12 @@ def filters(
 
     described, found, notes = api.filters(checkpoint, overrides)
     announce(notes, quiet=quiet)
-    patch = described.vit.patch
+    rows, columns = found.components.shape[1:3]
+    patch = (rows, columns)
     if plot is not None:
         from vitcli import plots
 
-        title = f"patch embedding of {described.model.name}: principal components of its filters"
+        title = f"first filters of {described.model.name}: their principal components"
         plots.filters(found.components, found.explained_variance, patch, title, plot)
     if json:
         console.print_json({"explained_variance": found.explained_variance.tolist(), "patch_size": list(patch)})
@@ -336,8 +338,8 @@ def _similarity_text(similarity: NDArray[np.float64], grid: Size, name: str) -> 
 
 def _filters_text(explained: NDArray[np.float64], name: str, patch: Size) -> list[str]:
     lines = [
-        f"patch embedding of {name}, patches of {patch[0]} x {patch[1]} px",
-        "principal components of its filters, % of their variance:",
+        f"first filters of {name}, {patch[0]} x {patch[1]} px",
+        "their principal components, % of their variance:",
     ]
     lines += [f"  {index:>3}  {100 * part:5.1f}" for index, part in enumerate(explained, start=1)]
     return [*lines, f"  sum  {100 * explained.sum():5.1f}"]

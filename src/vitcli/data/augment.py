@@ -86,7 +86,7 @@ def geometry(
     if config.crop == "resized":
         part = resized_crop_parts(sizes, config.scale, config.ratio, u[:, :TRIES], u[:, TRIES : 2 * TRIES])
     elif config.crop == "random":
-        part = np.full((n, 2), 7 / 8)
+        part = np.full((n, 2), 1 / config.margin)
     else:
         part = np.ones((n, 2))
     if strength is not None:

@@ -55,7 +55,7 @@ def working_view(native: Size, uniform: bool, img_size: Size, augment: AugmentCo
     A crop is a box in parts of the image's sides, so a squashed copy loses no shape, only resolution along
     the longer side. Small images of one size are kept as they are and enlarged as batches are made.
     """
-    margin = CROP_MARGIN if augment.crop in ("random", "resized") else 1.0
+    margin = {"random": augment.margin, "resized": CROP_MARGIN}.get(augment.crop, 1.0)
     wanted = (round(img_size[0] * margin), round(img_size[1] * margin))
     if uniform:
         wanted = (min(wanted[0], native[0]), min(wanted[1], native[1]))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from vitcli.config_values import Size, check_bounds, key, keys
+from vitcli.errors import UsageError
 
 Shape = tuple[int, ...]
 
@@ -89,6 +90,16 @@ class Architecture:
         """Numbers that the head reads."""
         raise NotImplementedError
 
+    @property
+    def kind(self) -> str:
+        """What it is, in words."""
+        return f"model of the family {self.family}"
+
+    @property
+    def reader(self) -> str:
+        """The name of the filters that read the image's pixels, [filters, 3, rows, columns]; empty where there are none."""
+        return ""
+
     def spelled(self) -> str:
         """The name by these dimensions, which `parse` reads."""
         raise NotImplementedError
@@ -127,6 +138,14 @@ class Architecture:
     def with_head(self, classes: int, kept: bool) -> Self:
         """With so many outputs; a head that is not `kept` has no layers of its own before it."""
         return dataclasses.replace(self, classes=classes)
+
+    def with_patch(self, patch: Size) -> Architecture:
+        """The same for patches of another size. Raises UsageError for a model that has none."""
+        raise UsageError(f"{self.name} has no patches", "leave --patch-size out")
+
+    def suited_to(self, img_size: Size) -> Self:
+        """As it suits images of such a size, where its name leaves that open."""
+        return self
 
     def completed(self, asked: dict[str, Any]) -> dict[str, Any]:
         """The values of `model.` that were asked for, with what follows from them."""

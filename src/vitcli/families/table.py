@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from vitcli.config_values import Size, shown
 from vitcli.errors import UsageError
 from vitcli.families.base import Architecture
+from vitcli.families.bit import BiTConfig
+from vitcli.families.hybrid import HybridConfig
 from vitcli.families.vit import ModelConfig
 
 
@@ -23,6 +25,8 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "vit": Family(ModelConfig, "vitcli.model.vit:ViT", "ViT-B/16, s/32 or ti/4"),
+    "bit": Family(BiTConfig, "vitcli.model.bit:BiT", "R50x1 or R152x4"),
+    "hybrid": Family(HybridConfig, "vitcli.model.hybrid:Hybrid", "R50+ViT-B/16"),
 }
 
 

@@ -8,23 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from vitcli.config_values import Size, check_bounds, format_size, key, shown
-from vitcli.errors import UsageError, did_you_mean
+from vitcli.errors import UsageError
 from vitcli.families.base import Activations, Architecture, Cost, Shape
-
-VARIANTS: dict[str, tuple[int, int, int, int]] = {
-    # name: width, depth, MLP width, heads. Ti and S are DeiT's; B, L and H are the paper's Table 1;
-    # mu and M are big_vision's (models/vit.py, decode_variant).
-    "mu": (32, 1, 128, 2),
-    "Ti": (192, 12, 768, 3),
-    "S": (384, 12, 1536, 6),
-    "M": (512, 12, 2048, 8),
-    "B": (768, 12, 3072, 12),
-    "L": (1024, 24, 4096, 16),
-    "H": (1280, 32, 5120, 16),
-}
+from vitcli.families.sizes import VARIANTS, dimensions_of
 
 _NAME = re.compile(r"(?:vit-)?([a-z]+|w\d+d\d+h\d+(?:m\d+)?)/(\d{1,5})(?:x(\d{1,5}))?", re.IGNORECASE)
-_DIMENSIONS = re.compile(r"w(\d{1,6})d(\d{1,4})h(\d{1,4})(?:m(\d{1,6}))?", re.IGNORECASE)
 _MOST_TOKENS = 10**6
 _MOST_PARAMETERS = 10**12
 """Bounds far above any Vision Transformer that was trained (22 billion parameters, 48 blocks, 6144 channels), as are those of its
@@ -112,6 +100,15 @@ class ModelConfig(Architecture):
         """Rows and columns of patches."""
         return self.img_size[0] // self.patch[0], self.img_size[1] // self.patch[1]
 
+    def patch_shape(self) -> Shape:
+        """Of E, as a convolution's weights."""
+        return (self.width, 3, *self.patch)
+
+    @property
+    def patch_inputs(self) -> int:
+        """Numbers of a patch that E multiplies."""
+        return math.prod(self.patch_shape()[1:])
+
     @property
     def prefix_tokens(self) -> int:
         """Class token, distillation token and registers, in this order before the patches."""
@@ -140,6 +137,19 @@ class ModelConfig(Architecture):
     def offsets(self) -> int:
         """Keys of relative positions in a block: of every offset between two patches in raster order."""
         return 2 * self.grid[0] * self.grid[1] - 1 if self.positions == "relative" else 0
+
+    @property
+    def kind(self) -> str:
+        return "Vision Transformer"
+
+    @property
+    def reader(self) -> str:
+        return "patch_embed.proj.weight"
+
+    @property
+    def reads_pixels(self) -> bool:
+        """Whether a patch is of the image."""
+        return True
 
     @property
     def is_plain(self) -> bool:
@@ -176,7 +186,7 @@ class ModelConfig(Architecture):
         patch = (int(rows), int(columns or rows))
         if min(patch) < 1:
             raise UsageError(f"patch size 0 in {shown(name)}", "a patch is at least one pixel")
-        width, depth, mlp, heads = _dimensions(size, name)
+        width, depth, mlp, heads = dimensions_of(size, name)
         model = cls(name="", width=width, depth=depth, heads=heads, mlp=mlp, patch=patch)
         check_bounds("model", model)
         return replace(model, name=model.spelled())
@@ -195,12 +205,11 @@ class ModelConfig(Architecture):
     def cost(self) -> Cost:
         d, t = self.width, self.tokens
         patches = t - self.prefix_tokens
-        pixels = 3 * self.patch[0] * self.patch[1]
         pre_logits = d * d + d if self.pre_logits else 0
         heads = (1 + self.distilled) * (self.features * self.classes + self.classes) if self.classes else 0
         blocks = self.depth * self.block_parameters
         positions = sum(math.prod(shape) for shape in self.position_shapes().values())
-        backbone = (pixels * d + d) + self.prefix_tokens * d + positions + blocks + 2 * d
+        backbone = (self.patch_inputs + 1) * d + self.prefix_tokens * d + positions + blocks + 2 * d
         head_macs = (1 + self.distilled) * self.features * self.classes + (d * d if self.pre_logits else 0)
         outputs = Activations(float32=4 * self.classes)  # logits, their softmax and gradients
         # the residual stream, and the widest of what a block makes of it
@@ -208,7 +217,7 @@ class ModelConfig(Architecture):
         return Cost(
             parameters=backbone + pre_logits + heads,
             head_parameters=pre_logits + heads,
-            macs=patches * pixels * d + self.depth * self.block_macs(t) + head_macs,
+            macs=patches * self.patch_inputs * d + self.depth * self.block_macs(t) + head_macs,
             head_macs=head_macs,
             training=self.activations(t) + outputs,
             training_head=self._kept(t) + outputs,
@@ -245,7 +254,7 @@ class ModelConfig(Architecture):
         norm = "norm" if self.norm == "before" else "fc_norm"
         shapes: dict[str, Shape] = {
             **self.position_shapes(),
-            "patch_embed.proj.weight": (d, 3, *self.patch),
+            "patch_embed.proj.weight": self.patch_shape(),
             "patch_embed.proj.bias": (d,),
             f"{norm}.weight": (d,),
             f"{norm}.bias": (d,),
@@ -312,6 +321,10 @@ class ModelConfig(Architecture):
         """As a plain ViT with a table of positions, which has rows for prefix tokens where it can."""
         return replace(self, positions="learned", prefix_positions=True)
 
+    def with_patch(self, patch: Size) -> Architecture:
+        model = replace(self, patch=patch)
+        return replace(model, name=model.spelled())
+
     def with_head(self, classes: int, kept: bool) -> ModelConfig:
         return replace(self, classes=classes, pre_logits=self.pre_logits and kept and bool(classes))
 
@@ -361,7 +374,7 @@ class ModelConfig(Architecture):
                 "take a smaller --img-size, or a model with larger patches",
             )
         block = 4 * self.width**2 + 2 * self.width * self.mlp
-        ends = 3 * self.patch[0] * self.patch[1] + self.tokens + self.classes
+        ends = self.patch_inputs + self.tokens + self.classes
         parameters = self.depth * (block + self.offsets * self.width) + ends * self.width
         if parameters > _MOST_PARAMETERS:
             raise UsageError(
@@ -381,15 +394,3 @@ class ModelConfig(Architecture):
             )
         if self.pre_logits and self.pool == "cls+mean":
             raise UsageError("model.pre_logits reads one token, not model.pool = cls+mean", "leave one of them out")
-
-
-def _dimensions(size: str, name: str) -> tuple[int, int, int, int]:
-    """Width, depth, MLP width and heads. Raises UsageError."""
-    own = _DIMENSIONS.fullmatch(size)
-    if own is not None:
-        width, depth, heads = int(own[1]), int(own[2]), int(own[3])
-        return width, depth, int(own[4] or 4 * width), heads
-    variants = {v.lower(): dimensions for v, dimensions in VARIANTS.items()}
-    if size.lower() not in variants:
-        raise UsageError(f"unknown model size {shown(size)} in {shown(name)}", did_you_mean(size.lower(), variants))
-    return variants[size.lower()]

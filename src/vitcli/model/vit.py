@@ -34,12 +34,12 @@ TOKENS = ("pos_embed", "column_embed", "row_embed", "cls_token", "dist_token", "
 class PatchEmbed(nn.Module):
     """E and its bias, kept as a convolution's weights, applied as one matrix product."""
 
-    def __init__(self, patch: Size, width: int) -> None:
+    def __init__(self, patch: Size, width: int, channels: int = 3) -> None:
         super().__init__()
         self.patch = patch
-        self.proj = nn.Conv2d(3, width, kernel_size=patch, stride=patch)
+        self.proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
 
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch patches dim"]:
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch patches dim"]:
         return self.of(cut(images, self.patch))
 
     def of(self, patches: Float[Tensor, "batch patches pixels"]) -> Float[Tensor, "batch patches dim"]:
@@ -47,7 +47,7 @@ class PatchEmbed(nn.Module):
         return linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
-def cut(images: Float[Tensor, "batch 3 height width"], patch: Size) -> Float[Tensor, "batch patches pixels"]:
+def cut(images: Float[Tensor, "batch channels height width"], patch: Size) -> Float[Tensor, "batch patches pixels"]:
     """The pixels of each patch, row by row of the grid; within a patch channel by channel, as a convolution's weights lie."""
     (rows, columns), (batch, channels, height, width) = patch, images.shape
     patches = images.view(batch, channels, height // rows, rows, width // columns, columns)
@@ -89,7 +89,7 @@ class ViT(Classifier):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.checkpointing = False
-        self.patch_embed = PatchEmbed(config.patch, config.width)
+        self.patch_embed = self.make_patch_embed()
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.width)) if config.class_token else None
         self.dist_token = nn.Parameter(torch.empty(1, 1, config.width)) if config.distilled else None
         self.reg_token = nn.Parameter(torch.empty(1, config.registers, config.width)) if config.registers else None
@@ -103,6 +103,9 @@ class ViT(Classifier):
         self.pre_logits = PreLogits(config.width) if config.pre_logits else nn.Identity()
         self.head = nn.Linear(config.features, config.classes) if config.classes else nn.Identity()
         self.head_dist = nn.Linear(config.width, config.classes) if config.classes and config.distilled else None
+
+    def make_patch_embed(self) -> PatchEmbed:
+        return PatchEmbed(self.config.patch, self.config.width)
 
     @property
     def heads(self) -> list[nn.Linear]:

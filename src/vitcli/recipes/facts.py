@@ -45,7 +45,7 @@ def model_for(facts: Facts, default: str, img_size: Size = (224, 224)) -> Archit
     size = facts.img_size or img_size
     if facts.parent is not None:
         return replace(facts.parent.without_dropout(), img_size=size, classes=facts.classes)
-    return model_config(facts.model or default, size, facts.classes).published()
+    return model_config(facts.model or default, size, facts.classes).suited_to(size).published()
 
 
 def vit_for(facts: Facts, recipe: str) -> ModelConfig:

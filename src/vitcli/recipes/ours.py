@@ -147,7 +147,7 @@ def _named_model(facts: Facts) -> Architecture:
         patch = model_config(facts.model).multiple
         size = shaped(facts, size, patch)
         size = (max(1, round(size[0] / patch[0])) * patch[0], max(1, round(size[1] / patch[1])) * patch[1])
-    return model_config(facts.model, size, facts.classes)
+    return model_config(facts.model, size, facts.classes).suited_to(size)
 
 
 def _batch_size(facts: Facts, largest: int) -> int:

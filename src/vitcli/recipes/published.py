@@ -40,7 +40,9 @@ def _paper(
     clip: float = 0.0,
 ) -> Config:
     """A row of the paper's Table 3: batch 4096, 10,000 warm-up steps, 224 px, Adam (0.9, 0.999), tanh pre-logits."""
-    model = replace(vit_for(facts, recipe), pre_logits=True, dropout=dropout)
+    model = model_for(facts, "ViT-B/16")
+    if isinstance(model, ModelConfig):
+        model = replace(model, pre_logits=True, dropout=dropout)
     return Config(
         run=RunConfig(recipe=recipe),
         model=model,
@@ -58,17 +60,22 @@ def _paper(
     )
 
 
-def _paper_size(facts: Facts) -> str:
-    """B, L or H, or the nearest of them, and the patch: the key of a row of Table 3."""
-    name = vit_for(facts, "paper-jft").name
-    variant, patch = name.removeprefix("ViT-").split("/")
-    return f"{variant if variant in 'BLH' else 'B'}/{patch}"
+_JFT_RATES = {
+    "R50+ViT-L/32": 2e-4, "R50+ViT-L/16": 4e-4, "R50+ViT-B": 8e-4, "ViT-H": 3e-4, "ViT-L/16": 4e-4, "ViT-L": 6e-4,
+    "R152x": 6e-4, "R200x": 6e-4, "R101x": 8e-4, "R50x": 1e-3,
+}  # fmt: skip
+"""Base rates of Table 3 by what a model's name begins with. R200x3, which has no row, takes that of R152."""
 
 
 def paper_jft(facts: Facts) -> Config:
-    """JFT-300M rows of Table 3 (Dosovitskiy et al., 2021): 7 epochs, 14 for H/14; L/16 was trained for 7 and for 14."""
-    lr = {"B": 8e-4, "L": 4e-4 if _paper_size(facts) == "L/16" else 6e-4, "H": 3e-4}[_paper_size(facts)[0]]
-    return _paper(facts, "paper-jft", 14.0 if _paper_size(facts)[0] == "H" else 7.0, lr, "linear", 0.1, 0.0)
+    """JFT-300M rows of Table 3 (Dosovitskiy et al., 2021), ResNets and hybrids among them: 7 epochs, 14 for H/14 and R200x3; L/16
+    and its hybrid were trained for 7 and for 14, R152x2, too.
+
+    A model without a row has the rate of ViT-B.
+    """
+    name = model_for(facts, "ViT-B/16").name
+    lr = next((rate for begins, rate in _JFT_RATES.items() if name.startswith(begins)), 8e-4)
+    return _paper(facts, "paper-jft", 14.0 if name.startswith(("ViT-H", "R200x3")) else 7.0, lr, "linear", 0.1, 0.0)
 
 
 def paper_i21k(facts: Facts) -> Config:
@@ -102,6 +109,46 @@ def paper_finetune(facts: Facts) -> Config:
         augment=AugmentConfig(crop="random", flip=0.5 if facts.mirror else 0.0),
         train=TrainConfig(batch_size=512, steps=steps),
         optim=OptimConfig(name="sgd", lr=0.01, momentum=0.9, warmup_steps=500 if steps > 500 else 100, clip=1.0),
+        eval=replace(evaluation_for(facts), crop=1.0, resize="square", views=1),
+    )
+
+
+def bit_hyperrule(facts: Facts) -> Config:
+    """BiT-HyperRule (Kolesnikov et al., 2020, §3.3): SGD with momentum 0.9, batch 512, rate 0.003, no weight decay.
+
+    500 steps below 20,000 images, 10,000 below 500,000, else 20,000; Mixup of 0.1 from 20,000 images on. Images below 96 x 96
+    px are squashed to 160 and cropped to 128, others to 448 and 384 px, of the largest models to 512 and 480. The rate
+    falls to a tenth at 40, 60 and 80 % of the shortest schedule and 30, 60 and 90 % of the others, after a warm-up of 100
+    or 500 steps (google-research/big_transfer bit_hyperrule.py; the paper has 30, 60 and 90 % for all).
+
+    A checkpoint of images below 96 x 96 px keeps its size. Evaluation squashes to the whole size.
+    """
+    small = facts.images < 20_000
+    large = facts.parent is not None and facts.parent.cost().parameters > 5e8
+    tiny = facts.size[0] * facts.size[1] < 96**2
+    size: Size = (128, 128) if tiny else (480, 480) if large else (384, 384)
+    if facts.parent is not None:
+        own = facts.parent.img_size
+        if own[0] * own[1] < 96**2 or any(s % p for s, p in zip(size, facts.parent.multiple, strict=True)):
+            size = own
+    return Config(
+        run=RunConfig(recipe="bit-hyperrule"),
+        model=model_for(facts, "R50x1", size).with_head(facts.classes, kept=False),
+        augment=AugmentConfig(
+            crop="random",
+            margin=160 / 128 if tiny else 512 / 480 if large else 448 / 384,
+            flip=0.5 if facts.mirror else 0.0,
+            mixup=0.0 if small else 0.1,
+        ),
+        train=TrainConfig(batch_size=512, steps=500 if small else 10_000 if facts.images < 500_000 else 20_000),
+        optim=OptimConfig(
+            name="sgd",
+            lr=0.003,
+            momentum=0.9,
+            warmup_steps=100 if small else 500,
+            schedule="step",
+            milestones=(0.4, 0.6, 0.8) if small else (0.3, 0.6, 0.9),
+        ),
         eval=replace(evaluation_for(facts), crop=1.0, resize="square", views=1),
     )
 

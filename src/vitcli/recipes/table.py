@@ -19,7 +19,16 @@ from vitcli.config import (
 from vitcli.errors import UsageError, did_you_mean
 from vitcli.recipes.facts import Facts, is_long, is_tiny, shaped
 from vitcli.recipes.ours import finetune, small
-from vitcli.recipes.published import augreg, deit, deit3, paper_finetune, paper_i1k, paper_i21k, paper_jft
+from vitcli.recipes.published import (
+    augreg,
+    bit_hyperrule,
+    deit,
+    deit3,
+    paper_finetune,
+    paper_i1k,
+    paper_i21k,
+    paper_jft,
+)
 
 
 def evaluated_as_trained(config: Config, asked: Collection[str] = ()) -> Config:
@@ -42,6 +51,7 @@ RECIPES: dict[str, Callable[[Facts], Config]] = {
     "paper-i21k": paper_i21k,
     "paper-i1k": paper_i1k,
     "paper-finetune": paper_finetune,
+    "bit-hyperrule": bit_hyperrule,
     "augreg": augreg,
     "deit": deit,
     "deit3": deit3,
@@ -132,12 +142,13 @@ def configure(recipe: str, facts: Facts) -> Config:
     """The complete configuration of `recipe`. Raises UsageError for an unknown name or a model that does not fit."""
     if recipe not in RECIPES:
         raise UsageError(f"unknown recipe {recipe[:100]!r}", did_you_mean(recipe, RECIPES))
-    trained = recipe in ("finetune", "paper-finetune")
+    trained = recipe in ("finetune", "paper-finetune", "bit-hyperrule")
     if facts.command == "pretrain" and trained and facts.parent is None:
         raise UsageError(f"recipe {recipe!r} starts from trained weights", "use vit finetune CKPT, or another recipe")
     if facts.command == "finetune" and not trained:
         raise UsageError(
-            f"recipe {recipe!r} starts from random weights", "use vit pretrain, or --recipe finetune or paper-finetune"
+            f"recipe {recipe!r} starts from random weights",
+            "use vit pretrain, or --recipe finetune, paper-finetune or bit-hyperrule",
         )
     if facts.model and facts.parent is not None:
         raise UsageError("--model cannot change a trained model", "the checkpoint says what its model is")

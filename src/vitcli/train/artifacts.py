@@ -151,7 +151,6 @@ def _card(description: Description, report: dict[str, Any], plan: Plan) -> str:
     how = "fine-tuned" if config.run.command == "finetune" else "trained further"
     trained = f"{how} from {markdown(plan.parent.path.name)}" if plan.parent else "trained from random weights"
     result = "" if scores is None else _results(scores)
-    kind = "Vision Transformer" if isinstance(model, ModelConfig) else f"model of the family {markdown(model.family)}"
     return f"""---
 library_name: vit
 pipeline_tag: image-classification
@@ -160,7 +159,7 @@ tags: [vision-transformer, image-classification]
 
 # {markdown(model.name)} on {data}
 
-A {kind} {trained} on {source}.
+A {markdown(model.kind)} {trained} on {source}.
 
 | | |
 |---|---|

@@ -54,8 +54,9 @@ class Muon(torch.optim.Optimizer):
                 state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
                 update = p.grad.lerp(state["momentum_buffer"], group["momentum"])
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                parts = p.view(group["parts"], -1, p.shape[1]), update.view(group["parts"], -1, p.shape[1])
-                rows, columns = parts[0].shape[1:]
+                columns = p[0].numel()  # a convolution's filters are rows
+                parts = p.view(group["parts"], -1, columns), update.view(group["parts"], -1, columns)
+                rows = parts[0].shape[1]
                 rate = group["lr"] * math.sqrt(max(1.0, rows / columns))
                 wide = [t if rows <= columns else t.transpose(1, 2) for t in parts]
                 by_shape.setdefault((min(rows, columns), max(rows, columns)), []).append((wide[0], rate, wide[1]))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vitcli.data.batch import Batch
 from vitcli.errors import DivergedError
+from vitcli.model.held import held
 from vitcli.randomness import generator
 from vitcli.train.trainer import Trainer
 
@@ -39,17 +40,18 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> Update:
     optimizer.zero_grad()
     model.train()
     objective.train()
-    for index in range(parts):
-        rows = slice(index * size, (index + 1) * size)
-        trainer.machine.seed(int(generator(config.run.seed, "dropout", step, index).integers(2**62)))
-        with torch.autocast(trainer.machine.device.type, torch.bfloat16, enabled=trainer.machine.bf16):
-            result = objective(model, batch.rows(rows), noise.rows(rows))
-        # gradients add up, so that the sum over micro-batches is the gradient of the batch's mean
-        (result.loss / parts).backward()
-        total += float(result.loss.detach()) / parts
-        for name, value in result.metrics.items():
-            mean = torch.as_tensor(value).detach().float() / parts
-            metrics[name] = metrics[name] + mean if name in metrics else mean
+    with held(model):
+        for index in range(parts):
+            rows = slice(index * size, (index + 1) * size)
+            trainer.machine.seed(int(generator(config.run.seed, "dropout", step, index).integers(2**62)))
+            with torch.autocast(trainer.machine.device.type, torch.bfloat16, enabled=trainer.machine.bf16):
+                result = objective(model, batch.rows(rows), noise.rows(rows))
+            # gradients add up, so that the sum over micro-batches is the gradient of the batch's mean
+            (result.loss / parts).backward()
+            total += float(result.loss.detach()) / parts
+            for name, value in result.metrics.items():
+                mean = torch.as_tensor(value).detach().float() / parts
+                metrics[name] = metrics[name] + mean if name in metrics else mean
     norm = float(optimizer.clip(config.optim.clip))
     if not (math.isfinite(total) and math.isfinite(norm)):
         ids = ", ".join(str(i) for i in batch.ids[:8].tolist())

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from vitcli.config import VARIANTS, Architecture, ModelConfig, Size
 from vitcli.errors import CheckpointError, UsageError
 from vitcli.families.base import Shape
-from vitcli.weights.keys import NEEDED, WHOLE, Found, Shapes
+from vitcli.weights import residual
+from vitcli.weights.keys import WHOLE, Found, Shapes
+from vitcli.weights.layout import Layout
 from vitcli.weights.layouts import (
     BIG_VISION,
     DINOV2,
     TIMM,
-    Layout,
 )
 from vitcli.weights.sidecar import Sidecar
 
@@ -45,72 +46,92 @@ def check_shapes(found: Shapes, model: Architecture, where: str) -> None:
 class Stored:
     """The architecture of a file, and how its position embedding lies there."""
 
-    model: ModelConfig
-    rows: int  # position rows of prefix tokens in the file, which may be more than the model has: they are added in
+    model: Architecture
+    rows: int = 0  # position rows of prefix tokens in the file, which may be more than the model has: they are added in
     registers_from: str = ""  # "dist_token": it is kept as a register, since no head reads it
     guessed: tuple[str, ...] = ()  # keys of the model that neither the arrays nor anything beside them tell
 
 
 def architecture(found: Found, said: Sidecar, where: str) -> Stored:
     """The architecture of a recognised file, `said` by its configuration where that is there. Raises CheckpointError."""
-    shapes, layout = found.shapes, found.layout
-    missing = [key for key in NEEDED if key not in shapes]
+    layout = found.layout
+    missing = [key for key in layout.needed if key not in found.shapes]
     if missing:
         strays = f" and has {', '.join(sorted(found.strays)[:4])} beside" if found.strays else ""
         raise CheckpointError(f"{where} has the layout of {layout.name}, but lacks {missing[0]}{strays}", WHOLE)
     try:
-        width, _, *sides = shapes["patch_embed.proj.weight"]
-        patch = (sides[0], sides[1])
-        if min(width, *patch) < 1:
-            raise ValueError(f"patch embedding of shape {shapes['patch_embed.proj.weight']}")
-        depth = 1 + max(int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", key) for key in shapes) if m)
-        mlp = shapes["blocks.0.mlp.fc1.weight"][0]
-        class_token, distilled = "cls_token" in shapes, "head_dist.weight" in shapes
-        registers = shapes["reg_token"][1] if "reg_token" in shapes else 0
-        unread = "dist_token" in shapes and not distilled  # transformers' DeiT with one head, and DeiT without any
-        prefix = class_token + ("dist_token" in shapes) + registers
-        scaled = "blocks.0.ls1.gamma" in shapes
-        counts = (prefix, int(class_token), 0) if registers or scaled or layout in _ROWLESS else (prefix,)
-        rows, img_size = _grid(shapes["pos_embed"][1], counts, patch, said.img_size, where)
-        after = "fc_norm.weight" in shapes
-        head = shapes.get("head.weight", (0, width))
-        pool = said.pool or ("mean" if after or not class_token else "cls")
-        if head[0] and class_token and head[1:] == (2 * width,):
-            pool = "cls+mean"
-        model = ModelConfig(
-            name="",
-            width=width,
-            depth=depth,
-            heads=said.heads or found.heads or usual_heads(width, depth, mlp),
-            mlp=mlp,
-            patch=patch,
-            img_size=img_size,
-            classes=head[0],
-            pool=pool,  # type: ignore[arg-type]
-            class_token=class_token,
-            pre_logits="pre_logits.fc.weight" in shapes,
-            gelu=said.gelu or layout.gelu,  # type: ignore[arg-type]
-            norm_eps=layout.norm_eps if said.norm_eps is None else said.norm_eps,
-            norm="after" if after else "before",
-            registers=registers + unread,
-            distilled=distilled,
-            layer_scale=1e-5 if scaled else 0.0,
-            prefix_positions=rows > 0 or prefix == 0,
-            posemb=_interpolation(layout, registers),  # type: ignore[arg-type]
-        )
-        if model.registers:
-            model = replace(model, prefix_positions=False)
-        model = replace(model, name=model.spelled())
-        if width % model.heads:
-            raise ValueError(f"a width of {width} has no {model.heads} heads")
-        model.check()
+        stored = _READERS[layout.family](found, said, where)
+        stored.model.check()
     except (ValueError, IndexError, TypeError, UsageError, ZeroDivisionError) as error:
         text = error.message if isinstance(error, UsageError) else str(error)
-        raise CheckpointError(f"{where} is not a ViT that vit can build: {text}", WHOLE) from None
-    guessed = _guessed(model, found, said)
-    stored = Stored(model, rows, "dist_token" if unread else "", guessed)
-    check_shapes(_folded(shapes, stored) | dict(found.strays), model, where)
+        raise CheckpointError(f"{where} is not a model that vit can build: {text}", WHOLE) from None
+    check_shapes(_folded(found.shapes, stored) | dict(found.strays), stored.model, where)
     return stored
+
+
+def _bit(found: Found, said: Sidecar, where: str) -> Stored:
+    """A residual network, which takes images of any size: those of its configuration, else the usual one, which is said."""
+    model = residual.bit(found.shapes, dict(found.layout.keys))
+    if said.groups:
+        model = replace(model, groups=said.groups)
+    return Stored(
+        replace(model, img_size=said.img_size or model.img_size), guessed=() if said.img_size else ("img_size",)
+    )
+
+
+def _vit(found: Found, said: Sidecar, where: str) -> Stored:
+    """A Vision Transformer, of a hybrid with what is below its patches. Raises ValueError and its like, CheckpointError."""
+    shapes, layout = found.shapes, found.layout
+    base = residual.patched_by(shapes, dict(layout.keys))
+    width, _, *sides = shapes["patch_embed.proj.weight"]
+    patch = (sides[0] * base.patch[0], sides[1] * base.patch[1])
+    if min(width, *patch) < 1:
+        raise ValueError(f"patch embedding of shape {shapes['patch_embed.proj.weight']}")
+    depth = 1 + max(int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", key) for key in shapes) if m)
+    mlp = shapes["blocks.0.mlp.fc1.weight"][0]
+    class_token, distilled = "cls_token" in shapes, "head_dist.weight" in shapes
+    registers = shapes["reg_token"][1] if "reg_token" in shapes else 0
+    unread = "dist_token" in shapes and not distilled  # transformers' DeiT with one head, and DeiT without any
+    prefix = class_token + ("dist_token" in shapes) + registers
+    scaled = "blocks.0.ls1.gamma" in shapes
+    counts = (prefix, int(class_token), 0) if registers or scaled or layout in _ROWLESS else (prefix,)
+    rows, img_size = _grid(shapes["pos_embed"][1], counts, patch, said.img_size, where)
+    after = "fc_norm.weight" in shapes
+    head = shapes.get("head.weight", (0, width))
+    pool = said.pool or ("mean" if after or not class_token else "cls")
+    if head[0] and class_token and head[1:] == (2 * width,):
+        pool = "cls+mean"
+    model = replace(
+        base,
+        width=width,
+        depth=depth,
+        heads=said.heads or found.heads or usual_heads(width, depth, mlp),
+        mlp=mlp,
+        patch=patch,
+        img_size=img_size,
+        classes=head[0],
+        pool=pool,  # type: ignore[arg-type]
+        class_token=class_token,
+        pre_logits="pre_logits.fc.weight" in shapes,
+        gelu=said.gelu or layout.gelu,  # type: ignore[arg-type]
+        norm_eps=layout.norm_eps if said.norm_eps is None else said.norm_eps,
+        norm="after" if after else "before",
+        registers=registers + unread,
+        distilled=distilled,
+        layer_scale=1e-5 if scaled else 0.0,
+        prefix_positions=rows > 0 or prefix == 0,
+        posemb=_interpolation(layout, registers),  # type: ignore[arg-type]
+    )
+    if model.registers:
+        model = replace(model, prefix_positions=False)
+    model = replace(model, name=model.spelled())
+    if width % model.heads:
+        raise ValueError(f"a width of {width} has no {model.heads} heads")
+    return Stored(model, rows, "dist_token" if unread else "", _guessed(model, found, said))
+
+
+_READERS = {"vit": _vit, "bit": _bit}
+"""By the family of a layout."""
 
 
 def _guessed(model: ModelConfig, found: Found, said: Sidecar) -> tuple[str, ...]:
@@ -152,6 +173,8 @@ def _interpolation(layout: Layout, registers: int) -> str:
 def _folded(shapes: Shapes, stored: Stored) -> dict[str, Shape]:
     """The shapes once prefix rows are added to their tokens and an unread distillation token is a register."""
     shapes, model = dict(shapes), stored.model
+    if not isinstance(model, ModelConfig):
+        return shapes
     if stored.rows > model.prefix_rows:
         one, rows, width = shapes["pos_embed"]
         shapes["pos_embed"] = (one, rows - stored.rows + model.prefix_rows, width)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vitcli import files
 from vitcli.config import Architecture, ModelConfig, Overrides, Size
-from vitcli.errors import CheckpointError, UsageError
+from vitcli.errors import CheckpointError
 from vitcli.model.classifier import Classifier, build, class_of
 from vitcli.text import as_json
 from vitcli.weights.architecture import Stored, check_shapes
@@ -78,6 +78,8 @@ class Lazy(Mapping[str, Tensor]):
             tensor = tensor.t()
         elif part.op == "hwio":
             tensor = tensor.permute(3, 2, 0, 1)
+        elif part.op == "hwio_matrix":
+            tensor = tensor.flatten(0, 2).t()
         elif part.op == "heads_in":
             tensor = tensor.flatten(1).t()
         elif part.op == "heads_out":
@@ -89,13 +91,16 @@ class Lazy(Mapping[str, Tensor]):
         if name == "reg_token" and stored.registers_from:
             first = self._joined(stored.registers_from)
             tensor = torch.cat([first, tensor], dim=1) if "reg_token" in self._parts else first
-        surplus = stored.rows - stored.model.prefix_rows
+        model = stored.model
+        if not isinstance(model, ModelConfig):
+            return tensor
+        surplus = stored.rows - model.prefix_rows
         if not surplus:
             return tensor
         if name == "pos_embed":
             return tensor[:, surplus:]
         rows = self._joined("pos_embed")[:, :surplus]
-        own = int(stored.model.class_token)
+        own = int(model.class_token)
         rows = rows[:, :own] if name == "cls_token" else rows[:, own:]
         return tensor + rows if rows.shape[1] else tensor
 
@@ -220,7 +225,7 @@ def resized(
     old = description.model
     new = dataclasses.replace(old, img_size=size)
     if patch is not None:
-        new = _with_patches(new, patch)
+        new = new.with_patch(patch)
     if new == old:
         return description, tensors
     new.check()
@@ -229,14 +234,6 @@ def resized(
         dataclasses.replace(row, fate="resampled") if row.to in changed else row for row in description.report
     )
     return dataclasses.replace(description, model=new, report=report), ChainMap(changed, tensors)  # type: ignore[arg-type]
-
-
-def _with_patches(model: Architecture, patch: Size) -> Architecture:
-    """Raises UsageError for a model that has none."""
-    if not isinstance(model, ModelConfig):
-        raise UsageError(f"{model.name} has no patches", "leave --patch-size out")
-    model = dataclasses.replace(model, patch=patch)
-    return dataclasses.replace(model, name=model.spelled())
 
 
 def adapt(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from vitcli.config import (
     from_dict,
 )
 from vitcli.errors import CheckpointError, UsageError, VitError
+from vitcli.families.table import FAMILIES
 from vitcli.weights import names as by_name
 from vitcli.weights.architecture import Stored, architecture, check_shapes
 from vitcli.weights.document import check_document
@@ -72,7 +74,8 @@ class Description:
         """The architecture of a Vision Transformer. Raises CheckpointError for another model."""
         if not isinstance(self.model, ModelConfig):
             raise CheckpointError(
-                f"{self.path} is a {self.model.name}, no Vision Transformer", "this command is for those alone"
+                f"{self.path} is a {self.model.kind}, {self.model.name}: it has neither attention nor patches",
+                "this command is for Vision Transformers and hybrids",
             )
         return self.model
 
@@ -111,9 +114,9 @@ def preprocessing(size: Size, config: EvalConfig) -> dict[str, Any]:
 # --- reading -----------------------------------------------------------------------------------------------
 
 
-DESCRIBED = ModelConfig.fixed() - {"name", "family"} | {"posemb"}
+DESCRIBED = frozenset().union(*(f.config.fixed() for f in FAMILIES.values())) - {"name", "family"} | {"posemb"}
 """Keys of `model.` that say what weights are, which --set gives where a file does not."""
-_REPLACES = ("heads", "gelu", "norm_eps", "pool", "posemb")
+_REPLACES = ("heads", "gelu", "norm_eps", "pool", "posemb", "groups", "group_eps", "weight_eps", "weight_eps_to")
 """Those that may differ from what was read or guessed; of the others the arrays leave no doubt."""
 
 
@@ -293,6 +296,8 @@ def _by_name(names: tuple[str, ...], found: Found) -> Sidecar:
 def _as_asked(stored: Stored, asked: Overrides, path: Path) -> Stored:
     """With what was asked for in place of what was read or guessed. Raises UsageError."""
     for key, value in asked.items():
+        if not hasattr(stored.model, key):
+            raise UsageError(f"model.{key} does not concern {stored.model.name}, of {path}", "leave it out")
         own = getattr(stored.model, key)
         if key not in _REPLACES and value != own:
             raise UsageError(
@@ -303,8 +308,8 @@ def _as_asked(stored: Stored, asked: Overrides, path: Path) -> Stored:
     model.check()
     if model.features != stored.model.features and model.classes:
         raise UsageError(
-            f"model.pool = {model.pool}: the head of {path} reads {stored.model.features} numbers, not {model.features}",
-            f"leave it out for {stored.model.pool}",
+            f"model.pool = {asked['pool']}: the head of {path} reads {stored.model.features} numbers, not {model.features}",
+            "leave it out",
         )
     guessed = tuple(key for key in stored.guessed if key not in asked)
     return dataclasses.replace(stored, model=model, guessed=guessed)
@@ -356,14 +361,21 @@ def _notes(weights: Weights, found: Found, stored: Stored, why: str, others: lis
     return notes
 
 
-def guesses(model: ModelConfig, keys: tuple[str, ...]) -> str:
+_WORDS: dict[str, Callable[[Any], str]] = {
+    "heads": lambda heads: f"{heads} head{'s' if heads > 1 else ''}",
+    "gelu": lambda form: f"GELU {form}",
+    "norm_eps": lambda eps: f"norm_eps {eps:g}",
+    "pool": lambda pool: f"pooling {pool}",
+}
+
+
+def guesses(model: Architecture, keys: tuple[str, ...]) -> str:
     """One line that names what was guessed, and how to replace it."""
-    words = {
-        "heads": f"{model.heads} head{'s' if model.heads > 1 else ''}",
-        "gelu": f"GELU {model.gelu}",
-        "norm_eps": f"norm_eps {model.norm_eps:g}",
-        "pool": f"pooling {model.pool}",
-    }
+    if keys == ("img_size",):
+        return (
+            f"{format_size(model.img_size)} px, a guess: the network takes images of any size; --img-size gives another"
+        )
+    words = {key: _WORDS[key](getattr(model, key)) for key in keys}
     settings = ", ".join(f"--set model.{key}=…" for key in keys)
     return (
         f"a guess: {', '.join(words[key] for key in keys)}; {settings} {'replace' if len(keys) > 1 else 'replaces'} it"

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitcli import files, hub
-from vitcli.config import Overrides
+from vitcli.config import ModelConfig, Overrides
 from vitcli.data.batch import normalise_, to_float
 from vitcli.data.decode import eval_view
 from vitcli.data.samples import sample_photographs
@@ -37,6 +37,7 @@ from vitcli.weights import formats
 from vitcli.weights.asked import asked_checkpoint
 from vitcli.weights.checkpoint import Tensors, load, model_with, write_safetensors
 from vitcli.weights.describe import Description, preprocessing
+from vitcli.weights.theirs import format_of
 
 FORMATS = ("onnx", "timm", "transformers")
 TOLERANCE = 1e-4
@@ -56,10 +57,8 @@ def check_format(form: str, description: Description) -> None:
         raise CheckpointError(
             f"{description.path} has no classification head", "fine-tune it first: vit finetune CKPT --data DATA"
         )
-    if form == "timm":
-        formats.check_timm(description.vit)
-    if form == "transformers":
-        formats.transformers_architecture(description.vit)
+    if form != "onnx":
+        format_of(description, form).check(description)
     missing = [name for name in _NEEDS[form] if importlib.util.find_spec(name) is None]
     if missing:
         extra = "'vitcli[onnx]'" if form == "onnx" else form
@@ -118,8 +117,8 @@ def export(description: Description, tensors: Tensors, out: Path, form: str, for
     write = {"onnx": _onnx, "timm": _timm, "transformers": _transformers}[form]
     difference = 0.0
     plain, weights = description, tensors
-    if form != "onnx":
-        config, weights = as_learned(description.vit, tensors)
+    if form != "onnx" and isinstance(description.model, ModelConfig):
+        config, weights = as_learned(description.model, tensors)
         plain = dataclasses.replace(description, model=config)
 
     def fill(place: Path) -> None:
@@ -173,7 +172,8 @@ def _save(place: Path, tensors: Tensors, config: dict[str, Any], document: dict[
 
 
 def _timm(description: Description, tensors: Tensors, model: Classifier, place: Path) -> Callable[[Images], Logits]:
-    _save(place, tensors, formats.timm_config(description), description.document())
+    theirs = format_of(description, "timm")
+    _save(place, theirs.weights(description, tensors), theirs.config(description), description.document())
     loaded = _import("timm").create_model(f"local-dir:{place.resolve()}", pretrained=True).eval()
     result: Callable[[Images], Logits] = loaded
     return result
@@ -182,8 +182,9 @@ def _timm(description: Description, tensors: Tensors, model: Classifier, place: 
 def _transformers(
     description: Description, tensors: Tensors, model: Classifier, place: Path
 ) -> Callable[[Images], Logits]:
-    weights = formats.transformers_weights(description.vit, tensors)
-    _save(place, {name: t.contiguous() for name, t in weights.items()}, formats.transformers_config(description))
+    theirs = format_of(description, "transformers")
+    weights = theirs.weights(description, tensors)
+    _save(place, {name: t.contiguous() for name, t in weights.items()}, theirs.config(description))
     files.write_json(place / "preprocessor_config.json", formats.preprocessor_config(description))
     auto = _import("transformers").AutoModelForImageClassification
     _import("transformers.utils.logging").disable_progress_bar()

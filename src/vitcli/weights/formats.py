@@ -31,8 +31,9 @@ _BICUBIC, _BILINEAR = 3, 2  # Pillow's numbers
 # --- timm --------------------------------------------------------------------------------------------------
 
 
-def check_timm(model: ModelConfig) -> None:
+def check_timm(description: Description) -> None:
     """Raises CheckpointError for what timm's ViT does not have."""
+    model = description.vit
     _check_blocks(model, "timm")
     if model.pre_logits or model.pool == "cls+mean":
         what = "a tanh layer before the head" if model.pre_logits else "a head that reads class token and mean"
@@ -45,7 +46,7 @@ def timm_config(description: Description) -> dict[str, Any]:
     It has no model_type, by which transformers would take it for a model of its own, and no num_classes among the
     arguments, which timm gives from beside them.
     """
-    model, config = description.vit, description.eval
+    model = description.vit
     arguments: dict[str, Any] = {
         "img_size": list(model.img_size),
         "patch_size": list(model.patch),
@@ -67,11 +68,19 @@ def timm_config(description: Description) -> dict[str, Any]:
     if model.distilled:
         del arguments["class_token"]  # timm's distilled model always has one
     head = "head" if not model.distilled else ["head", "head_dist"]
+    architecture = "deit_base_distilled_patch16_224" if model.distilled else "vit_base_patch16_224"
+    tree = timm_document(description, architecture, arguments, "patch_embed.proj", head)
+    return tree | {"num_features": model.width, "global_pool": arguments["global_pool"]}
+
+
+def timm_document(
+    description: Description, architecture: str, arguments: dict[str, Any], first: str, head: str | list[str]
+) -> dict[str, Any]:
+    """What `config.json` has of every model: `first` is the layer that reads the image, `head` what gives the logits."""
+    model, config = description.model, description.eval
     return {
-        "architecture": "deit_base_distilled_patch16_224" if model.distilled else "vit_base_patch16_224",
+        "architecture": architecture,
         "num_classes": model.classes,
-        "num_features": model.width,
-        "global_pool": arguments["global_pool"],
         "model_args": arguments,
         "label_names": [c.name for c in description.classes],
         "pretrained_cfg": {
@@ -84,10 +93,15 @@ def timm_config(description: Description) -> dict[str, Any]:
             "interpolation": config.interpolation,
             "mean": list(config.mean),
             "std": list(config.std),
-            "first_conv": "patch_embed.proj",
+            "first_conv": first,
             "classifier": head,
         },
     }
+
+
+def timm_weights(description: Description, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """vit's names are timm's."""
+    return dict(tensors)
 
 
 def _check_blocks(model: ModelConfig, tool: str) -> None:
@@ -121,6 +135,11 @@ _REGISTERS = TheirClass(
     "dinov2_with_registers.",
 )
 _SIGLIP = TheirClass("SiglipForImageClassification", "siglip", TRANSFORMERS_SIGLIP, "")
+
+
+def check_transformers(description: Description) -> None:
+    """Raises CheckpointError where transformers has no class that computes the same."""
+    transformers_architecture(description.vit)
 
 
 def transformers_architecture(model: ModelConfig) -> TheirClass:
@@ -165,7 +184,6 @@ def transformers_config(description: Description) -> dict[str, Any]:
     """`config.json` of the class that computes the same."""
     model = description.vit
     architecture = transformers_architecture(model)
-    names = [c.name for c in description.classes] or [f"LABEL_{i}" for i in range(model.classes)]
     encoder: dict[str, Any] = {
         "hidden_size": model.width,
         "num_hidden_layers": model.depth,
@@ -189,6 +207,14 @@ def transformers_config(description: Description) -> dict[str, Any]:
         "architectures": [architecture.name],
         "model_type": architecture.model_type,
         **encoder,
+        **transformers_labels(description),
+    }
+
+
+def transformers_labels(description: Description) -> dict[str, Any]:
+    """What `config.json` has of every model: the type of its numbers, and the names of its classes."""
+    names = [c.name for c in description.classes] or [f"LABEL_{i}" for i in range(description.model.classes)]
+    return {
         "dtype": "float32",
         "id2label": {str(index): name for index, name in enumerate(names)},
         "label2id": {name: index for index, name in enumerate(names)},
@@ -199,8 +225,9 @@ def _side(size: Size) -> int | list[int]:
     return size[0] if size[0] == size[1] else list(size)
 
 
-def transformers_weights(model: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def transformers_weights(description: Description, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights under the names of its files: q, k and v apart, and what that class has and the model lacks."""
+    model = description.vit
     architecture = transformers_architecture(model)
     written: dict[str, Tensor] = {}
     for name, tensor in _as_that_class(architecture, model, tensors).items():

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from vitcli.errors import CheckpointError
 from vitcli.families.base import Shape
-from vitcli.weights.layouts import (
-    LAYOUTS,
-    Layout,
-    pattern,
-)
+from vitcli.weights.layout import Layout, filled, pattern
+from vitcli.weights.layouts import LAYOUTS
 
 Shapes = Mapping[str, Shape]
 
@@ -37,8 +35,7 @@ def keys_for(name: str, layout: Layout, prefix: str = "") -> list[tuple[str, str
         target, _, which = target.partition("[")
         match = pattern(target).match(name)
         if match is not None and which not in keys:
-            filled = _filled(key, match)
-            keys[which] = (prefix if key.startswith(_FILE_KEYS) else "") + filled
+            keys[which] = (prefix if key.startswith(_FILE_KEYS) else "") + filled(key, match)
     if not keys:
         raise KeyError(name)
     return [(key, which) for which, key in keys.items()]
@@ -71,7 +68,7 @@ class Place:
 
     prefix: str
     layout: Layout
-    whole: bool = True  # what no ViT is without is there
+    whole: bool = True  # what no such model is without is there
 
 
 @dataclass(frozen=True)
@@ -136,9 +133,7 @@ def is_average(name: str) -> bool:
     return not _AVERAGED.isdisjoint(re.split(r"[^a-z]+", name.lower()))
 
 
-NEEDED = ("patch_embed.proj.weight", "pos_embed", "blocks.0.attn.qkv.weight", "blocks.0.mlp.fc1.weight")
-"""What no ViT is without."""
-WHOLE = "the file must hold a whole ViT"
+WHOLE = "the file must hold a whole model"
 _MOST_PLACES = 32
 """Students, teachers and averages in one table: a training script has a handful."""
 
@@ -164,7 +159,7 @@ def places(shapes: Shapes) -> list[Place]:
             parts = find(inside, "", place).parts
         except CheckpointError:
             continue
-        found.append(replace(place, whole=parts.keys() >= set(NEEDED)))
+        found.append(replace(place, whole=parts.keys() >= set(place.layout.needed)))
     return found
 
 
@@ -186,19 +181,26 @@ def recognise(keys: Iterable[str], where: str, prefix: str = "") -> Layout:
     some = ", ".join(keys[:4])
     raise CheckpointError(
         f"{where} has weights of an unknown layout: {len(keys)} keys, such as {some}",
-        "vit reads ViT weights as timm, transformers, torchvision, Google, DeiT, MAE and DINOv2 write them",
+        "vit reads ViT weights as timm, transformers, torchvision, Google, DeiT, MAE and DINOv2 write them, and BiT's",
     )
 
 
 def _after(op: str, shape: Shape) -> tuple[str, Shape]:
     """The shape that `op` makes. Raises ValueError where the array has not the axes for it."""
-    axes = {"": None, "transpose": 2, "hwio": 4, "heads_in": 3, "heads_out": 3, "flat": 2}[op]
+    axes = {"": None, "transpose": 2, "hwio": 4, "hwio_matrix": 4, "matrix": 4, "heads_in": 3, "heads_out": 3, "flat": 2,
+            "vector": None}[op]  # fmt: skip
     if axes is not None and len(shape) != axes:
         raise ValueError(f"an array of shape {shape}, not of {axes} axes")
     if op == "transpose":
         return op, shape[::-1]
     if op == "hwio":
         return op, (shape[3], shape[2], shape[0], shape[1])
+    if op in ("matrix", "hwio_matrix"):
+        if (ones := shape[2:] if op == "matrix" else shape[:2]) != (1, 1):
+            raise ValueError(f"a convolution of {ones}, not of one pixel")
+        return op, shape[:2] if op == "matrix" else shape[:1:-1]
+    if op == "vector":
+        return op, (math.prod(shape),)
     if op == "heads_in":
         return op, (shape[1] * shape[2], shape[0])
     if op == "heads_out":
@@ -227,7 +229,8 @@ def _stands_beside(name: str, shape: Shape) -> str:
 
 
 _MODULES = {"blocks", "patch_embed", "norm", "norm_pre", "fc_norm", "head", "head_dist", "attn_pool", "encoder", "layers",
-            "embeddings", "layernorm", "pooler", "classifier", "heads", "vision_model", "Transformer", "cls"}  # fmt: skip
+            "embeddings", "layernorm", "pooler", "classifier", "heads", "vision_model", "Transformer", "cls",
+            "stem", "stages", "root", "body", "resnet", "bit", "embedder"}  # fmt: skip
 
 
 def find(shapes: Shapes, where: str, place: Place | None = None) -> Found:
@@ -254,7 +257,7 @@ def find(shapes: Shapes, where: str, place: Place | None = None) -> Found:
         if row is None:
             strays[key] = shapes[key]
             continue
-        target = _filled(row[1], row[0])
+        target = filled(row[1], row[0])
         target, _, op = target.partition("@")
         target, _, which = target.partition("[")
         try:
@@ -276,15 +279,6 @@ def is_wanted(key: str, place: Place) -> bool:
     """Whether the layout has `key`, so that a file in which it cannot be read is not whole."""
     name = _names([key], place.layout, place.prefix).get(key)
     return name is not None and any(pattern.match(name) for pattern, _ in place.layout.rows)
-
-
-def _filled(target: str, match: re.Match[str]) -> str:
-    named = {"s": {"scale": "weight", "bias": "bias"}.get(match.groupdict().get("s", ""), ""), **{
-        k: v for k, v in match.groupdict().items() if k != "s"
-    }}  # fmt: skip
-    for name, value in named.items():
-        target = target.replace(f"{{{name}}}", value or "")
-    return target
 
 
 def _joined(parts: Mapping[str, Part], name: str, where: str) -> tuple[Part, ...]:

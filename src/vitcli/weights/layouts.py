@@ -6,48 +6,14 @@ One more is a Layout and a line in LAYOUTS. keys.py is what reads a file by them
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 
 from vitcli.config import IMAGENET_MEAN, IMAGENET_STD, EvalConfig
+from vitcli.weights import residual
+from vitcli.weights.layout import Layout
 
 _HALF = EvalConfig(crop=0.9)  # pixels in -1…1
 _IMAGENET = EvalConfig(crop=0.875, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """A family of checkpoints: how it is recognised, its keys, and what its numbers mean."""
-
-    name: str
-    markers: tuple[str, ...]  # patterns of keys that only this family has; one of them is enough
-    table: Mapping[str, str]
-    dropped: Mapping[str, str] = field(default_factory=dict)  # patterns of keys that are left out, and what they are
-    prefixes: tuple[str, ...] = ()  # of the encoder beside a head without it, taken off
-    anchor: str = "patch_embed.proj.weight"  # every file has this key, after the layout's own prefixes
-    norm_eps: float = 1e-6
-    gelu: str = "erf"
-    fixed: bool = True  # its code has one activation, one epsilon and one pooling; else they are guesses
-    eval: EvalConfig = field(default_factory=EvalConfig)
-
-    @cached_property
-    def marks(self) -> list[re.Pattern[str]]:
-        return [pattern(marker) for marker in self.markers]
-
-    @cached_property
-    def rows(self) -> list[tuple[re.Pattern[str], str]]:
-        return [(pattern(key), target) for key, target in self.table.items()]
-
-    @cached_property
-    def left_out(self) -> list[tuple[re.Pattern[str], str]]:
-        return [(pattern(key), why) for key, why in self.dropped.items()]
-
-
-def pattern(key: str) -> re.Pattern[str]:
-    """`{i}` a block, `{p}` weight or bias, `{s}` scale or bias, `*` anything."""
-    escaped = re.escape(key).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{p\}", r"(?P<p>weight|bias)")
-    return re.compile(escaped.replace(r"\{s\}", r"(?P<s>scale|bias)").replace(r"\*", ".*") + r"\Z")
 
 
 # --- the families ------------------------------------------------------------------------------------------
@@ -77,9 +43,10 @@ _SAME = {key: key for key in _OWN_KEYS}
 TIMM = Layout(
     name="timm",
     markers=("blocks.{i}.attn.qkv.weight", "patch_embed.proj.weight"),
-    table=_SAME,
+    table=_SAME | residual.TIMM_BELOW,
     fixed=False,
     eval=_IMAGENET,
+    keys={"group_eps": 1e-5, "weight_eps": 1e-8, "weight_eps_to": "variance"},
 )
 
 DEIT3 = Layout(
@@ -288,7 +255,8 @@ GOOGLE = Layout(
     name="Google ViT and AugReg",  # google-research/vision_transformer vit_jax/models_vit.py
     markers=("Transformer/encoderblock_{i}/MultiHeadDotProductAttention_1/query/kernel",),
     table=_google("LayerNorm_2", "MultiHeadDotProductAttention_1", "MlpBlock_3")
-    | {"Transformer/posembed_input/pos_embedding": "pos_embed"},
+    | {"Transformer/posembed_input/pos_embedding": "pos_embed"}
+    | residual.GOOGLE_BELOW,
     dropped=_FLAX_DROPPED,
     anchor="embedding/kernel",
     gelu="tanh",
@@ -307,6 +275,7 @@ BIG_VISION = Layout(
 )
 
 LAYOUTS: list[Layout] = [
+    *residual.LAYOUTS,
     DEIT3,
     MAE,
     TRANSFORMERS_DEIT,
@@ -332,7 +301,7 @@ def preprocessing_by_name(name: str, layout: Layout = TIMM) -> tuple[EvalConfig,
         crop = 1.0 if layout in (GOOGLE, BIG_VISION) and "384" in name else layout.eval.crop
         return replace(layout.eval, crop=crop), f"the pixel range and crop that are usual for {layout.name}"
     crop = 1.0 if "384" in name else 0.9
-    if re.search(r"augreg|orig_in21k|in21k|sam_in1k", name):
+    if re.search(r"augreg|orig_in21k|in21k|sam_in1k|_r\d*_s\d\d", name):
         return EvalConfig(crop=crop), "Google's pixel range -1…1, as the file's name says"
     why = (
         "DeiT's ImageNet pixel statistics, as the file's name says"

@@ -44,6 +44,7 @@ class Sidecar:
     norm_eps: float | None = None
     gelu: str | None = None
     pool: str | None = None
+    groups: int | None = None
     eval: EvalConfig | None = None
     classes: Sequence[Class] = ()
     names: tuple[str, ...] = ()  # of the architecture, the surest first

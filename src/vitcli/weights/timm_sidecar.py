@@ -24,8 +24,8 @@ from vitcli.weights.sidecar import (
 _ANY = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "weight_init",
         "fix_init", "dynamic_img_size", "dynamic_img_pad", "strict_img_size", "num_classes", "device", "dtype", "img_size",
         "patch_size", "embed_dim", "depth", "mlp_ratio", "class_token", "reg_tokens", "init_values", "no_embed_class",
-        "fc_norm", "scriptable", "exportable", "no_jit", "pretrained", "checkpoint_path", "cache_dir")  # fmt: skip
-"""Arguments of timm's VisionTransformer that change nothing outside training, and those that the arrays tell."""
+        "layers", "channels", "width_factor", "stem_chs", "fc_norm", "scriptable", "exportable", "no_jit", "pretrained", "checkpoint_path", "cache_dir")  # fmt: skip
+"""Arguments of timm's VisionTransformer and ResNetV2 that change nothing outside training, and those that the arrays tell."""
 
 _ONLY: dict[str, tuple[Any, ...]] = {
     "in_chans": (3,),

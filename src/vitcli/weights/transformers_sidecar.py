@@ -35,7 +35,14 @@ _CLASSES: dict[str, tuple[str, float]] = {
 
 _HEADS = 12  # of all of them
 
+_OTHER_ACTS = {"bit": "relu"}
+"""Of classes without a GELU."""
+
 _REQUIRED: dict[str, Any] = {
+    "layer_type": "preactivation",
+    "global_padding": None,
+    "embedding_dynamic_padding": False,
+    "output_stride": 32,
     "qkv_bias": True,
     "use_swiglu_ffn": False,
     "use_mean_pooling": False,
@@ -54,6 +61,10 @@ def transformers_says(config: dict[str, Any], usual: EvalConfig, path: Path, poo
     act, eps = vision.get("hidden_act"), vision.get("layer_norm_eps")
     usual_act, usual_eps = _CLASSES.get(kind, (None, None)) if isinstance(kind, str) else (None, None)
     act, eps = usual_act if act is None else act, usual_eps if eps is None else eps
+    other = _OTHER_ACTS.get(kind) if isinstance(kind, str) else None
+    if other and act not in (other, None):
+        raise CheckpointError(f"{path}: hidden_act {shown(act)} is nothing that vit can compute", RUN_BY_OTHERS)
+    act = None if other else act
     if act is not None and (not isinstance(act, str) or act not in GELU):
         raise CheckpointError(
             f"{path}: hidden_act {shown(act)} is not a GELU that vit has", f"known: {', '.join(sorted(GELU))}"
@@ -76,6 +87,7 @@ def transformers_says(config: dict[str, Any], usual: EvalConfig, path: Path, poo
         img_size=size_of(path, "image_size", vision.get("image_size")),
         norm_eps=eps,
         gelu=GELU.get(str(act)),
+        groups=count_of(path, "num_groups", vision.get("num_groups")),
         classes=_labels(config.get("id2label"), path),
     )
 

@@ -19,10 +19,10 @@ from vitcli.train.progressive import stages
 
 
 def patched(model: Architecture, objective: str) -> ModelConfig:
-    """The architecture of a Vision Transformer. Raises UsageError for a model without patches."""
-    if not isinstance(model, ModelConfig):
+    """The architecture of a Vision Transformer. Raises UsageError for a model without patches of the image."""
+    if not isinstance(model, ModelConfig) or not model.reads_pixels:
         raise UsageError(
-            f"train.objective = {objective} learns from patches, and {model.name} has none",
+            f"train.objective = {objective} learns from patches of the image, and {model.name} has none",
             "take a Vision Transformer, or another --objective",
         )
     return model

@@ -1,0 +1,195 @@
+"""BiT's residual networks (Kolesnikov et al., 2020, §3.1) as numbers: pre-activation, group norms, standardised weights."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+from vitcli.config_values import Size, check_bounds, key, shown
+from vitcli.errors import UsageError
+from vitcli.families import resnet
+from vitcli.families.base import Activations, Architecture, Cost, Shape
+
+_NAME = re.compile(
+    r"(?:bit-|resnetv2_)?r?(?P<layers>\d{1,3}|(?<=r)\d+(?:-\d+)+)(?:x(?P<factor>\d{1,2}(?:\.\d{1,4})?))?(?:_bit)?",
+    re.IGNORECASE,
+)
+_MOST_PARAMETERS = 10**12
+_MOST_PIXELS = 10**8
+_SMALL = 64
+"""Sides of images, in pixels, up to which the root halves nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BiTConfig(Architecture):
+    """The architecture of a BiT network."""
+
+    family: str = key("bit", "family of architectures (families/table.py)", fixed=True, settable=False)
+    name: str = key("R50x1", "the model's name, from which its dimensions follow", fixed=True)
+    units: tuple[int, ...] = key(
+        (3, 4, 6, 3), "residual units of each stage of a ResNet", least=1, most=1000, longest=8, fixed=True
+    )
+    factor: float = key(1.0, "times a ResNet's usual channels", above=0, most=100, fixed=True)
+    root: Literal["large", "small"] = key(
+        "large",
+        "what reads the image: a 7x7 convolution and a pooling, of stride two each; or for images of few pixels a 3x3 convolution",
+        fixed=True,
+    )
+    groups: int = key(32, "groups of channels that a ResNet normalises together", least=1, most=10**5, fixed=True)
+    norm_eps: float = key(1e-5, "added to a group's variance", least=0, below=1, fixed=True)
+    weight_eps: float = key(1e-10, "added to the variance of a filter's weights", least=0, below=1, fixed=True)
+
+    DIMENSIONS: ClassVar[frozenset[str]] = frozenset({"units", "factor"})
+
+    # --- names ---
+
+    @classmethod
+    def parse(cls, name: str) -> BiTConfig | None:
+        """`R50x1`, `r152x4`, other units as `spelled` writes them, `R1-1-1x0.5`, and timm's `resnetv2_50x1_bit`."""
+        found = units_and_factor(name.strip())
+        if found is None:
+            return None
+        units, factor = found
+        model = cls(name="", units=units, factor=factor)
+        check_bounds("model", model)
+        return replace(model, name=model.spelled())
+
+    def spelled(self) -> str:
+        return spelled(self.units, self.factor)
+
+    # --- numbers ---
+
+    @property
+    def channels(self) -> int:
+        """Of the stem."""
+        return resnet.root_channels(self.factor)
+
+    @property
+    def kind(self) -> str:
+        return "BiT residual network"
+
+    @property
+    def reader(self) -> str:
+        return "stem.conv.weight"
+
+    @property
+    def features(self) -> int:
+        return self.stages()[-1][-1].outputs
+
+    @property
+    def takes_any_size(self) -> bool:
+        return True
+
+    def stages(self) -> list[list[resnet.Unit]]:
+        return resnet.stages(self.units, self.factor)
+
+    def _maps(self) -> tuple[int, int, list[tuple[int, int]]]:
+        """Pixels after the root's convolution and after the root, and of each stage."""
+        rows, columns = self.img_size
+        if self.root == "small":
+            return rows * columns, rows * columns, resnet.areas(rows, columns, self.stages())
+        rows, columns = resnet.halved(rows), resnet.halved(columns)
+        conv = rows * columns
+        rows, columns = resnet.halved(rows), resnet.halved(columns)
+        return conv, rows * columns, resnet.areas(rows, columns, self.stages())
+
+    @property
+    def tokens(self) -> int:
+        """Pixels of the first stage's map, the largest with many channels."""
+        return self._maps()[1]
+
+    def root_shape(self) -> Shape:
+        side = 7 if self.root == "large" else 3
+        return (self.channels, 3, side, side)
+
+    def shapes(self) -> dict[str, Shape]:
+        """Under timm's names, but for the head's."""
+        shapes: dict[str, Shape] = {"stem.conv.weight": self.root_shape()}
+        shapes |= resnet.unit_shapes(self.stages(), before=True)
+        shapes |= {"norm.weight": (self.features,), "norm.bias": (self.features,)}
+        if self.classes:
+            shapes |= {"head.weight": (self.classes, self.features), "head.bias": (self.classes,)}
+        return shapes
+
+    def cost(self) -> Cost:
+        stages = self.stages()
+        conv, pooled, sizes = self._maps()
+        root = self.root_shape()
+        head = (self.features + 1) * self.classes
+        outputs = Activations(float32=4 * self.classes)
+        last = self.features * sizes[-1][1]
+        stem = Activations(rounded=3 * self.img_size[0] * self.img_size[1] + (conv + pooled) * self.channels)
+        widest = max((read * unit.outputs for stage, (read, _) in zip(stages, sizes, strict=True) for unit in stage))
+        return Cost(
+            parameters=resnet.parameters(self.shapes()),
+            head_parameters=head,
+            macs=conv * math.prod(root) + resnet.unit_macs(stages, sizes) + self.features * self.classes,
+            head_macs=self.features * self.classes,
+            training=stem + resnet.unit_activations(stages, sizes) + Activations(rounded=3 * last) + outputs,
+            training_head=Activations(rounded=2 * widest) + outputs,
+            evaluation=Activations(rounded=3 * max(widest, conv * self.channels)),
+        )
+
+    # --- what others are told ---
+
+    def described(self) -> dict[str, Any]:
+        return {"units": list(self.units), "factor": self.factor, "root": self.root, "groups": self.groups}
+
+    def suited_to(self, img_size: Size) -> BiTConfig:
+        return replace(self, root="small" if max(img_size) <= _SMALL else "large")
+
+    # --- checks ---
+
+    def check(self) -> None:
+        check_bounds("model", self)
+        if not self.units:
+            raise UsageError("model.units is empty", "give units for one stage at least, such as 3,4,6,3")
+        if self.img_size[0] * self.img_size[1] > _MOST_PIXELS:
+            raise UsageError(
+                f"images of {self.img_size[0]} x {self.img_size[1]} px are too large", "take a smaller --img-size"
+            )
+        check_channels(self.units, self.factor, self.groups)
+        first = 9 * self.channels**2
+        largest = first * 4 ** (len(self.units) - 1) * max(self.units) * len(self.units) + self.features * self.classes
+        if largest > _MOST_PARAMETERS:
+            raise UsageError(
+                f"{self.name} with {self.classes:,} classes has up to {largest:.2g} parameters, over {_MOST_PARAMETERS:.0e}",
+                "take a smaller --model",
+            )
+
+
+def check_channels(units: Sequence[int], factor: float, groups: int) -> None:
+    """Raises UsageError where channels are no whole numbers, or cannot be put into groups."""
+    channels = 64 * factor
+    if channels != round(channels):
+        raise UsageError(f"model.factor = {factor:g} makes {channels:g} channels", "take a multiple of 1/64")
+    if round(channels) % groups:
+        raise UsageError(
+            f"model.groups = {groups} does not divide the {round(channels)} channels of the narrowest map",
+            f"take --set model.groups={max(g for g in range(1, groups + 1) if round(channels) % g == 0)}",
+        )
+
+
+def units_and_factor(name: str) -> tuple[tuple[int, ...], float] | None:
+    """What `R50x1`, `R1-1-1x0.5` or `resnetv2_50x1_bit` stands for; None for no name of the kind. Raises UsageError."""
+    match = _NAME.fullmatch(name)
+    if match is None or not re.match(r"(?:bit-|resnetv2_|r)", name, re.IGNORECASE):
+        return None
+    layers, factor = match["layers"], float(match["factor"] or 1)
+    if "-" in layers:
+        return tuple(int(n) for n in layers.split("-")), factor
+    if int(layers) not in resnet.UNITS:
+        known = ", ".join(f"R{n}" for n in resnet.UNITS)
+        raise UsageError(
+            f"no ResNet of {layers} layers is known, in {shown(name)}",
+            f"known are {known}; or give units, as R2-2-2-2x1",
+        )
+    return resnet.UNITS[int(layers)], factor
+
+
+def spelled(units: tuple[int, ...], factor: float) -> str:
+    known = next((str(n) for n, found in resnet.UNITS.items() if found == units), "-".join(map(str, units)))
+    return f"R{known}x{factor:g}"

@@ -1,0 +1,63 @@
+"""How each family is written for timm and for transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from vitcli.errors import CheckpointError
+from vitcli.weights import formats, formats_residual
+from vitcli.weights.describe import Description
+
+Weights = Callable[[Description, Mapping[str, Tensor]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """`check` raises CheckpointError for a model that the tool has not."""
+
+    check: Callable[[Description], None]
+    config: Callable[[Description], dict[str, Any]]
+    weights: Weights
+
+
+THEIRS: dict[tuple[str, str], Format] = {
+    ("vit", "timm"): Format(check=formats.check_timm, config=formats.timm_config, weights=formats.timm_weights),
+    ("vit", "transformers"): Format(
+        check=formats.check_transformers, config=formats.transformers_config, weights=formats.transformers_weights
+    ),
+    ("hybrid", "timm"): Format(
+        check=formats_residual.check_timm_hybrid,
+        config=formats_residual.timm_hybrid_config,
+        weights=formats_residual.timm_hybrid_weights,
+    ),
+    ("hybrid", "transformers"): Format(
+        check=formats_residual.no_transformers_hybrid,
+        config=formats.transformers_config,
+        weights=formats.transformers_weights,
+    ),
+    ("bit", "timm"): Format(
+        check=formats_residual.check_timm_bit,
+        config=formats_residual.timm_bit_config,
+        weights=formats_residual.timm_bit_weights,
+    ),
+    ("bit", "transformers"): Format(
+        check=formats_residual.check_transformers_bit,
+        config=formats_residual.transformers_bit_config,
+        weights=formats_residual.transformers_bit_weights,
+    ),
+}
+"""By family and tool."""
+
+
+def format_of(description: Description, tool: str) -> Format:
+    """Raises CheckpointError for a family that the tool has not."""
+    found = THEIRS.get((description.model.family, tool))
+    if found is None:
+        raise CheckpointError(
+            f"{tool} has no models of the family {description.model.family}", "export it with --format onnx"
+        )
+    return found
