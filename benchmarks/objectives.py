@@ -62,6 +62,10 @@ ARMS: dict[str, tuple[Stage, ...]] = {
     ),
     # of all labels
     "supervised": (Stage(("pretrain",), 0.5, 1100),),
+    "distilled from supervised": (
+        Stage(("pretrain",), 0.5, 1100),
+        Stage(("pretrain", "--objective", "distill", "--teacher", RUN), 0.5, 850),
+    ),
     "distilled": (
         Stage(("pretrain",), 1.5, 3400),
         Stage(("pretrain", "--objective", "distill", "--teacher", RUN), 0.5, 850),
@@ -109,7 +113,7 @@ def main() -> None:
     parser.add_argument("--fraction", type=float, default=0.1, help="of the training images whose labels are known")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--few-shot", action="store_true", help="probe what each arm's first command leaves")
+    parser.add_argument("--few-shot", action="store_true", help="probe what each arm's pre-training leaves")
     parser.add_argument("--runs", type=Path, default=Path("runs-objectives"))
     parser.add_argument("--out", type=Path, default=Path("objectives.jsonl"))
     asked = parser.parse_args()
@@ -118,7 +122,8 @@ def main() -> None:
         for arm in wanted:
             row: dict[str, Any] = {"arm": arm, "seed": seed, "minutes": asked.minutes, "steps": asked.steps}
             if asked.few_shot:
-                (report,) = trained(arm, seed, asked, 1)
+                pretrained = [number for number, stage in enumerate(ARMS[arm]) if stage.command[0] == "pretrain"]
+                report = trained(arm, seed, asked, 1 + pretrained[-1])[-1]
                 probe = ["probe", report["checkpoint"], "--data", asked.data]
                 shots = run([*probe, "--method", "fewshot", "--set", "probe.shots=1,5,10"])["results"]
                 nearest = run([*probe, "--method", "knn"])["results"]

@@ -1,6 +1,7 @@
 """A training step and inference against timm (and transformers), alternating in one process; medians and ratios as JSON.
 
     python benchmarks/step.py [--model s/16] [--img-size 224] [--batch 32] [--rounds 9]
+    python benchmarks/step.py --model R50x1 --only train        and for a hybrid, R26+ViT-S/32
 
 Rows: `train` and `infer`, all in the precision of the machine (bf16 under autocast, inference also with the opponents'
 weights in bf16); `defaults`, each as it comes (timm trains and infers in fp32 unless told otherwise); `drop path`, and
@@ -15,6 +16,7 @@ import contextlib
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,13 +24,15 @@ import torch.nn.functional as F
 from opponents import alternate, import_timm, show
 
 from vitcli import flops
-from vitcli.config import Config, ModelConfig, RunConfig, apply, model_config, parse_size
+from vitcli.config import Architecture, Config, EvalConfig, ModelConfig, RunConfig, apply, model_config, parse_size
 from vitcli.data.batch import Batch
 from vitcli.evaluate.inference import logits_of
 from vitcli.machine import Machine, peak_flops, set_up
 from vitcli.model.linear import packed
 from vitcli.model.vit import ViT, init_weights
 from vitcli.train.bench import trainer
+from vitcli.weights.describe import Description
+from vitcli.weights.theirs import format_of
 
 
 def vit_model(model: ModelConfig, machine: Machine) -> ViT:
@@ -38,7 +42,7 @@ def vit_model(model: ModelConfig, machine: Machine) -> ViT:
     return machine.place(made)
 
 
-def vit_step(model: ModelConfig, batch: int, machine: Machine) -> Callable[[], Any]:
+def vit_step(model: Architecture, batch: int, machine: Machine) -> Callable[[], Any]:
     config = apply(Config(model=model), {"train.batch_size": batch, "optim.lr": 1e-4})
     step = trainer(config, machine)
     images, labels = torch.randn(batch, 3, *model.img_size), torch.randint(model.classes, (batch,))
@@ -46,19 +50,15 @@ def vit_step(model: ModelConfig, batch: int, machine: Machine) -> Callable[[], A
     return lambda: step(data)
 
 
-def timm_model(timm: Any, model: ModelConfig) -> torch.nn.Module:
-    made: torch.nn.Module = timm.models.vision_transformer.VisionTransformer(
-        img_size=model.img_size,
-        patch_size=model.patch,
-        embed_dim=model.width,
-        depth=model.depth,
-        num_heads=model.heads,
-        num_classes=model.classes,
-    )
+def timm_model(timm: Any, model: Architecture) -> torch.nn.Module:
+    """The model of timm's that an export would be read by."""
+    description = Description(path=Path(), model=model, classes=(), eval=EvalConfig())
+    tree = format_of(description, "timm").config(description)
+    made: torch.nn.Module = timm.create_model(tree["architecture"], num_classes=model.classes, **tree["model_args"])
     return made
 
 
-def timm_step(timm: Any, model: ModelConfig, batch: int, bf16: bool) -> Callable[[], Any]:
+def timm_step(timm: Any, model: Architecture, batch: int, bf16: bool) -> Callable[[], Any]:
     made = timm_model(timm, model)
     optimizer = torch.optim.AdamW(made.parameters(), lr=1e-4, fused=bf16)  # fused is not its default
     images, labels = torch.randn(batch, 3, *model.img_size), torch.randint(model.classes, (batch,))

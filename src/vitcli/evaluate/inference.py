@@ -21,8 +21,7 @@ from vitcli.data.prefetch import ahead
 from vitcli.data.split import Split
 from vitcli.machine import Machine
 from vitcli.model.classifier import Classifier
-from vitcli.model.held import held
-from vitcli.model.linear import packed
+from vitcli.model.held import frozen
 from vitcli.progress import Progress, silent
 
 Pixels = Float[Tensor, "batch 3 height width"]
@@ -73,7 +72,7 @@ class Inference:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Within it the weights do not change, and no gradient is kept."""
-        with torch.inference_mode(), held(self.model.eval()), packed(self.model, self.machine.bf16):
+        with torch.inference_mode(), frozen(self.model.eval(), self.machine.bf16):
             yield
 
     def normalised(self, pixels: Int[Tensor, "batch 3 height width"]) -> Pixels:

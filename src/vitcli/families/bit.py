@@ -19,6 +19,7 @@ _NAME = re.compile(
 )
 _MOST_PARAMETERS = 10**12
 _MOST_PIXELS = 10**8
+_GROUPS = 32
 _SMALL = 64
 """Sides of images, in pixels, up to which the root halves nothing."""
 
@@ -38,7 +39,7 @@ class BiTConfig(Architecture):
         "what reads the image: a 7x7 convolution and a pooling, of stride two each; or for images of few pixels a 3x3 convolution",
         fixed=True,
     )
-    groups: int = key(32, "groups of channels that a ResNet normalises together", least=1, most=10**5, fixed=True)
+    groups: int = key(_GROUPS, "groups of channels that a ResNet normalises together", least=1, most=10**5, fixed=True)
     norm_eps: float = key(1e-5, "added to a group's variance", least=0, below=1, fixed=True)
     weight_eps: float = key(1e-10, "added to the variance of a filter's weights", least=0, below=1, fixed=True)
 
@@ -48,12 +49,16 @@ class BiTConfig(Architecture):
 
     @classmethod
     def parse(cls, name: str) -> BiTConfig | None:
-        """`R50x1`, `r152x4`, other units as `spelled` writes them, `R1-1-1x0.5`, and timm's `resnetv2_50x1_bit`."""
+        """`R50x1`, `r152x4`, other units as `spelled` writes them, `R1-1-1x0.5`, and timm's `resnetv2_50x1_bit`.
+
+        Networks narrower than BiT's have as many groups as leave two channels to each, as R50x1 has in its narrowest map.
+        """
         found = units_and_factor(name.strip())
         if found is None:
             return None
         units, factor = found
-        model = cls(name="", units=units, factor=factor)
+        groups = max(1, min(_GROUPS, round(64 * factor) // 2))
+        model = cls(name="", units=units, factor=factor, groups=groups)
         check_bounds("model", model)
         return replace(model, name=model.spelled())
 

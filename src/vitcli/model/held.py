@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from vitcli.model.linear import packed
+
 
 class Held(nn.Module):
     """A layer whose passes take something made of its weight, such as the standardised one."""
@@ -23,6 +25,13 @@ class Held(nn.Module):
     def taken(self) -> Tensor:
         """Held, or made anew."""
         return self.make() if self.made is None else self.made
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module, bf16: bool) -> Iterator[None]:
+    """Within it no weight changes: what is made of them is made once, and they are cast and reordered once."""
+    with held(model), packed(model, bf16):
+        yield
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from vitcli.errors import UsageError
 from vitcli.evaluate.inference import batch_size, logits_of
 from vitcli.machine import Machine, peak_flops, seconds_of, set_up
 from vitcli.model.classifier import Classifier, build
-from vitcli.model.linear import packed
+from vitcli.model.held import frozen
 from vitcli.progress import Progress, silent
 from vitcli.train.objectives.base import Objective
 from vitcli.train.objectives.table import objective_named
@@ -153,7 +153,7 @@ def _training(config: Config, machine: Machine, batch: int) -> Iterator[None]:
 def _inference(config: Config, machine: Machine, batch: int) -> Iterator[None]:
     model = replace(machine, compile=False).place(_initial(config)).eval()
     images, _ = _images(config.model, batch, machine)
-    with torch.inference_mode(), packed(model, machine.bf16):
+    with torch.inference_mode(), frozen(model, machine.bf16):
         while True:
             logits_of(model, images, machine.bf16, 1)
             yield
