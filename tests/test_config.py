@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from vitcli.config import (
     COMMAND_SECTIONS,
-    LENGTHS,
     FAMILIES,
+    LENGTHS,
     OBJECTIVE_SECTIONS,
     SECTIONS,
     VARIANTS,

@@ -173,7 +173,11 @@ def _save(place: Path, tensors: Tensors, config: dict[str, Any], document: dict[
 
 def _timm(description: Description, tensors: Tensors, model: Classifier, place: Path) -> Callable[[Images], Logits]:
     theirs = format_of(description, "timm")
-    _save(place, theirs.weights(description, tensors), theirs.config(description), description.document())
+    weights = theirs.weights(description, tensors)
+    document = (
+        description.document() if weights.keys() == tensors.keys() else None
+    )  # under vit's names it is a file of vit's
+    _save(place, {name: t.contiguous() for name, t in weights.items()}, theirs.config(description), document)
     loaded = _import("timm").create_model(f"local-dir:{place.resolve()}", pretrained=True).eval()
     result: Callable[[Images], Logits] = loaded
     return result

@@ -134,6 +134,7 @@ def transformers_bit_config(description: Description) -> dict[str, Any]:
         "hidden_sizes": [stage[0].outputs for stage in model.stages()],
         "embedding_size": model.channels,
         "num_groups": model.groups,
+        "image_size": list(model.img_size),
         "layer_type": "preactivation",
         "hidden_act": "relu",
         **formats.transformers_labels(description),

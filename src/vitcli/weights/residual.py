@@ -133,7 +133,7 @@ TRANSFORMERS_BIT = replace(
     },
     prefixes=("bit.",),
     anchor="embedder.convolution.weight",
-    keys={"weight_eps": 1e-6},
+    keys={"weight_eps": 1e-8},
     eval=EvalConfig(crop=224 / 256),
 )
 
