@@ -74,7 +74,7 @@ def info(
     if json:
         console.print_json(tree)
     else:
-        console.print_lines(_text(tree))
+        console.print_lines(_text(tree, model))
 
 
 def _named(reference: str) -> config.Architecture | None:
@@ -106,7 +106,7 @@ def _of_model(model: config.Architecture) -> dict[str, Any]:
     }
 
 
-def _text(tree: dict[str, Any]) -> list[str]:
+def _text(tree: dict[str, Any], model: config.Architecture) -> list[str]:
     named = isinstance(tree["classes"], list)
     count = len(tree["classes"]) if named else tree["classes"]
     patches = f"patches of {tree['patch_size'][0]} x {tree['patch_size'][1]}, " if "patch_size" in tree else ""
@@ -119,7 +119,7 @@ def _text(tree: dict[str, Any]) -> list[str]:
         )
     rows |= {
         "parameters": f"{tree['params']:,} ({tree['params_backbone']:,} without the head)",
-        "input": f"{tree['img_size'][0]} x {tree['img_size'][1]} px, {patches}{tree['tokens']} tokens",
+        "input": f"{tree['img_size'][0]} x {tree['img_size'][1]} px, {patches}{model.seen}",
         "compute": f"{tree['macs'] / 1e9:.3g} GMACs = {tree['flops'] / 1e9:.3g} GFLOPs an image",
         "classes": f"{count:,}",
     }

@@ -176,7 +176,7 @@ def _show_plan(plan: Plan, json: bool) -> None:
     rows = {
         "model": tree["model"],
         "parameters": f"{tree['params']:,}",
-        "input": f"{plan.config.model.img_size[0]} x {plan.config.model.img_size[1]} px, {tree['tokens']} tokens",
+        "input": f"{plan.config.model.img_size[0]} x {plan.config.model.img_size[1]} px, {plan.config.model.seen}",
         "classes": f"{tree['data']['classes']:,}",
         "data": ", ".join(f"{s['name']} {s['rows']:,}" for s in tree["data"]["splits"]),
         "length": f"{plan.config.train.time_budget:g} s"

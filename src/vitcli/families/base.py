@@ -76,6 +76,11 @@ class Architecture:
         return 1
 
     @property
+    def seen(self) -> str:
+        """The tokens in words."""
+        return f"{self.tokens} tokens"
+
+    @property
     def multiple(self) -> Size:
         """Sides of an image are multiples of these."""
         return 1, 1

@@ -106,6 +106,11 @@ class BiTConfig(Architecture):
         """Pixels of the first stage's map, the largest with many channels."""
         return self._maps()[1]
 
+    @property
+    def seen(self) -> str:
+        sides = self.img_size if self.root == "small" else (resnet.halved(resnet.halved(side)) for side in self.img_size)
+        return f"a map of {' x '.join(map(str, sides))} after the root"
+
     def root_shape(self) -> Shape:
         side = 7 if self.root == "large" else 3
         return (self.channels, 3, side, side)

@@ -164,7 +164,7 @@ A {markdown(model.kind)} {trained} on {source}.
 | | |
 |---|---|
 | model | {markdown(model.name)}, {flops.parameters(model):,} parameters |
-| input | {format_size(model.img_size)} px, {model.sized()}{", " if model.sized() else ""}{model.tokens} tokens, {2 * flops.macs(model) / 1e9:.3g} GFLOPs an image |
+| input | {format_size(model.img_size)} px, {model.sized()}{", " if model.sized() else ""}{model.seen}, {2 * flops.macs(model) / 1e9:.3g} GFLOPs an image |
 | classes | {f"{len(description.classes)}: {shown}" if description.classes else "none: what was learned has no labels"} |
 | recipe | `{config.run.recipe}`, seed {config.run.seed} |
 | training | {report["steps"]:,} steps, {report["images_seen"]:,} images, {report["train_flops"]:.3g} FLOPs, {report["seconds"]:,.0f} s |
