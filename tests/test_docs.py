@@ -15,10 +15,10 @@ import pytest
 
 from conftest import draw_image
 from vitcli.config import EvalConfig, model_config
-from vitcli.model.vit import ViT, init_weights
+from vitcli.model.classifier import build
 from vitcli.weights.checkpoint import write_safetensors
 from vitcli.weights.describe import Description
-from vitcli.weights.formats import timm_config
+from vitcli.weights.theirs import format_of
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -47,21 +47,30 @@ def photos(folder: Path) -> None:
             draw_image(colour, index, size=70).save(folder / "unsorted" / f"{name}-{index}.jpg")
 
 
+HUB = {
+    "timm/deit_tiny_patch16_224.fb_in1k": "ViT-w64d2h2/16",
+    "timm/vit_small_r26_s32_224.augreg_in21k_ft_in1k": "R26+ViT-w64d2h2/32",
+    "timm/resnetv2_50x1_bit.goog_in21k": "R50x0.5",
+}
+
+
 @pytest.fixture(scope="module", autouse=True)
 def weights_in_the_hubs_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What the pages fine-tune: a small model in the place and the layout of the hub's client, since no test has a network."""
-    model = replace(model_config("ViT-w64d2h2/16", (64, 64), 10), name="ViT-w64d2h2/16")
+    """What the pages fine-tune: small models in the place and the layout of the hub's client, since no test has a network."""
     cache = tmp_path_factory.mktemp("hub")
-    repository = cache / "models--timm--deit_tiny_patch16_224.fb_in1k"
-    snapshot = repository / "snapshots" / ("0" * 40)
-    snapshot.mkdir(parents=True)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0" * 40)
-    vit = ViT(model)
-    init_weights(vit, 0)
-    write_safetensors(snapshot / "model.safetensors", vit.state_dict())
-    config = timm_config(Description(path=snapshot / "model.safetensors", model=model, classes=(), eval=EvalConfig()))
-    (snapshot / "config.json").write_text(json.dumps(config))
+    for repository, name in HUB.items():
+        folder = cache / f"models--{repository.replace('/', '--')}"
+        snapshot = folder / "snapshots" / ("0" * 40)
+        snapshot.mkdir(parents=True)
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("0" * 40)
+        path, model = snapshot / "model.safetensors", model_config(name, (64, 64), 10)
+        model = replace(model, groups=32) if model.family == "bit" else model  # as timm's
+        made, described = build(model), Description(path=path, model=model, classes=(), eval=EvalConfig())
+        made.initialise(0)
+        theirs = format_of(described, "timm")
+        write_safetensors(path, {k: t.contiguous() for k, t in theirs.weights(described, made.state_dict()).items()})
+        (snapshot / "config.json").write_text(json.dumps(theirs.config(described)))
     before = os.environ.get("HF_HUB_CACHE")
     os.environ["HF_HUB_CACHE"] = str(cache)
     yield
