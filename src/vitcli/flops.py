@@ -84,6 +84,7 @@ def training_memory(
     cost = model.cost()
     trained = cost.head_parameters if frozen_backbone else cost.parameters
     state = saved_bytes(model, optimizer, ema, frozen_backbone) + 4 * trained + (2 * cost.parameters if bf16 else 0)
+    state += 8 * cost.held
     whole = (cost.checkpointed if checkpointing else None) or cost.training
     kept = kept or (cost.training_head if frozen_backbone else whole)
     return Memory(state, micro_batch * kept.bytes(bf16))

@@ -63,7 +63,7 @@ class Inference:
 
     @property
     def batch_size(self) -> int:
-        return self.preprocessing.batch_size or batch_size(self.machine.device.type, self.model.config.tokens)
+        return self.preprocessing.batch_size or batch_size(self.machine.device.type, self.model.config.breadth)
 
     def open(self, split: Split) -> Images:
         """The images of a split as the model sees them. Raises DataError."""

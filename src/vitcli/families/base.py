@@ -42,6 +42,7 @@ class Cost:
     training: Activations  # of an image for the backward pass
     training_head: Activations  # the same where only the head is trained
     evaluation: Activations  # of an image at the widest place of a forward pass
+    held: int = 0  # numbers that are made of weights for a step, as many as their gradients
     checkpointed: Activations | None = (
         None  # for the backward pass where blocks are computed again; None: it has no blocks
     )
@@ -72,8 +73,13 @@ class Architecture:
 
     @property
     def tokens(self) -> int:
-        """Vectors that are computed of an image at a time, by which batches for inference are sized."""
+        """Vectors that are computed of an image at a time."""
         return 1
+
+    @property
+    def breadth(self) -> int:
+        """Vectors at the widest place, by which batches for inference are sized."""
+        return self.tokens
 
     @property
     def seen(self) -> str:

@@ -141,6 +141,7 @@ class BiTConfig(Architecture):
             training=stem + resnet.unit_activations(stages, sizes) + Activations(rounded=3 * last) + outputs,
             training_head=Activations(rounded=2 * widest) + outputs,
             evaluation=Activations(rounded=3 * max(widest, conv * self.channels)),
+            held=resnet.standardised(self.shapes()),
         )
 
     # --- what others are told ---

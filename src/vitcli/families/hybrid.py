@@ -101,6 +101,12 @@ class HybridConfig(ModelConfig):
         return _ROOT_STRIDE * 2 ** max(0, len(self.units) - 1)
 
     @property
+    def breadth(self) -> int:
+        """Pixels of the map that the root leaves."""
+        rows, columns = (resnet.halved(resnet.halved(side)) for side in self.img_size)
+        return max(self.tokens, rows * columns)
+
+    @property
     def map_channels(self) -> int:
         return self.stages()[-1][-1].outputs if self.units else resnet.root_channels()
 
@@ -146,6 +152,7 @@ class HybridConfig(ModelConfig):
             training=vit.training + kept,
             checkpointed=None if again is None else again + kept,
             evaluation=vit.evaluation + Activations(rounded=3 * widest),
+            held=resnet.standardised(self.backbone_shapes()),
         )
 
     # --- what others are told ---

@@ -82,6 +82,11 @@ def parameters(shapes: Mapping[str, Shape]) -> int:
     return sum(map(math.prod, shapes.values()))
 
 
+def standardised(shapes: Mapping[str, Shape]) -> int:
+    """Weights of convolutions without the head, which are standardised."""
+    return sum(math.prod(shape) for shape in shapes.values() if len(shape) == 4)
+
+
 def halved(side: int) -> int:
     """A side after a stride of two."""
     return -(-side // 2)

@@ -35,7 +35,7 @@ def _weights(dimensions: tuple[int, int, int]) -> int:
 
 def _products(model: Architecture) -> int:
     """Multiply-accumulates of an image; of a ViT those with the weights of its blocks, for which the part above was measured."""
-    if isinstance(model, ModelConfig):
+    if isinstance(model, ModelConfig) and model.reads_pixels:
         return _weights((model.width, model.depth, model.heads)) * model.tokens
     return model.cost().macs
 

@@ -68,7 +68,7 @@ def bench(
         for mode in bench.modes:
             progress("measuring", len(measured), total)
             batch = size or (
-                TRAIN_BATCH[machine.device.type] if mode == "train" else batch_size(machine.device.type, model.tokens)
+                TRAIN_BATCH[machine.device.type] if mode == "train" else batch_size(machine.device.type, model.breadth)
             )
             work = _training if mode == "train" else _inference
             first, seconds = _median_seconds(work(replace(config, model=model), machine, batch), bench.seconds, machine)

@@ -91,7 +91,7 @@ def _limit(folder: Path, limit: str, used: str, cached: tuple[str, ...]) -> Room
 def needed(config: Config, device: str, bf16: bool) -> flops.Memory:
     """An estimate for the run of `config`."""
     objective = objective_named(config.train.objective)
-    memory = flops.run_memory(config, bf16, batch_size(device, config.model.tokens), objective.activations(config))
+    memory = flops.run_memory(config, bf16, batch_size(device, config.model.breadth), objective.activations(config))
     extra = objective.extra(config)
     saved = extra_bytes(config, extra)
     gradients = 4 * extra.parameters + (2 * extra.parameters if bf16 else 0)
@@ -117,7 +117,7 @@ def fitted(config: Config, device: str, bf16: bool, room: float) -> Config:
         return config
     memory = needed(config, device, bf16)
     spare = room - memory.state - memory.saving
-    at_once = config.eval.batch_size or batch_size(device, config.model.tokens)
+    at_once = config.eval.batch_size or batch_size(device, config.model.breadth)
     while at_once > 1 and flops.evaluation_memory(config.model, at_once, bf16) > spare:
         at_once //= 2
         config = replace(config, eval=replace(config.eval, batch_size=at_once))
