@@ -18,7 +18,7 @@ from vitcli.config import Config, EvalConfig, ModelConfig, apply, check, model_c
 from vitcli.errors import UsageError
 from vitcli.flops import training_flops
 from vitcli.recipes.facts import Facts
-from vitcli.recipes.table import RECIPES, configure, default_recipe, evaluated_as_trained, fitted_to_data
+from vitcli.recipes.table import RECIPES, TUNING, configure, default_recipe, evaluated_as_trained, fitted_to_data
 from vitcli.train import memory
 from vitcli.weights.document import seen_since_random
 
@@ -479,13 +479,13 @@ def test_long_images_get_a_size_of_their_shape():
     assert "--img-size 112x448" in warning
 
 
-@pytest.mark.parametrize("recipe", sorted(set(RECIPES) - {"finetune", "paper-finetune"}))
+@pytest.mark.parametrize("recipe", sorted(set(RECIPES) - TUNING))
 def test_no_recipe_mirrors_where_a_mirror_image_is_another_class(recipe):
     assert configure(recipe, facts(mirror=False)).augment.flip == 0
     assert configure(recipe, facts()).augment.flip == 0.5
 
 
-PRETRAIN = sorted(set(RECIPES) - {"finetune", "paper-finetune"})
+PRETRAIN = sorted(set(RECIPES) - TUNING)
 SIDES = st.integers(4, 600)
 NAMES = ["", "ti/16", "s/32", "b/16", "l/32", "h/14", "s/4", "ti/2", "mu/1", "m/8x16"]
 COMMON = {
@@ -517,7 +517,7 @@ def test_small_finds_a_patch_for_any_size_asked_for(known, asked):
 
 @settings(deadline=None, max_examples=200)
 @given(
-    recipe=st.sampled_from(["finetune", "paper-finetune"]),
+    recipe=st.sampled_from(sorted(TUNING)),
     known=st.fixed_dictionaries(COMMON),
     name=st.sampled_from(["ti/16", "s/32", "b/16", "h/14", "s/4", "mu/1", "m/8x16"]),
     grid=st.tuples(st.integers(1, 40), st.integers(1, 40)),
@@ -714,3 +714,62 @@ def test_a_second_fine_tuning_goes_on_as_the_first_run_was_trained(class_folders
         planned = api.plan(api.Request("finetune", {"data.source": str(class_folders), "train.steps": 3}, str(last)))
         assert planned.config.optim.name == "muon", f"fine-tuning number {number}"
         last = train_run("finetune", init=str(last), out=str(tmp_path / str(number)), **quick)[0]
+
+
+# --- ResNets and hybrids -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "lr"),
+    [
+        ("R50x1", 7, 1e-3), ("R50x2", 7, 1e-3), ("R101x1", 7, 8e-4), ("R152x1", 7, 6e-4), ("R152x2", 7, 6e-4), ("R200x3", 14, 6e-4),
+        ("R50+ViT-B/16", 7, 8e-4), ("R50+ViT-B/32", 7, 8e-4), ("R50+ViT-L/32", 7, 2e-4), ("R50+ViT-L/16", 7, 4e-4),
+    ],
+)  # fmt: skip
+def test_rows_of_table_3_of_resnets_and_hybrids(name, epochs, lr):
+    config = check(configure("paper-jft", facts(data=JFT, model=name)))
+    assert (config.model.name, config.train.epochs, config.optim.lr) == (name, epochs, lr)
+    assert (config.optim.weight_decay, config.optim.schedule, config.optim.warmup_steps) == (0.1, "linear", 10_000)
+
+
+@pytest.mark.parametrize(
+    ("images", "steps", "warmup", "milestones", "mixup"),
+    [
+        (19_999, 500, 100, (0.4, 0.6, 0.8), 0.0), (20_000, 10_000, 500, (0.3, 0.6, 0.9), 0.1),
+        (499_999, 10_000, 500, (0.3, 0.6, 0.9), 0.1), (500_000, 20_000, 500, (0.3, 0.6, 0.9), 0.1),
+    ],
+)  # fmt: skip
+def test_the_hyper_rule_of_bit_by_the_size_of_the_data(images, steps, warmup, milestones, mixup):
+    parent = model_config("R50x1", (224, 224), 21_843)
+    config = check(configure("bit-hyperrule", facts("finetune", (images, 10), parent=parent)))
+    optim, train, augment = config.optim, config.train, config.augment
+    assert (optim.name, optim.lr, optim.momentum, optim.weight_decay) == ("sgd", 0.003, 0.9, 0.0)
+    assert (train.batch_size, train.steps, optim.warmup_steps, optim.milestones) == (512, steps, warmup, milestones)
+    assert (augment.mixup, augment.crop, config.eval.resize, config.eval.crop) == (mixup, "random", "square", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "img_size", "before"),
+    [
+        ("R50x1", (32, 32), 128, 160), ("R50x1", (95, 95), 128, 160), ("R50x1", (96, 96), 384, 448), ("R152x4", (300, 300), 480, 512),
+        ("R50+ViT-B/16", (300, 300), 384, 448),
+    ],
+)  # fmt: skip
+def test_the_hyper_rule_of_bit_by_the_size_of_the_images(name, size, img_size, before):
+    parent = model_config(name, (224, 224), 1000)
+    config = configure("bit-hyperrule", facts("finetune", (5000, 10), parent=parent, size=size))
+    assert config.model.img_size == (img_size, img_size)
+    assert round(img_size * config.augment.margin) == before
+
+
+def test_a_network_of_small_images_keeps_its_size_and_its_root():
+    assert configure("small", facts(data=(1000, 10), model="R26x0.25", size=(32, 32))).model.root == "small"
+    assert configure("small", facts(data=(1000, 10), model="R26x0.25", size=(65, 32))).model.root == "large"
+    parent = dataclasses.replace(model_config("R26x0.25", (32, 32), 10), root="small")
+    assert configure("bit-hyperrule", facts("finetune", (1000, 10), parent=parent, size=(32, 32))).model == parent
+
+
+@pytest.mark.parametrize("recipe", ["augreg", "deit", "deit3"])
+def test_recipes_of_vision_transformers_alone_say_so(recipe):
+    with pytest.raises(UsageError, match="Vision Transformers"):
+        configure(recipe, facts(model="R50x1"))

@@ -538,6 +538,14 @@ def test_a_random_crop_shows_seven_eighths_at_their_own_scale() -> None:
     assert result[:, 0, 0, 0].std() > 0.02  # the place varies
 
 
+def test_a_random_crop_of_another_margin() -> None:
+    config = AugmentConfig(crop="random", margin=1.6, flip=0)
+    result = geometry(
+        ramps(64, 32, 3), np.full((3, 2), 50, np.int32), config, (40, 20), numbers(3, "geometry", 23)
+    ).numpy()
+    np.testing.assert_allclose(result[:, 0, 20, 15] - result[:, 0, 20, 5], 10 / 32, rtol=1e-4)
+
+
 def test_no_crop_resizes_the_whole_image() -> None:
     config = AugmentConfig(crop="none", flip=0)
     result = geometry(ramps(20, 30, 2), np.full((2, 2), 9, np.int32), config, (40, 60), numbers(2, "geometry", 23))

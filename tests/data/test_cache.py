@@ -580,6 +580,8 @@ def test_a_huge_image_is_a_bad_image_with_the_limit(tmp_path: Path) -> None:
 def test_the_working_copy_has_a_margin_where_crops_are_taken() -> None:
     for crop in ("resized", "random"):
         assert working_view((400, 500), False, (224, 224), AugmentConfig(crop=crop)).size == (256, 256)  # type: ignore[arg-type]
+    wide = AugmentConfig(crop="random", margin=1.25)
+    assert working_view((400, 500), False, (128, 128), wide).size == (160, 160)
     for crop in ("none", "pad"):
         assert working_view((400, 500), False, (224, 160), AugmentConfig(crop=crop)).size == (224, 160)  # type: ignore[arg-type]
 

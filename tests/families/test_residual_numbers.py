@@ -112,7 +112,8 @@ def products_inside(model: BiTConfig) -> int:
 @pytest.mark.parametrize(
     ("name", "spelled"),
     [
-        ("r50x1", "R50x1"), ("R50", "R50x1"), ("R152x4", "R152x4"), ("resnetv2_101x3_bit", "R101x3"), ("r26x0.5", "R26x0.5"),
+        ("r50x1", "R50x1"), ("R50", "R50x1"), ("R152x4", "R152x4"), ("resnetv2_101x3_bit", "R101x3"),
+        ("resnetv2_50x1_bit.goog_in21k_ft_in1k", "R50x1"), ("vit_base_r50_s16_384.orig_in21k_ft_in1k", "R50+ViT-B/16"), ("r26x0.5", "R26x0.5"),
         ("R1-2x0.5", "R1-2x0.5"), ("R2-2-2-2x1", "R26x1"), ("BiT-R50x1", "R50x1"),
         ("r50+vit-b/16", "R50+ViT-B/16"), ("R26+S/32", "R26+ViT-S/32"), ("R50x1+ViT-L/32", "R50+ViT-L/32"),
         ("R+ViT-Ti/16", "R+ViT-Ti/16"), ("vit_base_r50_s16_224", "R50+ViT-B/16"), ("vit_small_r26_s32_384", "R26+ViT-S/32"),

@@ -11,7 +11,7 @@ from vitcli.cli import options
 from vitcli.cli.command import print_result, reporting
 
 Models = Annotated[
-    list[str], typer.Argument(metavar="MODEL…", show_default=False, help="Models such as ViT-S/16 or ti/4.")
+    list[str], typer.Argument(metavar="MODEL…", show_default=False, help="Models such as ViT-S/16, ti/4 or R50x1.")
 ]
 Batch = Annotated[
     int | None,

@@ -20,7 +20,7 @@ Model = Annotated[
         "--model",
         metavar="NAME",
         show_default=False,
-        help="ViT-B/16, s/32, ti/4 …: a size (mu ti s m b l h) and a patch size. \\[default: one that suits data and device]",
+        help="ViT-B/16, s/32, ti/4 …: a size (mu ti s m b l h) and a patch size; R50x1, R26+ViT-S/32: a ResNet, a hybrid. \\[default: one that suits data and device]",
     ),
 ]
 Init = Annotated[

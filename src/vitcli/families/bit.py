@@ -14,7 +14,7 @@ from vitcli.families import resnet
 from vitcli.families.base import Activations, Architecture, Cost, Shape
 
 _NAME = re.compile(
-    r"(?:bit-|resnetv2_)?r?(?P<layers>\d{1,3}|(?<=r)\d+(?:-\d+)+)(?:x(?P<factor>\d{1,2}(?:\.\d{1,4})?))?(?:_bit)?",
+    r"(?:bit-|resnetv2_)?r?(?P<layers>\d{1,3}|(?<=r)\d+(?:-\d+)+)(?:x(?P<factor>\d{1,2}(?:\.\d{1,4})?))?(?:_bit(?:\.\w+)?)?",
     re.IGNORECASE,
 )
 _MOST_PARAMETERS = 10**12
@@ -108,7 +108,9 @@ class BiTConfig(Architecture):
 
     @property
     def seen(self) -> str:
-        sides = self.img_size if self.root == "small" else (resnet.halved(resnet.halved(side)) for side in self.img_size)
+        sides = (
+            self.img_size if self.root == "small" else (resnet.halved(resnet.halved(side)) for side in self.img_size)
+        )
         return f"a map of {' x '.join(map(str, sides))} after the root"
 
     def root_shape(self) -> Shape:

@@ -16,9 +16,7 @@ from vitcli.families.vit import ModelConfig
 _NAME = re.compile(
     r"r(?P<layers>\d{1,3}|\d+(?:-\d+)+)?(?:x1)?\+(?P<vit>(?:vit-)?[a-z0-9]+)/(?P<side>\d{1,5})", re.IGNORECASE
 )
-_TIMM = re.compile(
-    r"vit_(?P<size>tiny|small|base|large)_r(?P<layers>\d*)_s(?P<side>\d+)(?:_p8)?(?:_(?P<pixels>\d{3}))?"
-)
+_TIMM = re.compile(r"vit_(?P<size>tiny|small|base|large)_r(?P<layers>\d*)_s(?P<side>\d+)(?:_p8)?(?:_\d{3})?(?:\.\w+)?")
 _SIZES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L"}
 _ROOT_STRIDE = 4
 _FOURTH = 3

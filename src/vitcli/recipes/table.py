@@ -57,6 +57,8 @@ RECIPES: dict[str, Callable[[Facts], Config]] = {
     "deit3": deit3,
 }
 """By the name that `--recipe` takes."""
+TUNING = frozenset({"finetune", "paper-finetune", "bit-hyperrule"})
+"""Those that start from trained weights."""
 OURS = frozenset({"small", "finetune"})
 """Those that are not published, which an objective may change as it likes."""
 
@@ -142,7 +144,7 @@ def configure(recipe: str, facts: Facts) -> Config:
     """The complete configuration of `recipe`. Raises UsageError for an unknown name or a model that does not fit."""
     if recipe not in RECIPES:
         raise UsageError(f"unknown recipe {recipe[:100]!r}", did_you_mean(recipe, RECIPES))
-    trained = recipe in ("finetune", "paper-finetune", "bit-hyperrule")
+    trained = recipe in TUNING
     if facts.command == "pretrain" and trained and facts.parent is None:
         raise UsageError(f"recipe {recipe!r} starts from trained weights", "use vit finetune CKPT, or another recipe")
     if facts.command == "finetune" and not trained:
