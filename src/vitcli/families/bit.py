@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from vitcli.config_values import Size, check_bounds, key, shown
+from vitcli.config_values import Size, check_bounds, key
 from vitcli.errors import UsageError
 from vitcli.families import resnet
 from vitcli.families.base import Activations, Architecture, Cost, Shape
@@ -191,16 +191,7 @@ def units_and_factor(name: str) -> tuple[tuple[int, ...], float] | None:
     match = _NAME.fullmatch(name)
     if match is None or not re.match(r"(?:bit-|resnetv2_|r)", name, re.IGNORECASE):
         return None
-    layers, factor = match["layers"], float(match["factor"] or 1)
-    if "-" in layers:
-        return tuple(int(n) for n in layers.split("-")), factor
-    if int(layers) not in resnet.UNITS:
-        known = ", ".join(f"R{n}" for n in resnet.UNITS)
-        raise UsageError(
-            f"no ResNet of {layers} layers is known, in {shown(name)}",
-            f"known are {known}; or give units, as R2-2-2-2x1",
-        )
-    return resnet.UNITS[int(layers)], factor
+    return resnet.units_of(match["layers"], name), float(match["factor"] or 1)
 
 
 def spelled(units: tuple[int, ...], factor: float) -> str:

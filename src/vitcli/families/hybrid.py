@@ -188,9 +188,4 @@ def _units(layers: str, side: int, name: str) -> tuple[tuple[int, ...], int]:
                 f"{shown(name)} has a root of stride four and no patch of half of {side}", "such as R+ViT-Ti/16"
             )
         return (), 2 * side
-    if "-" in layers:
-        return tuple(int(n) for n in layers.split("-")), side
-    if int(layers) not in resnet.UNITS:
-        known = ", ".join(f"R{n}" for n in resnet.UNITS)
-        raise UsageError(f"no ResNet of {layers} layers is known, in {shown(name)}", f"known are {known}")
-    return _moved(resnet.UNITS[int(layers)], side), side
+    return _moved(resnet.units_of(layers, name), side), side

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from vitcli.config_values import shown
+from vitcli.errors import UsageError
 from vitcli.families.base import Activations, Shape
 
 UNITS: dict[int, tuple[int, ...]] = {
@@ -45,6 +47,18 @@ class Unit:
             return {"norm1": self.inputs, "norm2": self.inner, "norm3": self.inner}
         norms = {"norm1": self.inner, "norm2": self.inner, "norm3": self.outputs}
         return norms | ({"downsample.norm": self.outputs} if self.projects else {})
+
+
+def units_of(layers: str, name: str) -> tuple[int, ...]:
+    """The units of `50`, or of `1-2-1` those that stand there. Raises UsageError for a number of layers that nobody built."""
+    if "-" in layers:
+        return tuple(int(n) for n in layers.split("-"))
+    if int(layers) not in UNITS:
+        known = ", ".join(f"R{n}" for n in UNITS)
+        raise UsageError(
+            f"no ResNet of {layers} layers is known, in {shown(name)}", f"known are {known}; or give units, as R2-2-2-2"
+        )
+    return UNITS[int(layers)]
 
 
 def root_channels(factor: float = 1) -> int:
