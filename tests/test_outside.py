@@ -217,11 +217,12 @@ def test_what_a_family_has_not_is_an_error_that_says_so(class_folders: Path, tmp
     refused = vit(*command, "--set", "model.depth=3", cwd=tmp_path)
     assert refused.code == 2 and "model.depth does not concern" in refused.err
     assert done(*command, cwd=tmp_path)["steps"] == 2
-    for inside in (("attn-distance", "run"), ("filters", "run"), ("posemb-similarity", "run")):
-        refused = vit(*inside, cwd=tmp_path)
-        assert refused.code == 4 and "no Vision Transformer" in refused.err, refused.err
+    for inside, why in (("attn-distance", "no Vision Transformer"), ("posemb-similarity", "no Vision Transformer"),
+                        ("filters", "no filters of pixels")):  # fmt: skip
+        refused = vit(inside, "run", cwd=tmp_path)
+        assert refused.code == 4 and why in refused.err, refused.err
     refused = vit("export", "run", "out", "--format", "timm", cwd=tmp_path)
-    assert refused.code == 4 and "no Vision Transformer" in refused.err
+    assert refused.code == 4 and "no models of the family mlp" in refused.err
     unregistered = subprocess.run(
         [sys.executable, "-m", "vitcli", "info", "run"], cwd=tmp_path, capture_output=True, text=True, check=False
     )

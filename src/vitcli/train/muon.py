@@ -54,7 +54,7 @@ class Muon(torch.optim.Optimizer):
                 state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
                 update = p.grad.lerp(state["momentum_buffer"], group["momentum"])
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                columns = p[0].numel()  # a convolution's filters are rows
+                columns = math.prod(p.shape[1:])  # a convolution's filters are rows
                 parts = p.view(group["parts"], -1, columns), update.view(group["parts"], -1, columns)
                 rows = parts[0].shape[1]
                 rate = group["lr"] * math.sqrt(max(1.0, rows / columns))

@@ -74,8 +74,8 @@ class Description:
         """The architecture of a Vision Transformer. Raises CheckpointError for another model."""
         if not isinstance(self.model, ModelConfig):
             raise CheckpointError(
-                f"{self.path} is a {self.model.kind}, {self.model.name}: it has neither attention nor patches",
-                "this command is for Vision Transformers and hybrids",
+                f"{self.path} is a {self.model.kind}, {self.model.name}, no Vision Transformer: it has neither attention nor patches",
+                "this command is for those and for hybrids",
             )
         return self.model
 
