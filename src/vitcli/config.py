@@ -38,7 +38,6 @@ from vitcli.config_values import (
     coerce,
     key_of,
     shown,
-    usual,
 )
 from vitcli.config_values import format_size as format_size
 from vitcli.config_values import parse_seconds as parse_seconds
@@ -212,8 +211,9 @@ def layer(below: Overrides, above: Overrides) -> Overrides:
         for length in LENGTHS:
             below.pop(length, None)
     if "model.name" in above:
-        for name in {"family"}.union(*(family.config.DIMENSIONS for family in FAMILIES.values())):
-            below.pop(f"model.{name}", None)
+        family = named(above["model.name"])
+        kept = {f.name for f in dataclasses.fields(family)} - family.DIMENSIONS - {"family"} if family else set()
+        below = {name: v for name, v in below.items() if not name.startswith("model.") or name[len("model.") :] in kept}
     return below | above
 
 
@@ -321,6 +321,9 @@ def check(config: Config) -> Config:
             f"train.batch_size = {train.batch_size} is not a multiple of train.accumulate = {train.accumulate}",
             "each micro-batch has batch_size / accumulate images",
         )
+    for name, value, without in (("train.init", train.init, "paper"), ("run.attention", config.run.attention, "auto")):
+        if value != without and not config.model.has_attention:
+            raise UsageError(f"{name} = {value} is of attention, and {config.model.name} has none", "leave it out")
     if config.run.checkpointing and config.model.cost().checkpointed is None:
         raise UsageError(
             f"run.checkpointing: {config.model.name} has no blocks that are computed again", "leave it out"

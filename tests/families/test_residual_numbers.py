@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vitcli.config import model_config
+from vitcli.config import Config, apply, check, layer, model_config
 from vitcli.errors import UsageError
 from vitcli.families.bit import BiTConfig
 from vitcli.families.hybrid import HybridConfig
@@ -201,3 +201,58 @@ def test_nothing_asks_for_a_residual_network_by_name():
         if asks.search(line.partition("#")[0]) and '"""' not in line
     ]
     assert not found, found
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    units=st.lists(st.integers(1, 60), min_size=1, max_size=6),
+    channels=st.integers(1, 300),
+    patch=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+)
+@example(units=[50], channels=64, patch=(1, 1))
+@example(units=[2], channels=10, patch=(1, 1))
+@example(units=[3, 4, 9], channels=65, patch=(2, 2))
+@example(units=[3, 4, 6, 3], channels=16, patch=(1, 2))
+def test_any_dimensions_have_a_name_that_stands_for_them(units, channels, patch):
+    bit = BiTConfig(name="", units=tuple(units), factor=channels / 64)
+    read = model_config(bit.spelled())
+    assert (read.family, read.units, read.factor) == ("bit", bit.units, bit.factor)
+    assert channels % read.groups == 0
+    hybrid = HybridConfig(name="", units=tuple(units))
+    hybrid = replace(hybrid, patch=(patch[0] * hybrid.stride, patch[1] * hybrid.stride))
+    read = model_config(hybrid.spelled())
+    assert (read.family, read.units, read.patch, read.width) == ("hybrid", hybrid.units, hybrid.patch, hybrid.width)
+
+
+def test_timm_s_batch_norm_networks_are_no_bit():
+    for name in ("resnetv2_50", "resnetv2_101", "resnetv2_50x1", "resnet50"):
+        with pytest.raises(UsageError, match="unknown model"):
+            model_config(name)
+
+
+def test_a_factor_takes_its_groups_along_and_a_name_replaces_what_follows_from_it():
+    small = apply(Config(model=model_config("R50x1")), {"model.factor": 0.25})
+    assert small.model.completed({"factor": 0.25}) == {"factor": 0.25, "groups": 8}
+    assert model_config("R50x1.25").groups == 20
+    below = {
+        "model.family": "bit",
+        "model.groups": 8,
+        "model.root": "small",
+        "model.norm_eps": 1e-4,
+        "model.weight_eps": 1e-3,
+    }
+    assert layer(below, {"model.name": "R50x1"}) == {
+        "model.name": "R50x1",
+        "model.norm_eps": 1e-4,
+        "model.weight_eps": 1e-3,
+    }
+    assert layer(below, {"model.name": "ViT-S/16"}) == {"model.name": "ViT-S/16", "model.norm_eps": 1e-4}
+    assert layer({"model.pool": "mean", "model.width": 9}, {"model.name": "R50x1"}) == {"model.name": "R50x1"}
+
+
+@pytest.mark.parametrize("setting", [{"train.init": "mimetic"}, {"run.attention": "recompute"}])
+def test_settings_of_attention_are_refused_without_any(setting):
+    config = apply(Config(model=model_config("R26x1", (32, 32), 10)), {"train.steps": 1} | setting)
+    with pytest.raises(UsageError, match="of attention"):
+        check(config)
+    check(replace(config, model=model_config("R26+ViT-S/32", (32, 32), 10)))

@@ -200,11 +200,11 @@ def test_a_new_hybrid_s_units_pass_their_input_on():
 
 def test_layers_for_layer_wise_rates():
     model = small("R1-2x0.5")
-    assert model.layers == 4
+    assert model.layers == 3
     assert model.layer_of("stem.conv.weight") == 0
     assert model.layer_of("stages.0.blocks.0.conv1.weight") == 1
-    assert model.layer_of("stages.1.blocks.1.norm1.bias") == 3
-    assert {model.layer_of(name) for name in ("norm.weight", "head.weight", "head.bias")} == {4}
+    assert model.layer_of("stages.1.blocks.1.norm1.bias") == 2
+    assert {model.layer_of(name) for name in ("norm.weight", "head.weight", "head.bias")} == {3}
 
 
 def test_muon_takes_a_filter_as_a_row():

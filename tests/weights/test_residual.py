@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -345,3 +346,48 @@ def test_groups_and_epsilons_that_are_asked_for(tmp_path):
     torch.save(theirs.state_dict(), tmp_path / "w.pth")
     described = describe(tmp_path / "w.pth", {"model.groups": 16, "model.weight_eps": 1e-4})
     assert (described.model.groups, described.model.weight_eps) == (16, 1e-4)
+
+
+def test_vit_s_own_weights_without_their_header(tmp_path, vit: Vit):
+    """A state's or a script's: what the arrays do not tell is said to be a guess, and can be given."""
+    for name, keys in (
+        ("R1-2x0.5", {"weight_eps": 1e-10}),
+        ("R1-1+ViT-w64d2h1/8", {"weight_eps_to": "deviation", "weight_eps": 1e-5, "group_eps": 1e-6}),
+    ):
+        path = written(tmp_path / "w.safetensors", name)
+        own, tensors = load(str(path))
+        torch.save(tensors, tmp_path / "bare.pth")
+        described = describe(tmp_path / "bare.pth")
+        assert described.model.name == name
+        assert all(key in " ".join(described.notes) for key in keys)
+        given = describe(tmp_path / "bare.pth", {f"model.{key}": value for key, value in keys.items()})
+        assert dataclasses.replace(given.model, img_size=own.model.img_size) == own.model
+        path.unlink()
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "1000000", "999999", "0"])
+def test_a_stranger_s_numbers_of_stages_and_units(tmp_path, number):
+    shapes = {"root.conv.weight": (64, 3, 7, 7), f"body.block1.unit{number}.conv3.weight": (256, 64, 1, 1),
+              f"body.block{number}.unit01.conv1.weight": (64, 64, 1, 1), "head.gn.weight": (256,)}  # fmt: skip
+    torch.save({key: torch.zeros(shape) for key, shape in shapes.items()}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError):
+        describe(tmp_path / "w.pth")
+
+
+def test_a_stranger_s_npz_of_endless_empty_axes(tmp_path):
+    shape = (7, 7, 0, 10**18)
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header += b" " * (63 - (len(header) + 10) % 64) + b"\n"
+    with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
+        archive.writestr(
+            "resnet/root_block/standardized_conv2d/kernel.npy",
+            b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header,
+        )
+    with pytest.raises(CheckpointError):
+        describe(tmp_path / "w.npz")
+
+
+def test_a_distilled_hybrid_is_not_timm_s(tmp_path, vit: Vit):
+    path = written(tmp_path / "w.safetensors", "R26+ViT-w64d2h2/32", distilled=True)
+    result = vit("export", str(path), str(tmp_path / "folder"), "--format", "timm", "--json")
+    assert result.code == 4 and "distillation token" in result.json["error"]["message"]

@@ -19,6 +19,7 @@ from vitcli.data.samples import files_split, sample_split
 from vitcli.data.split import Split, stratified
 from vitcli.errors import CheckpointError, DataError, UsageError
 from vitcli.evaluate.subject import Subject, asked_machine, chosen_data, chosen_split, size_for
+from vitcli.model.classifier import class_of
 from vitcli.model.positions import position_table
 from vitcli.progress import Progress, silent
 from vitcli.weights import checkpoint
@@ -183,6 +184,6 @@ def filters_of(reference: str = "", overrides: Overrides | None = None) -> tuple
             f"{opened.description.path} is a {model.kind}, which has no filters of pixels",
             "there is nothing to look at",
         )
-    kernel = checkpoint.Lazy(opened)[model.reader].float()
+    kernel = class_of(model).taken_filters(checkpoint.Lazy(opened)[model.reader].float(), model)
     found = principal_filters(kernel, _settings(asked).components)
     return opened.description, found, (*notes, *opened.description.notes)

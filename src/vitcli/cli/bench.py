@@ -45,7 +45,7 @@ def bench(
         train__batch_size=batch_size,
     )
     size = options.size(img_size) or (224, 224)
-    named = [config.model_config(name, size, overrides.get("data.classes", 1000)) for name in models]
+    named = [config.model_config(name, size, overrides.get("data.classes", 1000)).suited_to(size) for name in models]
     from vitcli import api
 
     with reporting(quiet) as reporter:

@@ -40,7 +40,8 @@ def info(
             raise UsageError(
                 f"{next(iter(overrides))} says what a file does not; {reference} is a name", "leave it out"
             )
-        model = replace(named, img_size=size or (224, 224), classes=classes)
+        size = size or (224, 224)
+        model = replace(named, img_size=size, classes=classes).suited_to(size)
         said: dict[str, Any] = {}
     else:
         from vitcli.weights.describe import describe

@@ -107,6 +107,10 @@ class Architecture:
         return f"model of the family {self.family}"
 
     @property
+    def has_attention(self) -> bool:
+        return False
+
+    @property
     def reader(self) -> str:
         """The name of the filters that read the image's pixels, [filters, 3, rows, columns]; empty where there are none."""
         return ""

@@ -14,12 +14,12 @@ from vitcli.families import resnet
 from vitcli.families.base import Activations, Architecture, Cost, Shape
 
 _NAME = re.compile(
-    r"(?:bit-|resnetv2_)?r?(?P<layers>\d{1,3}|(?<=r)\d+(?:-\d+)+)(?:x(?P<factor>\d{1,2}(?:\.\d{1,4})?))?(?:_bit(?:\.\w+)?)?",
-    re.IGNORECASE,
+    r"(?:bit-)?r(?P<layers>\d{1,3}|\d+-(?:\d+(?:-\d+)*)?)(?:x(?P<factor>\d{1,2}(?:\.\d{1,6})?))?", re.IGNORECASE
 )
+_TIMM = re.compile(r"resnetv2_(?P<layers>\d{1,3})x(?P<factor>\d{1,2})_bit(?:\.\w+)?")
 _MOST_PARAMETERS = 10**12
 _MOST_PIXELS = 10**8
-_GROUPS = 32
+GROUPS = 32
 _SMALL = 64
 """Sides of images, in pixels, up to which the root halves nothing."""
 
@@ -39,11 +39,11 @@ class BiTConfig(Architecture):
         "what reads the image: a 7x7 convolution and a pooling, of stride two each; or for images of few pixels a 3x3 convolution",
         fixed=True,
     )
-    groups: int = key(_GROUPS, "groups of channels that a ResNet normalises together", least=1, most=10**5, fixed=True)
+    groups: int = key(GROUPS, "groups of channels that a ResNet normalises together", least=1, most=10**5, fixed=True)
     norm_eps: float = key(1e-5, "added to a group's variance", least=0, below=1, fixed=True)
     weight_eps: float = key(1e-10, "added to the variance of a filter's weights", least=0, below=1, fixed=True)
 
-    DIMENSIONS: ClassVar[frozenset[str]] = frozenset({"units", "factor"})
+    DIMENSIONS: ClassVar[frozenset[str]] = frozenset({"units", "factor", "groups", "root"})
 
     # --- names ---
 
@@ -57,9 +57,9 @@ class BiTConfig(Architecture):
         if found is None:
             return None
         units, factor = found
-        groups = max(1, min(_GROUPS, round(64 * factor) // 2))
-        model = cls(name="", units=units, factor=factor, groups=groups)
+        model = cls(name="", units=units, factor=factor)
         check_bounds("model", model)
+        model = replace(model, groups=groups_of(factor))
         return replace(model, name=model.spelled())
 
     def spelled(self) -> str:
@@ -151,6 +151,10 @@ class BiTConfig(Architecture):
     def described(self) -> dict[str, Any]:
         return {"units": list(self.units), "factor": self.factor, "root": self.root, "groups": self.groups}
 
+    def completed(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Another factor takes its groups along."""
+        return {"groups": groups_of(asked["factor"]), **asked} if "factor" in asked else asked
+
     def suited_to(self, img_size: Size) -> BiTConfig:
         return replace(self, root="small" if max(img_size) <= _SMALL else "large")
 
@@ -188,12 +192,19 @@ def check_channels(units: Sequence[int], factor: float, groups: int) -> None:
 
 def units_and_factor(name: str) -> tuple[tuple[int, ...], float] | None:
     """What `R50x1`, `R1-1-1x0.5` or `resnetv2_50x1_bit` stands for; None for no name of the kind. Raises UsageError."""
-    match = _NAME.fullmatch(name)
-    if match is None or not re.match(r"(?:bit-|resnetv2_|r)", name, re.IGNORECASE):
+    match = _NAME.fullmatch(name) or _TIMM.fullmatch(name)
+    if match is None:
         return None
     return resnet.units_of(match["layers"], name), float(match["factor"] or 1)
 
 
 def spelled(units: tuple[int, ...], factor: float) -> str:
-    known = next((str(n) for n, found in resnet.UNITS.items() if found == units), "-".join(map(str, units)))
-    return f"R{known}x{factor:g}"
+    known = next((str(n) for n, found in resnet.UNITS.items() if found == units), resnet.dashed(units))
+    return f"R{known}x{factor:.10g}"
+
+
+def groups_of(factor: float) -> int:
+    """32, of networks narrower than BiT's as many as leave two channels to each group of the narrowest map."""
+    channels = round(64 * factor)
+    most = max(1, min(GROUPS, channels // 2))
+    return next(groups for groups in range(most, 0, -1) if channels % groups == 0)

@@ -14,7 +14,8 @@ from vitcli.families.base import Activations, Architecture, Cost, Shape
 from vitcli.families.vit import ModelConfig
 
 _NAME = re.compile(
-    r"r(?P<layers>\d{1,3}|\d+(?:-\d+)+)?(?:x1)?\+(?P<vit>(?:vit-)?[a-z0-9]+)/(?P<side>\d{1,5})", re.IGNORECASE
+    r"r(?P<layers>\d{1,3}|\d+-(?:\d+(?:-\d+)*)?)?(?:x1)?\+(?P<vit>(?:vit-)?[a-z0-9]+)/(?P<sides>\d{1,5}(?:x\d{1,5})?)",
+    re.IGNORECASE,
 )
 _TIMM = re.compile(r"vit_(?P<size>tiny|small|base|large)_r(?P<layers>\d*)_s(?P<side>\d+)(?:_p8)?(?:_\d{3})?(?:\.\w+)?")
 _SIZES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L"}
@@ -58,22 +59,20 @@ class HybridConfig(ModelConfig):
         match = _NAME.fullmatch(text)
         if match is None:
             return None
-        vit = ModelConfig.parse(f"{match['vit']}/{match['side']}")
+        vit = ModelConfig.parse(f"{match['vit']}/{match['sides']}")
         if vit is None:
             return None
-        side = vit.patch[0]
-        units, patch = _units(match["layers"] or "", side, name)
+        units, patch = _units(match["layers"] or "", vit.patch, name)
         dimensions = {key: getattr(vit, key) for key in ("width", "depth", "heads", "mlp")}
-        model = cls(name="", units=units, patch=(patch, patch), **dimensions)
+        model = cls(name="", units=units, patch=patch, **dimensions)
         return replace(model, name=model.spelled())
 
     def spelled(self) -> str:
-        """`R50+ViT-B/16`."""
-        known = {_moved(units, self.stride): number for number, units in resnet.UNITS.items()}
-        layers = known.get(self.units, "-".join(map(str, self.units)))
-        size = super().spelled().partition("/")[0]
+        """`R50+ViT-B/16`, where that name stands for these units."""
         sides = self.patch if self.units else (self.patch[0] // 2, self.patch[1] // 2)
-        return f"R{layers}+{size}/{format_size(sides)}"
+        same = (number for number in resnet.UNITS if _units(str(number), sides, "") == (self.units, self.patch))
+        layers = next(map(str, same), resnet.dashed(self.units))
+        return f"R{layers}+{super().spelled().partition('/')[0]}/{format_size(sides)}"
 
     # --- numbers ---
 
@@ -149,6 +148,7 @@ class HybridConfig(ModelConfig):
             macs=vit.macs + conv * channels * 3 * 7 * 7 + resnet.unit_macs(stages, sizes),
             training=vit.training + kept,
             checkpointed=None if again is None else again + kept,
+            training_head=vit.training_head + Activations(rounded=3 * widest),
             evaluation=vit.evaluation + Activations(rounded=3 * widest),
             held=resnet.standardised(self.backbone_shapes()),
         )
@@ -180,12 +180,14 @@ def _moved(units: tuple[int, ...], stride: int) -> tuple[int, ...]:
     return (*units[: _FOURTH - 1], sum(units[_FOURTH - 1 :])) if stride == 16 and len(units) > _FOURTH else units
 
 
-def _units(layers: str, side: int, name: str) -> tuple[tuple[int, ...], int]:
+def _units(layers: str, sides: Size, name: str) -> tuple[tuple[int, ...], Size]:
     """The units of each stage, and the pixels of a token. Raises UsageError."""
-    if not layers:
-        if side % 2:
-            raise UsageError(
-                f"{shown(name)} has a root of stride four and no patch of half of {side}", "such as R+ViT-Ti/16"
-            )
-        return (), 2 * side
-    return _moved(resnet.units_of(layers, name), side), side
+    if layers:
+        known = resnet.units_of(layers, name)
+        return (known if "-" in layers else _moved(known, min(sides))), sides
+    if sides[0] % 2 or sides[1] % 2:
+        raise UsageError(
+            f"{shown(name)} has a root of stride four and no patch of half of {format_size(sides)}",
+            "such as R+ViT-Ti/16",
+        )
+    return (), (2 * sides[0], 2 * sides[1])

@@ -50,15 +50,20 @@ class Unit:
 
 
 def units_of(layers: str, name: str) -> tuple[int, ...]:
-    """The units of `50`, or of `1-2-1` those that stand there. Raises UsageError for a number of layers that nobody built."""
+    """The units of `50`, or of `1-2-1`, and of one stage `2-`, those that stand there. Raises UsageError for a number of layers that nobody built."""
     if "-" in layers:
-        return tuple(int(n) for n in layers.split("-"))
+        return tuple(int(n) for n in layers.split("-") if n)
     if int(layers) not in UNITS:
         known = ", ".join(f"R{n}" for n in UNITS)
         raise UsageError(
             f"no ResNet of {layers} layers is known, in {shown(name)}", f"known are {known}; or give units, as R2-2-2-2"
         )
     return UNITS[int(layers)]
+
+
+def dashed(units: Sequence[int]) -> str:
+    """As `units_of` reads them: 1-2-1, and of a single stage 2-."""
+    return "-".join(map(str, units)) + ("-" if len(units) == 1 else "")
 
 
 def root_channels(factor: float = 1) -> int:

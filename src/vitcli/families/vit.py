@@ -143,6 +143,10 @@ class ModelConfig(Architecture):
         return "Vision Transformer"
 
     @property
+    def has_attention(self) -> bool:
+        return True
+
+    @property
     def reader(self) -> str:
         return "patch_embed.proj.weight"
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitcli.config import Architecture
 from vitcli.families.bit import BiTConfig
 from vitcli.model import resnet
 from vitcli.model.classifier import Classifier
@@ -40,6 +41,11 @@ class BiT(Classifier):
         mean: Tensor = self.norm(x).mean((2, 3))
         return mean
 
+    @staticmethod
+    def taken_filters(filters: Tensor, config: Architecture) -> Tensor:
+        assert isinstance(config, BiTConfig)
+        return resnet.standardised(filters, config.weight_eps)
+
     # --- weights and the optimizer ---
 
     def initialise(self, seed: int, how: str = "paper", head_bias: float = 0.0) -> None:
@@ -49,16 +55,17 @@ class BiT(Classifier):
 
     @property
     def layers(self) -> int:
-        return sum(self.config.units) + 1
+        return len(self.config.units) + 1
 
     def layer_of(self, name: str) -> int:
-        """0 for the root, then unit by unit; the last is what follows them."""
+        """0 for the root, then stage by stage, since a rate that fell with every unit would leave the first of a hundred none; the last
+        is what follows them.
+        """
         if name.startswith("stem."):
             return 0
         if not name.startswith("stages."):
             return self.layers
-        _, stage, _, unit, *_ = name.split(".")
-        return sum(self.config.units[: int(stage)]) + int(unit) + 1
+        return int(name.split(".")[1]) + 1
 
     def matrices(self) -> dict[str, int]:
         return resnet.filters(self)

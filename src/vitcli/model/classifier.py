@@ -108,6 +108,11 @@ class Classifier(nn.Module):
         """The weights that differ for another image size, or whatever else of `new` may differ. Raises UsageError."""
         return {}
 
+    @staticmethod
+    def taken_filters(filters: Tensor, config: Architecture) -> Tensor:
+        """The filters that read the image (`config.reader`), as a pass takes them."""
+        return filters
+
     # --- the optimizer ---
 
     def layer_of(self, name: str) -> int:

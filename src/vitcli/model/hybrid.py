@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitcli.config import Architecture
 from vitcli.families.hybrid import HybridConfig
 from vitcli.families.resnet import root_channels
 from vitcli.model import resnet
@@ -50,6 +51,11 @@ class Hybrid(ViT):
 
     def make_patch_embed(self) -> PatchEmbed:
         return MapEmbed(self.config)
+
+    @staticmethod
+    def taken_filters(filters: Tensor, config: Architecture) -> Tensor:
+        assert isinstance(config, HybridConfig)
+        return resnet.standardised(filters, config.weight_eps, config.weight_eps_to == "deviation")
 
     def initialise(self, seed: int, how: str = "paper", head_bias: float = 0.0) -> None:
         """The transformer as a ViT's, the residual network as resnet.initialise says."""

@@ -197,7 +197,7 @@ def small(facts: Facts) -> Config:
         train=TrainConfig(
             batch_size=batch_size,
             epochs=epochs,
-            init="mimetic",
+            init="mimetic" if model.has_attention else "paper",
             low_res=0.0 if mildly else _low_res(images),
         ),
         optim=OptimConfig(

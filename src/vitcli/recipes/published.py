@@ -80,11 +80,13 @@ def paper_jft(facts: Facts) -> Config:
 
 def paper_i21k(facts: Facts) -> Config:
     """ImageNet-21k rows of Table 3 (Dosovitskiy et al., 2021): 90 epochs; L was trained for 30 and for 90."""
+    vit_for(facts, "paper-i21k")
     return _paper(facts, "paper-i21k", 90.0, 1e-3, "linear", 0.03, 0.1)
 
 
 def paper_i1k(facts: Facts) -> Config:
     """ImageNet row of Table 3 (Dosovitskiy et al., 2021): 300 epochs, cosine, gradients clipped at norm 1."""
+    vit_for(facts, "paper-i1k")
     return _paper(facts, "paper-i1k", 300.0, 3e-3, "cosine", 0.3, 0.1, clip=1.0)
 
 
@@ -166,12 +168,13 @@ def augreg(facts: Facts) -> Config:
         model = replace(model, pool="mean", class_token=False)
     light1, light2, medium1, medium2 = (2, 0.0, 0.0), (2, 10.0, 0.2), (2, 15.0, 0.2), (2, 15.0, 0.5)
     none = (0, 0.0, 0.0)
-    size = model.name.removeprefix("ViT-").split("/")[0]
+    short = model.name.rpartition("ViT-")[2]
+    size = short.split("/")[0]
     if large:
         per_name = {"Ti/16": none, "S/32": none, "S/16": light1, "B/32": light2, "B/16": light2, "L/16": medium2}
-        layers, magnitude, mixup = per_name.get(model.name.removeprefix("ViT-"), light2)
+        layers, magnitude, mixup = per_name.get(short, light2)
     else:
-        layers, magnitude, mixup = light1 if size == "Ti" else medium1 if model.name == "ViT-S/32" else medium2
+        layers, magnitude, mixup = light1 if size == "Ti" else medium1 if short == "S/32" else medium2
     return Config(
         run=RunConfig(recipe="augreg"),
         model=model,

@@ -154,7 +154,7 @@ def _card(description: Description, report: dict[str, Any], plan: Plan) -> str:
     return f"""---
 library_name: vit
 pipeline_tag: image-classification
-tags: [vision-transformer, image-classification]
+tags: [{markdown(model.kind).lower().replace(" ", "-")}, image-classification]
 ---
 
 # {markdown(model.name)} on {data}

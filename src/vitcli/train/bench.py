@@ -104,7 +104,7 @@ def bench_asked(models: Sequence[Architecture], overrides: Overrides, progress: 
     if not settings.modes:
         raise UsageError("nothing to measure", "bench.modes is train, infer or both")
     values = {key: value for key, value in overrides.items() if not key.startswith(("bench.", "data."))}
-    config = apply(Config(), {"train.steps": 1} | values)
+    config = apply(Config(), {"train.steps": 1} | {k: v for k, v in values.items() if not k.startswith("model.")})
     objective = objective_named(config.train.objective)
     views = objective.checked_views(config, overrides.get("augment.views"))
     config = with_teacher(replace(config, augment=replace(config.augment, views=views)), None)

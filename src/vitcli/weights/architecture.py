@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from vitcli.config import VARIANTS, Architecture, ModelConfig, Size
 from vitcli.errors import CheckpointError, UsageError
 from vitcli.families.base import Shape
+from vitcli.families.bit import GROUPS as BIT_GROUPS
 from vitcli.weights import residual
 from vitcli.weights.keys import WHOLE, Found, Shapes
 from vitcli.weights.layout import Layout
@@ -62,7 +63,7 @@ def architecture(found: Found, said: Sidecar, where: str) -> Stored:
     try:
         stored = _READERS[layout.family](found, said, where)
         stored.model.check()
-    except (ValueError, IndexError, TypeError, UsageError, ZeroDivisionError) as error:
+    except (ValueError, IndexError, TypeError, UsageError, ZeroDivisionError, OverflowError) as error:
         text = error.message if isinstance(error, UsageError) else str(error)
         raise CheckpointError(f"{where} is not a model that vit can build: {text}", WHOLE) from None
     check_shapes(_folded(found.shapes, stored) | dict(found.strays), stored.model, where)
@@ -74,9 +75,11 @@ def _bit(found: Found, said: Sidecar, where: str) -> Stored:
     model = residual.bit(found.shapes, dict(found.layout.keys))
     if said.groups:
         model = replace(model, groups=said.groups)
-    return Stored(
-        replace(model, img_size=said.img_size or model.img_size), guessed=() if said.img_size else ("img_size",)
+    told = {"groups": said.groups or model.groups == BIT_GROUPS, "img_size": said.img_size} | _by_code(
+        found, said, model
     )
+    model = replace(model, img_size=said.img_size or model.img_size)
+    return Stored(model, guessed=tuple(key for key, known in told.items() if not known))
 
 
 def _vit(found: Found, said: Sidecar, where: str) -> Stored:
@@ -134,6 +137,12 @@ _READERS = {"vit": _vit, "bit": _bit}
 """By the family of a layout."""
 
 
+def _by_code(found: Found, said: Sidecar, model: Architecture) -> dict[str, bool]:
+    """Keys of a ResNet's layers that a layout's code has, and whether anything says that it is that code's file."""
+    keys = found.layout.keys.keys() & model.fixed()
+    return dict.fromkeys(sorted(keys), found.layout.fixed or bool(said.names))
+
+
 def _guessed(model: ModelConfig, found: Found, said: Sidecar) -> tuple[str, ...]:
     """Which keys of the model nothing told, in an order for people."""
     open_ = not found.layout.fixed
@@ -145,6 +154,7 @@ def _guessed(model: ModelConfig, found: Found, said: Sidecar) -> tuple[str, ...]
             "gelu": said.gelu or not open_,
             "norm_eps": said.norm_eps is not None or not open_,
             "pool": said.pool or not open_ or not reads_either or model.pool == "cls+mean" or found.layout is not TIMM,
+            **_by_code(found, said, model),
         }.items()
         if not told
     )

@@ -366,17 +366,18 @@ _WORDS: dict[str, Callable[[Any], str]] = {
     "gelu": lambda form: f"GELU {form}",
     "norm_eps": lambda eps: f"norm_eps {eps:g}",
     "pool": lambda pool: f"pooling {pool}",
+    "groups": lambda groups: f"{groups} groups of channels",
+    "group_eps": lambda eps: f"group_eps {eps:g}",
+    "weight_eps": lambda eps: f"weight_eps {eps:g}",
+    "weight_eps_to": lambda part: f"added to the {part}",
+    "img_size": lambda size: f"images of {format_size(size)} px",
 }
 
 
 def guesses(model: Architecture, keys: tuple[str, ...]) -> str:
     """One line that names what was guessed, and how to replace it."""
-    if keys == ("img_size",):
-        return (
-            f"{format_size(model.img_size)} px, a guess: the network takes images of any size; --img-size gives another"
-        )
     words = {key: _WORDS[key](getattr(model, key)) for key in keys}
-    settings = ", ".join(f"--set model.{key}=…" for key in keys)
+    settings = ", ".join("--img-size" if key == "img_size" else f"--set model.{key}=…" for key in keys)
     return (
         f"a guess: {', '.join(words[key] for key in keys)}; {settings} {'replace' if len(keys) > 1 else 'replaces'} it"
     )

@@ -38,6 +38,8 @@ def check_timm_hybrid(description: Description) -> None:
     """Raises CheckpointError for what timm's hybrids do not have."""
     model = hybrid_of(description)
     formats.check_timm(description)
+    if model.distilled:
+        raise CheckpointError("timm has no hybrid with a distillation token", _ONNX)
     if model.units not in _TIMM_HYBRIDS:
         raise CheckpointError(f"timm has no hybrid with the units of {model.name}", _ONNX)
 

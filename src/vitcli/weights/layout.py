@@ -56,9 +56,9 @@ def pattern(key: str) -> re.Pattern[str]:
 
 
 _PLACES = {
-    "{i}": r"(?P<i>\d+)",
-    "{j}": r"(?P<j>\d+)",
-    "{n}": r"(?:_\d+)?",
+    "{i}": r"(?P<i>\d{1,6})",
+    "{j}": r"(?P<j>\d{1,6})",
+    "{n}": r"(?:_\d{1,6})?",
     "{p}": r"(?P<p>weight|bias)",
     "{s}": r"(?P<s>scale|bias)",
     "*": ".*",

@@ -8,7 +8,7 @@ from typing import Any
 
 from vitcli.config import EvalConfig
 from vitcli.families.base import Shape
-from vitcli.families.bit import BiTConfig
+from vitcli.families.bit import BiTConfig, groups_of
 from vitcli.families.hybrid import HybridConfig
 from vitcli.families.vit import ModelConfig
 from vitcli.weights.layout import Layout
@@ -73,9 +73,11 @@ TIMM_BIT = replace(
         "norm.{p}": "norm.{p}",
         "head.fc.weight": "head.weight@matrix",
         "head.fc.bias": "head.bias",
+        "head.{p}": "head.{p}",  # vit's own, without its header
     },
     anchor="stem.conv.weight",
     keys={"weight_eps": 1e-8},
+    fixed=False,
 )
 
 GOOGLE_BIT = replace(
@@ -174,6 +176,7 @@ def bit(shapes: Shapes, keys: dict[str, Any]) -> BiTConfig:
         units=_units(shapes, ""),
         factor=channels / 64,
         root="large" if side == 7 else "small",
+        groups=groups_of(channels / 64),
         classes=classes,
         **keys,
     )
