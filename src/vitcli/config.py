@@ -38,6 +38,7 @@ from vitcli.config_values import (
     coerce,
     key_of,
     shown,
+    usual,
 )
 from vitcli.config_values import format_size as format_size
 from vitcli.config_values import parse_seconds as parse_seconds
