@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -53,17 +52,18 @@ class BiTConfig(Architecture):
 
         Networks narrower than BiT's have as many groups as leave two channels to each, as R50x1 has in its narrowest map.
         """
-        found = units_and_factor(name.strip())
-        if found is None:
+        match = _NAME.fullmatch(name.strip()) or _TIMM.fullmatch(name.strip())
+        if match is None:
             return None
-        units, factor = found
+        units, factor = resnet.units_of(match["layers"], name), float(match["factor"] or 1)
         model = cls(name="", units=units, factor=factor)
         check_bounds("model", model)
         model = replace(model, groups=groups_of(factor))
         return replace(model, name=model.spelled())
 
     def spelled(self) -> str:
-        return spelled(self.units, self.factor)
+        known = next((str(n) for n, found in resnet.UNITS.items() if found == self.units), resnet.dashed(self.units))
+        return f"R{known}x{self.factor:.10g}"
 
     # --- numbers ---
 
@@ -134,7 +134,7 @@ class BiTConfig(Architecture):
         outputs = Activations(float32=4 * self.classes)
         last = self.features * sizes[-1][1]
         stem = Activations(rounded=3 * self.img_size[0] * self.img_size[1] + (conv + pooled) * self.channels)
-        widest = max((read * unit.outputs for stage, (read, _) in zip(stages, sizes, strict=True) for unit in stage))
+        widest = resnet.widest(stages, sizes)
         return Cost(
             parameters=resnet.parameters(self.shapes()),
             head_parameters=head,
@@ -168,7 +168,7 @@ class BiTConfig(Architecture):
             raise UsageError(
                 f"images of {self.img_size[0]} x {self.img_size[1]} px are too large", "take a smaller --img-size"
             )
-        check_channels(self.units, self.factor, self.groups)
+        self._check_channels()
         first = 9 * self.channels**2
         largest = first * 4 ** (len(self.units) - 1) * max(self.units) * len(self.units) + self.features * self.classes
         if largest > _MOST_PARAMETERS:
@@ -177,30 +177,17 @@ class BiTConfig(Architecture):
                 "take a smaller --model",
             )
 
-
-def check_channels(units: Sequence[int], factor: float, groups: int) -> None:
-    """Raises UsageError where channels are no whole numbers, or cannot be put into groups."""
-    channels = 64 * factor
-    if channels != round(channels):
-        raise UsageError(f"model.factor = {factor:g} makes {channels:g} channels", "take a multiple of 1/64")
-    if round(channels) % groups:
-        raise UsageError(
-            f"model.groups = {groups} does not divide the {round(channels)} channels of the narrowest map",
-            f"take --set model.groups={max(g for g in range(1, groups + 1) if round(channels) % g == 0)}",
-        )
-
-
-def units_and_factor(name: str) -> tuple[tuple[int, ...], float] | None:
-    """What `R50x1`, `R1-1-1x0.5` or `resnetv2_50x1_bit` stands for; None for no name of the kind. Raises UsageError."""
-    match = _NAME.fullmatch(name) or _TIMM.fullmatch(name)
-    if match is None:
-        return None
-    return resnet.units_of(match["layers"], name), float(match["factor"] or 1)
-
-
-def spelled(units: tuple[int, ...], factor: float) -> str:
-    known = next((str(n) for n, found in resnet.UNITS.items() if found == units), resnet.dashed(units))
-    return f"R{known}x{factor:.10g}"
+    def _check_channels(self) -> None:
+        """Raises UsageError where channels are no whole numbers, or cannot be put into groups."""
+        channels = 64 * self.factor
+        if channels != round(channels):
+            raise UsageError(f"model.factor = {self.factor:g} makes {channels:g} channels", "take a multiple of 1/64")
+        if self.channels % self.groups:
+            fitting = max(g for g in range(1, self.groups + 1) if self.channels % g == 0)
+            raise UsageError(
+                f"model.groups = {self.groups} does not divide the {self.channels} channels of the narrowest map",
+                f"take --set model.groups={fitting}",
+            )
 
 
 def groups_of(factor: float) -> int:

@@ -33,7 +33,9 @@ class HybridConfig(ModelConfig):
         (3, 4, 9), "residual units of each stage of a ResNet", least=1, most=1000, longest=8, fixed=True
     )
     group_eps: float = key(1e-6, "added to a group's variance", least=0, below=1, fixed=True)
-    weight_eps: float = key(1e-5, "added to the variance of a filter's weights", least=0, below=1, fixed=True)
+    weight_eps: float = key(
+        1e-5, "added to a filter's spread where its weights are divided by it", least=0, below=1, fixed=True
+    )
     weight_eps_to: Literal["deviation", "variance"] = key(
         "deviation",
         "to which weight_eps is added: a filter's standard deviation (Google), or its variance (timm)",
@@ -139,9 +141,7 @@ class HybridConfig(ModelConfig):
             stages, sizes
         )
         again = vit.checkpointed
-        widest = max(
-            [conv * channels, *(read * u.outputs for s, (read, _) in zip(stages, sizes, strict=True) for u in s)]
-        )
+        widest = max(conv * channels, resnet.widest(stages, sizes))
         return replace(
             vit,
             parameters=vit.parameters + resnet.parameters(self.backbone_shapes()),

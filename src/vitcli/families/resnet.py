@@ -50,7 +50,9 @@ class Unit:
 
 
 def units_of(layers: str, name: str) -> tuple[int, ...]:
-    """The units of `50`, or of `1-2-1`, and of one stage `2-`, those that stand there. Raises UsageError for a number of layers that nobody built."""
+    """The units of `50`, or those that stand in `1-2-1` and, of a single stage, in `2-`. Raises UsageError for a number of layers
+    that nobody built.
+    """
     if "-" in layers:
         return tuple(int(n) for n in layers.split("-") if n)
     if int(layers) not in UNITS:
@@ -129,6 +131,12 @@ def unit_macs(all_stages: Sequence[Sequence[Unit]], sizes: Sequence[tuple[int, i
             for name, shape in unit.convolutions().items():
                 total += math.prod(shape) * (read if name == "conv1" and unit.stride > 1 else given)
     return total
+
+
+def widest(all_stages: Sequence[Sequence[Unit]], sizes: Sequence[tuple[int, int]]) -> int:
+    """Numbers of the largest map between units; none without stages."""
+    pairs = zip(all_stages, sizes, strict=True)
+    return max((read * unit.outputs for stage, (read, _) in pairs for unit in stage), default=0)
 
 
 def unit_activations(all_stages: Sequence[Sequence[Unit]], sizes: Sequence[tuple[int, int]]) -> Activations:

@@ -72,13 +72,13 @@ def architecture(found: Found, said: Sidecar, where: str) -> Stored:
 
 def _bit(found: Found, said: Sidecar, where: str) -> Stored:
     """A residual network, which takes images of any size: those of its configuration, else the usual one, which is said."""
-    model = residual.bit(found.shapes, dict(found.layout.keys))
-    if said.groups:
-        model = replace(model, groups=said.groups)
-    told = {"groups": said.groups or model.groups == BIT_GROUPS, "img_size": said.img_size} | _by_code(
-        found, said, model
-    )
-    model = replace(model, img_size=said.img_size or model.img_size)
+    keys = dict(found.layout.keys)
+    usual = keys.pop("groups", None)
+    model = residual.bit(found.shapes, keys)
+    by_code = _by_code(found, said, model)
+    groups = said.groups or (usual if by_code.get("groups") else None)
+    told = by_code | {"groups": groups or model.groups == BIT_GROUPS, "img_size": said.img_size}
+    model = replace(model, groups=groups or model.groups, img_size=said.img_size or model.img_size)
     return Stored(model, guessed=tuple(key for key, known in told.items() if not known))
 
 

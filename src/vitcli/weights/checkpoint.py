@@ -92,8 +92,7 @@ class Lazy(Mapping[str, Tensor]):
             first = self._joined(stored.registers_from)
             tensor = torch.cat([first, tensor], dim=1) if "reg_token" in self._parts else first
         model = stored.model
-        if not isinstance(model, ModelConfig):
-            return tensor
+        assert isinstance(model, ModelConfig)  # which alone has tensors of these names
         surplus = stored.rows - model.prefix_rows
         if not surplus:
             return tensor

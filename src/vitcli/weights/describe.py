@@ -309,7 +309,7 @@ def _as_asked(stored: Stored, asked: Overrides, path: Path) -> Stored:
     if model.features != stored.model.features and model.classes:
         raise UsageError(
             f"model.pool = {asked['pool']}: the head of {path} reads {stored.model.features} numbers, not {model.features}",
-            "leave it out",
+            f"leave it out for {dataclasses.asdict(stored.model)['pool']}",
         )
     guessed = tuple(key for key in stored.guessed if key not in asked)
     return dataclasses.replace(stored, model=model, guessed=guessed)

@@ -174,9 +174,8 @@ def _save(place: Path, tensors: Tensors, config: dict[str, Any], document: dict[
 def _timm(description: Description, tensors: Tensors, model: Classifier, place: Path) -> Callable[[Images], Logits]:
     theirs = format_of(description, "timm")
     weights = theirs.weights(description, tensors)
-    document = (
-        description.document() if weights.keys() == tensors.keys() else None
-    )  # under vit's names it is a file of vit's
+    # what has vit's names is a checkpoint of vit's as well
+    document = description.document() if weights.keys() == tensors.keys() else None
     _save(place, {name: t.contiguous() for name, t in weights.items()}, theirs.config(description), document)
     loaded = _import("timm").create_model(f"local-dir:{place.resolve()}", pretrained=True).eval()
     result: Callable[[Images], Logits] = loaded

@@ -63,13 +63,6 @@ def timm_hybrid_weights(description: Description, tensors: Mapping[str, Tensor])
     return {name.replace("backbone.stem.", "backbone."): tensor for name, tensor in tensors.items()}
 
 
-def no_transformers_hybrid(description: Description) -> None:
-    """Raises CheckpointError: transformers took its hybrids out."""
-    raise CheckpointError(
-        "transformers has no hybrids since its version 5", "export it with --format timm or --format onnx"
-    )
-
-
 # --- BiT ---------------------------------------------------------------------------------------------------
 
 _TIMM_BITS = {50: ("resnetv2_50x1_bit", 1), 101: ("resnetv2_101x1_bit", 1), 152: ("resnetv2_152x2_bit", 2)}

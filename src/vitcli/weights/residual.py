@@ -8,7 +8,7 @@ from typing import Any
 
 from vitcli.config import EvalConfig
 from vitcli.families.base import Shape
-from vitcli.families.bit import BiTConfig, groups_of
+from vitcli.families.bit import GROUPS, BiTConfig, groups_of
 from vitcli.families.hybrid import HybridConfig
 from vitcli.families.vit import ModelConfig
 from vitcli.weights.layout import Layout
@@ -76,7 +76,7 @@ TIMM_BIT = replace(
         "head.{p}": "head.{p}",  # vit's own, without its header
     },
     anchor="stem.conv.weight",
-    keys={"weight_eps": 1e-8},
+    keys={"weight_eps": 1e-8, "groups": GROUPS},
     fixed=False,
 )
 
@@ -102,6 +102,7 @@ GOOGLE_BIT = replace(
         "resnet/head/conv2d{n}/bias": "head.bias@vector",
     },
     anchor="resnet/root_block/standardized_conv2d/kernel",
+    keys={"groups": GROUPS},
 )
 
 TORCH_BIT = replace(
@@ -121,6 +122,7 @@ TORCH_BIT = replace(
         "head.conv.bias": "head.bias",
     },
     anchor="root.conv.weight",
+    keys={"groups": GROUPS},
 )
 
 TRANSFORMERS_BIT = replace(

@@ -34,11 +34,6 @@ THEIRS: dict[tuple[str, str], Format] = {
         config=formats_residual.timm_hybrid_config,
         weights=formats_residual.timm_hybrid_weights,
     ),
-    ("hybrid", "transformers"): Format(
-        check=formats_residual.no_transformers_hybrid,
-        config=formats.transformers_config,
-        weights=formats.transformers_weights,
-    ),
     ("bit", "timm"): Format(
         check=formats_residual.check_timm_bit,
         config=formats_residual.timm_bit_config,
@@ -51,13 +46,17 @@ THEIRS: dict[tuple[str, str], Format] = {
     ),
 }
 """By family and tool."""
+_GONE = {("hybrid", "transformers"): "transformers has no hybrids since its version 5"}
 
 
 def format_of(description: Description, tool: str) -> Format:
     """Raises CheckpointError for a family that the tool has not."""
-    found = THEIRS.get((description.model.family, tool))
+    family = description.model.family
+    found = THEIRS.get((family, tool))
     if found is None:
+        others = [name for has, name in THEIRS if has == family] + ["onnx"]
         raise CheckpointError(
-            f"{tool} has no models of the family {description.model.family}", "export it with --format onnx"
+            _GONE.get((family, tool), f"{tool} has no models of the family {family}"),
+            f"export it with {' or '.join(f'--format {name}' for name in others)}",
         )
     return found

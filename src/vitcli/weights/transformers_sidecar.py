@@ -59,9 +59,10 @@ def transformers_says(config: dict[str, Any], usual: EvalConfig, path: Path, poo
     assert isinstance(vision, dict)
     kind = vision.get("model_type", config.get("model_type"))
     act, eps = vision.get("hidden_act"), vision.get("layer_norm_eps")
-    usual_act, usual_eps = _CLASSES.get(kind, (None, None)) if isinstance(kind, str) else (None, None)
+    kind = kind if isinstance(kind, str) else ""
+    usual_act, usual_eps = _CLASSES.get(kind, (None, None))
     act, eps = usual_act if act is None else act, usual_eps if eps is None else eps
-    other = _OTHER_ACTS.get(kind) if isinstance(kind, str) else None
+    other = _OTHER_ACTS.get(kind)
     if other and act not in (other, None):
         raise CheckpointError(f"{path}: hidden_act {shown(act)} is nothing that vit can compute", RUN_BY_OTHERS)
     act = None if other else act
