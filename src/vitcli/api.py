@@ -217,14 +217,16 @@ def probe(
     img_size: Size | None = None,
     device: str = "auto",
     precision: str = "auto",
+    features: Path | None = None,
+    force: bool = False,
     overrides: Overrides | None = None,
 ) -> dict[str, Any]:
-    """Fit a classifier on a checkpoint's frozen features, and measure it."""
+    """Fit a classifier on a checkpoint's frozen features, and measure it; `features` is a file to write them to."""
     planned = plan_probe(
         checkpoint, data, split, method=method, img_size=img_size, device=device, precision=precision,
         overrides=_parsed(overrides),
     )  # fmt: skip
-    return planned.measure()
+    return planned.measure(features=features, force=force)
 
 
 def bench(

@@ -287,9 +287,20 @@ class ProbeConfig:
     """How `vit probe` fits; no part of a run."""
 
     images: int = key(20_000, "most training images that it fits on; a larger set is thinned class by class", least=2)
-    balanced: bool = key(False, "every class weighs the same, however many images it has")
+    balanced: bool = key(False, "every class weighs the same, however many images it has, of method linear")
+    solver: Literal["auto", "closed", "softmax"] = key(
+        "auto",
+        "of method linear: a linear discriminant in closed form, softmax regression by steps, or the better of both by "
+        "cross-validation",
+    )
     shots: tuple[int, ...] = key((1, 5, 10, 25), "training images of a class, of method fewshot", least=1, longest=100)
+    l2: float = key(1024.0, "penalty of method fewshot; the paper names none, this is big_vision's", above=0)
     k: tuple[int, ...] = key((20,), "neighbours that vote, of method knn", least=1, longest=100)
+    weights: Literal["softmax", "uniform", "distance"] = key(
+        "softmax", "what a neighbour's vote counts, of method knn: exp(cosine / 0.07), one, or 1 / (1 - cosine)"
+    )
+    patches: bool = key(False, "`--features` holds a row of features for each patch as well")
+    cache: bool = key(True, "features are kept on disk for the next probe of the same images and weights")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,8 +17,18 @@ Method = Annotated[
     typer.Option(
         "--method",
         metavar="linear|fewshot|knn",
-        help="linear: softmax regression, its penalty chosen by cross-validation. fewshot: the paper's least squares on "
-        "probe.shots images a class. knn: a vote of the probe.k nearest.",
+        help="linear: a linear discriminant or softmax regression, whichever is better by cross-validation. fewshot: the "
+        "paper's least squares on probe.shots images a class. knn: a vote of the probe.k nearest.",
+    ),
+]
+FeaturesFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--features",
+        metavar="FILE",
+        show_default=False,
+        help="Write the features, a row an image, as .npz or .parquet; with --set probe.patches=true those of every patch, too.",
+        rich_help_panel="Output",
     ),
 ]
 
@@ -28,6 +39,8 @@ def probe(
     method: Method = "linear",
     split: Split = "",
     img_size: options.ImgSize = "",
+    features: FeaturesFile = None,
+    force: options.Force = False,
     set_: options.Set = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -53,7 +66,7 @@ def probe(
     if announced(planned, json=json, quiet=quiet, dry_run=dry_run):
         return
     with reporting(quiet) as reporter:
-        tree = planned.measure(reporter.progress)
+        tree = planned.measure(reporter.progress, features, force)
     print_result(tree, _text(tree), json=json)
 
 
@@ -66,11 +79,13 @@ def _text(tree: dict[str, Any]) -> list[str]:
         (row,) = tree["results"]
         lines += [
             f"top-1       {100 * row['top1']:.2f} %",
-            f"penalty     l2 = {row['l2']:g}, the best of these by cross-validation:",
+            f"penalty     l2 = {row['l2']:g}, {tree['solver']}, the best of these by cross-validation:",
         ]
-        return lines + [f"  {row['l2']:<8g} {100 * row['top1']:6.2f} %" for row in tree["cross_validation"]]
+        return lines + [
+            f"  {row['solver']:<8}{row['l2']:<8g} {100 * row['top1']:6.2f} %" for row in tree["cross_validation"]
+        ]
     for row in tree["results"]:
-        by = ", ".join(f"{name} = {value:g}" for name, value in row.items() if name not in ("top1", "std", "n"))
+        by = ", ".join(f"{name} = {row[name]:g}" for name in ("shots", "k") if name in row)
         spread = f" ± {100 * row['std']:.2f}" if row.get("std") is not None else ""
-        lines.append(f"top-1       {100 * row['top1']:.2f}{spread} %{f' with {by}' if by else ''}")
+        lines.append(f"top-1       {100 * row['top1']:.2f}{spread} % with {by}")
     return lines

@@ -70,6 +70,14 @@ class Split:
             found.append((blob, path))
         return found
 
+    def paths(self, positions: Rows) -> list[str | None]:
+        """The path of the image at each position, where it has one."""
+        if not len(positions):
+            return []
+        items = self.table.select_columns([self.image_column]).select(self.rows[positions])
+        found = [(item[self.image_column] or {}).get("path") for item in items]
+        return [path and path_in(path) for path in found]
+
     def digests(self, progress: Progress = silent) -> Digests:
         """What the image at each position is, wherever it lies; 0 for one that cannot be opened. Reads each file once."""
 

@@ -40,6 +40,12 @@ class Features:
         return Features(np.concatenate([self.values, others.values]), np.concatenate([self.targets, others.targets]))
 
 
+def thinned(split: Split, most: int) -> Split:
+    """At most `most` images of a labelled split, of every class its share."""
+    assert split.labels is not None
+    return split if len(split) <= most else split.subset(stratified(split.labels, most, "probe"))
+
+
 def features_of(
     inference: Inference,
     split: Split,
@@ -53,9 +59,7 @@ def features_of(
     `enough` is asked after every batch whether to stop: images come in a shuffled order then, so that those that were
     seen are a sample of all. Raises DataError.
     """
-    assert split.labels is not None
-    if len(split) > most:
-        split = split.subset(stratified(split.labels, most, "probe"))
+    split = thinned(split, most)
     values, positions = embeddings_of(inference, split, enough)
     assert split.labels is not None
     return Features(values, outputs[split.labels[positions]])

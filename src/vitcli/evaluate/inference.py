@@ -19,9 +19,11 @@ from vitcli.data.cache import Images, open_images
 from vitcli.data.decode import View, eval_view
 from vitcli.data.prefetch import ahead
 from vitcli.data.split import Split
+from vitcli.errors import CheckpointError
 from vitcli.machine import Machine
 from vitcli.model.classifier import Classifier
 from vitcli.model.held import frozen
+from vitcli.model.vit import ViT
 from vitcli.progress import Progress, silent
 
 Pixels = Float[Tensor, "batch 3 height width"]
@@ -108,3 +110,17 @@ class Inference:
             if self.preprocessing.views == 2:
                 found = (found + self.model.features(images.flip(3)).float()) / 2
         return found
+
+    def patch_features(self, images: Pixels) -> Float[Tensor, "batch rows columns dim"]:
+        """What the last block leaves of each patch, after the last LayerNorm where that stands before the pooling, in float32.
+
+        Raises CheckpointError for a model without patches.
+        """
+        model = self.model
+        if not isinstance(model, ViT):
+            raise CheckpointError(
+                f"{model.config.name} has no patches", "their features are those of Vision Transformers"
+            )
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.machine.bf16):
+            found = model.encode(images)[:, model.config.prefix_tokens :].float()
+        return found.unflatten(1, model.grid_of(images))

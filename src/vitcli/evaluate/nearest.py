@@ -20,23 +20,45 @@ Embeddings = Float[np.ndarray[Any, Any], "images dim"]
 
 def knn(train: Features, held_out: Features, classes: int, settings: ProbeConfig) -> dict[str, Any]:
     """Top-1 for each number of neighbours asked for."""
+    right = [(voted(train, held_out.values, classes, k, settings.weights) == held_out.targets) for k in settings.k]
     return {
-        "results": [{"k": k, "top1": nearest(train, held_out, classes, k), "n": len(held_out)} for k in settings.k],
+        "results": [
+            {"k": k, "top1": float(r.mean()), "n": len(held_out)} for k, r in zip(settings.k, right, strict=True)
+        ],
+        "weights": settings.weights,
     }
 
 
 def nearest(bank: Features, asked: Features, classes: int, k: int) -> float:
     """Top-1 of a vote of the `k` nearest by cosine, each counting exp(cosine / 0.07)."""
+    return float((voted(bank, asked.values, classes, k) == asked.targets).mean())
+
+
+def voted(bank: Features, asked: Embeddings, classes: int, k: int, weights: str = "softmax") -> NDArray[np.int64]:
+    """The class that the `k` nearest by cosine vote for, of equals the first: each counts exp(cosine / 0.07), one (`uniform`), or
+    one over its distance 1 - cosine (`distance`; those at no distance count alone, as in scikit-learn).
+    """
     known, k = unit(bank.values).T, min(k, len(bank))
-    right = 0
+    found = []
     for start in range(0, len(asked), _AT_ONCE):
-        part = asked.rows(np.arange(start, min(len(asked), start + _AT_ONCE)))
-        cosine = unit(part.values) @ known
+        cosine = unit(asked[start : start + _AT_ONCE]) @ known
         near: NDArray[np.int64] = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
-        weights = np.exp((np.take_along_axis(cosine, near, 1) - 1) / _TEMPERATURE)
-        votes = np.stack([(weights * (bank.targets[near] == c)).sum(1) for c in range(classes)], axis=1)
-        right += int((votes.argmax(1) == part.targets).sum())
-    return right / len(asked)
+        counts = _counts(np.take_along_axis(cosine, near, 1), weights)
+        place = np.arange(len(near))[:, None] * classes + bank.targets[near]
+        votes = np.bincount(place.ravel(), counts.ravel(), minlength=len(near) * classes)
+        found.append(votes.reshape(-1, classes).argmax(1))
+    return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+
+def _counts(cosine: NDArray[np.float64], weights: str) -> NDArray[np.float64]:
+    if weights == "softmax":
+        return np.exp((cosine - 1) / _TEMPERATURE)
+    if weights == "uniform":
+        return np.ones_like(cosine)
+    distance = (1 - cosine).clip(0)
+    same = distance <= 0
+    with np.errstate(divide="ignore"):
+        return np.where(same.any(1, keepdims=True), same.astype(float), 1 / distance)
 
 
 def unit(values: Embeddings) -> Embeddings:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
+from vitcli import files
 from vitcli.config import Overrides, ProbeConfig, Size
 from vitcli.config_values import check_bounds
 from vitcli.data.split import Source, Split, also_trained, fraction_of
 from vitcli.errors import DataError, UsageError, did_you_mean
-from vitcli.evaluate.features import Features, features_of
+from vitcli.evaluate.features import Features, thinned
 from vitcli.evaluate.fewshot import fewshot
-from vitcli.evaluate.linear import linear_probe
+from vitcli.evaluate.kept import check_file, embedded, write_features
+from vitcli.evaluate.linear import SOLVERS, linear_probe
 from vitcli.evaluate.nearest import knn
 from vitcli.evaluate.subject import Subject, asked_machine, chosen_data, size_for
 from vitcli.progress import Progress, silent
@@ -29,10 +30,12 @@ class Method(Protocol):
 
 
 def linear(train: Features, held_out: Features, classes: int, settings: ProbeConfig) -> dict[str, Any]:
-    """Softmax regression, its penalty chosen by cross-validation."""
-    probe = linear_probe(train, classes, settings.balanced)
+    """A linear discriminant or softmax regression, solver and penalty chosen by cross-validation."""
+    asked = next(((solver,) for solver in SOLVERS if solver == settings.solver), SOLVERS)
+    probe = linear_probe(train, classes, settings.balanced, asked)
     return {
         "results": [{"l2": probe.l2, "top1": probe.top1_on(held_out), "n": len(held_out)}],
+        "solver": probe.solver,
         "cross_validation": list(probe.tried),
     }
 
@@ -60,19 +63,35 @@ class ProbePlan(Subject):
             "classes": len(self.source.classes),
         }
 
-    def measure(self, progress: Progress = silent) -> dict[str, Any]:
-        """The fields of `vit probe --json`. Raises CheckpointError or DataError."""
+    def measure(self, progress: Progress = silent, features: Path | None = None, force: bool = False) -> dict[str, Any]:
+        """The fields of `vit probe --json`; `features` is a file for what the classifier was fitted and measured on.
+
+        Raises UsageError, CheckpointError, DataError or ResourceError.
+        """
+        if features is not None:
+            check_file(features, self.settings.patches)
+            files.check_out(features, force)
         inference = self.inference(progress)
-        outputs = np.arange(len(self.source.classes), dtype=np.int64)
-        train = features_of(inference, self.train, outputs, most=self.settings.images)
-        held_out = features_of(inference, self.held_out, outputs, most=len(self.held_out))
-        found = METHODS[self.method](train, held_out, len(outputs), self.settings)
+        parts = [
+            embedded(inference, part, self.settings.cache)
+            for part in (thinned(self.train, self.settings.images), self.held_out)
+        ]
+        if features is not None:
+            about = (
+                self.as_json() | {"grid": list(replace(self.description.vit, img_size=self.img_size).grid)}
+                if self.settings.patches
+                else self.as_json()
+            )
+            write_features(features, parts, self.source.classes, about, inference if self.settings.patches else None)
+        train, held_out = (part.features for part in parts)
+        found = METHODS[self.method](train, held_out, len(self.source.classes), self.settings)
         return {
             "method": self.method,
             "results": found["results"],
             "split": self.held_out.name,
             "train_n": len(train),
             **{name: value for name, value in found.items() if name != "results"},
+            **({"features": str(features)} if features is not None else {}),
         }
 
 

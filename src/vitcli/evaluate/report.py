@@ -10,7 +10,7 @@ import numpy as np
 
 from vitcli import files
 from vitcli.classes import Class
-from vitcli.data.split import Split, path_in
+from vitcli.data.split import Split
 from vitcli.errors import UsageError
 from vitcli.evaluate.evaluator import Evaluation
 from vitcli.text import as_json, cell, unicode
@@ -40,11 +40,8 @@ def predictions(evaluation: Evaluation, split: Split, classes: Sequence[Class]) 
     checkpoint's outputs and, where the classes have ids, as `_id`; `score` of the prediction, `correct`.
     """
     best = evaluation.top[:, 0]
-    column = split.table.select_columns([split.image_column])
-    rows = split.rows[evaluation.positions]
-    found = [(item[split.image_column] or {}).get("path") for item in column.select(rows)] if len(rows) else []
-    paths = [path and path_in(path) for path in found]
-    table: dict[str, list[Any]] = {"row": rows.tolist(), "path": paths}
+    positions = evaluation.positions
+    table: dict[str, list[Any]] = {"row": split.rows[positions].tolist(), "path": split.paths(positions)}
     for name, indices in (("target", evaluation.targets), ("prediction", best)):
         table[name] = [classes[i].name for i in indices]
         table[f"{name}_index"] = indices.tolist()
