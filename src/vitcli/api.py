@@ -179,16 +179,18 @@ def evaluate(
     *,
     img_size: Size | None = None,
     labels: str = "",
+    classes: str = "",
+    real: str = "",
     device: str = "auto",
     precision: str = "auto",
     overrides: Overrides | None = None,
 ) -> dict[str, Any]:
     """Measure a checkpoint: top-1, top-5, loss, calibration error, each class."""
     planned = plan_evaluation(
-        checkpoint, data, split, img_size=img_size, labels=labels, device=device, precision=precision,
-        overrides=_parsed(overrides),
+        checkpoint, data, split, img_size=img_size, labels=labels, classes=classes, real=real, device=device,
+        precision=precision, overrides=_parsed(overrides),
     )  # fmt: skip
-    return summary(planned.measure(), planned.classes)
+    return summary(planned.measure(), planned.classes, planned.real)
 
 
 def predict(

@@ -193,6 +193,12 @@ class EvalConfig:
     std: Stats = key((0.5, 0.5, 0.5), "by which they are divided then", least=1e-4, most=_MOST_PIXEL)
     top_k: int = key(5, "classes that predictions name", least=1)
     views: int = key(1, "2 adds the mirrored image", least=1, most=2)
+    temperature: float = key(
+        1.0,
+        "by which logits are divided: what makes scores as sure as they are right (`vit eval --calibrate`)",
+        least=0.01,
+        most=100,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -131,28 +131,59 @@ def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def confusion(counts: NDArray[np.int64], names: Sequence[str], title: str, path: Path) -> None:
     """Rows are true classes, columns predictions; the shade is the part of the row, the number the count."""
-    n, names = len(names), [_short(name) for name in names]
-    side = min(24.0, max(4.5, 0.28 * n + 2.2))
-    figure = _figure(side, side)
+    from matplotlib.colors import PowerNorm
+
+    n, names = len(names), [_short(name, 24) for name in names]
+    is_named, size = n <= 130, 9 if n <= 20 else 7
+    cell = max(0.45 if n <= 20 else 0.17 if n > 40 else 0.22, 2.6 / n)  # inches
+    field, beside = min(24.0, cell * n), (0.009 * size * max(map(len, names)) if is_named else 0.0) + 0.5
+    figure = _figure(max(field + beside + 1.4, 5.2), field + beside + 0.4)
     axes = figure.subplots()
     part = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    picture = axes.imshow(part, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(picture, ax=axes, shrink=0.7, label="part of the class's images")
-    axes.set(title=_short(title), xlabel="predicted", ylabel="true")
-    if n <= 80:
-        axes.set_xticks(range(n), names, rotation=90, fontsize=7 if n > 20 else 9)
-        axes.set_yticks(range(n), names, fontsize=7 if n > 20 else 9)
+    picture = axes.imshow(part, cmap="Blues", norm=PowerNorm(0.6, 0, 1))  # so that rare mistakes are seen
+    figure.colorbar(
+        picture, ax=axes, fraction=0.35 / field, aspect=min(40, 10 * field), pad=0.02, label="part of the row"
+    )
+    axes.set(xlabel="predicted", ylabel="true")
+    if is_named:
+        axes.set_xticks(range(n), names, rotation=90, fontsize=size)
+        axes.set_yticks(range(n), names, fontsize=size)
     if n <= 25:
         for row, column in np.argwhere(counts > 0):
-            axes.text(
-                column,
-                row,
-                str(counts[row, column]),
-                ha="center",
-                va="center",
-                fontsize=7,
-                color="white" if part[row, column] > 0.5 else "black",
-            )
+            colour = "white" if part[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", fontsize=size, color=colour)
+    figure.suptitle(_short(title, 80), x=0.01, ha="left", fontsize=11)
+    _save(figure, path)
+
+
+Bins = Sequence[dict[str, Any]]
+"""Rows of a reliability diagram (evaluate/calibration.py)."""
+
+
+def reliability(panels: Sequence[tuple[str, Bins]], title: str, path: Path) -> None:
+    """Confidence against top-1, a bar a bin, and below how many images each holds; of a model that is as often right as it says the
+    bars end at the marks. One or two panels side by side, each with its name.
+    """
+    figure = _figure(1.4 + 4.6 * len(panels), 5.8)
+    grid = figure.subplots(2, len(panels), sharex=True, height_ratios=[3, 1], squeeze=False)
+    most = max((row["n"] for _, bins in panels for row in bins), default=0) or 1
+    for column, (name, bins) in enumerate(panels):
+        top, bottom = grid[0, column], grid[1, column]
+        there = [row for row in bins if row["n"]]
+        middle, width = [50 * (row["low"] + row["high"]) for row in there], 100 / len(bins)
+        bars = top.bar(middle, [100 * row["top1"] for row in there], 0.9 * width, color=BLUE, alpha=0.75)
+        marks = top.hlines([100 * row["confidence"] for row in there], np.array(middle) - width / 2,
+                           np.array(middle) + width / 2, color=ORANGE, linewidth=3)  # fmt: skip
+        (line,) = top.plot([0, 100], [0, 100], color=GRAY, linestyle="--", linewidth=1)
+        bottom.bar([50 * (r["low"] + r["high"]) for r in bins], [r["n"] for r in bins], 0.9 * width, color=GRAY)
+        top.set(xlim=(0, 100), ylim=(0, 103), ylabel="top-1 (%)" if column == 0 else "")
+        top.set_title(name, loc="left", fontsize=9.5)
+        bottom.set(ylim=(0, 1.08 * most), xlabel="confidence (%)", ylabel="images" if column == 0 else "")
+        for axes in (top, bottom):
+            axes.spines[["top", "right"]].set_visible(False)
+    names = ["part of a bin that is right", "its mean confidence", "the two are equal"]
+    figure.legend([bars, marks, line], names, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.suptitle(_short(title, 60 * len(panels)), x=0.01, ha="left", fontsize=11)
     _save(figure, path)
 
 

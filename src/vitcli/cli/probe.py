@@ -85,7 +85,8 @@ def _text(tree: dict[str, Any]) -> list[str]:
             f"  {row['solver']:<8}{row['l2']:<8g} {100 * row['top1']:6.2f} %" for row in tree["cross_validation"]
         ]
     for row in tree["results"]:
-        by = ", ".join(f"{name} = {row[name]:g}" for name in ("shots", "k") if name in row)
+        left = ("top1", "std", "n", "draws")
+        by = ", ".join(f"{name} = {value:g}" for name, value in row.items() if name not in left)
         spread = f" ± {100 * row['std']:.2f}" if row.get("std") is not None else ""
-        lines.append(f"top-1       {100 * row['top1']:.2f}{spread} % with {by}")
+        lines.append(f"top-1       {100 * row['top1']:.2f}{spread} %{f' with {by}' if by else ''}")
     return lines

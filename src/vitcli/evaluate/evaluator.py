@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
+from torch import Tensor
 
-from vitcli.classes import map_labels
+from vitcli.classes import Class, map_labels
 from vitcli.config import Overrides, Size
 from vitcli.data.split import Source, Split
 from vitcli.errors import DataError
+from vitcli.evaluate.calibration import calibrated, most_images
+from vitcli.evaluate.features import thinned
 from vitcli.evaluate.inference import Inference
-from vitcli.evaluate.metrics import METRICS, Metric, Tally
+from vitcli.evaluate.metrics import METRICS, Metric, Tally, ranked
+from vitcli.evaluate.outputs import Outputs, asked_outputs
+from vitcli.evaluate.real import RealLabels, real_labels
 from vitcli.evaluate.subject import Subject, asked_machine, chosen_data, chosen_split, size_for
 from vitcli.progress import Progress, silent
+from vitcli.weights import checkpoint
 from vitcli.weights.asked import asked_checkpoint, check_names
 
 
@@ -31,29 +39,32 @@ class Evaluation:
     targets: NDArray[np.int64]
     top: NDArray[np.int64]  # [n, k], best first
     scores: NDArray[np.float64]  # [n, k], softmax
+    losses: NDArray[np.float64]  # [n], nats
     unreadable: int
+    logits: Float[Tensor, "images classes"] | None = field(default=None, repr=False)  # where they were asked for
 
 
-def evaluate(inference: Inference, split: Split, outputs: NDArray[np.int64]) -> Evaluation:
-    """Measure a model on a labelled split. `outputs` maps the data's classes to the model's.
+def evaluate(inference: Inference, split: Split, outputs: NDArray[np.int64], keep_logits: bool = False) -> Evaluation:
+    """Measure a model on a labelled split. `outputs` maps the data's classes to those that the model tells apart.
 
     Raises DataError at an image that cannot be read, or counts it in `unreadable` with data.on_bad_image=skip.
     """
     assert split.labels is not None
-    classes = inference.model.config.classes
     images = inference.open(split)
-    positions, top, scores = images.valid, [], []
-    metrics: dict[str, Metric] = {name: make(classes) for name, make in METRICS.items()}
-    k = min(inference.preprocessing.top_k, classes)
+    positions, top, scores, losses, kept = images.valid, [], [], [], []
+    metrics: dict[str, Metric] = {name: make(inference.classes) for name, make in METRICS.items()}
+    k = min(inference.preprocessing.top_k, inference.classes)
     started = time.monotonic()
     with inference.running():
         for here, pixels in inference.batches(images, positions):
-            logits, labels = inference.logits(pixels), torch.from_numpy(outputs[split.labels[here]])
+            logits, labels = inference.logits(pixels).cpu(), torch.from_numpy(outputs[split.labels[here]])
             for metric in metrics.values():
                 metric.add(logits, labels)
-            best = logits.cpu().double().softmax(1).topk(k, 1)
-            top.append(best.indices.numpy())
-            scores.append(best.values.numpy())
+            best, logs = ranked(logits, k), logits.double().log_softmax(1)
+            top.append(best.numpy())
+            scores.append(logs.gather(1, best).exp().numpy())
+            losses.append(-logs.gather(1, labels[:, None]).squeeze(1).numpy())
+            kept += [logits] if keep_logits else []
     seconds = time.monotonic() - started
     tally = metrics["classification"]
     assert isinstance(tally, Tally)
@@ -70,7 +81,9 @@ def evaluate(inference: Inference, split: Split, outputs: NDArray[np.int64]) -> 
         targets=outputs[split.labels[positions]],
         top=np.concatenate(top) if top else np.zeros((0, k), np.int64),
         scores=np.concatenate(scores) if scores else np.zeros((0, k)),
+        losses=np.concatenate(losses) if losses else np.zeros(0),
         unreadable=len(images.bad),
+        logits=torch.cat(kept) if kept else None,
     )
 
 
@@ -79,11 +92,18 @@ def evaluate(inference: Inference, split: Split, outputs: NDArray[np.int64]) -> 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class EvaluationPlan(Subject):
-    """An evaluation, resolved and checked: `outputs` maps the data's classes to the checkpoint's."""
+    """An evaluation, resolved and checked: `outputs` maps the data's classes to those that count."""
 
     source: Source
     split: Split
     outputs: NDArray[np.int64]
+    counted: Outputs | None = None
+    real: RealLabels | None = None
+
+    @property
+    def classes(self) -> tuple[Class, ...]:
+        """Those that are told apart: the checkpoint's, or what --classes makes of them."""
+        return self.description.classes if self.counted is None else self.counted.classes
 
     def as_json(self) -> dict[str, Any]:
         """The fields of `vit eval --dry-run`."""
@@ -94,9 +114,33 @@ class EvaluationPlan(Subject):
             "classes": len(self.classes),
         }
 
+    def inference(self, progress: Progress = silent) -> Inference:
+        return replace(super().inference(progress), outputs=self.counted)
+
     def measure(self, progress: Progress = silent) -> Evaluation:
         """Load the weights and run over the split. Raises CheckpointError or DataError."""
         return evaluate(self.inference(progress), self.split, self.outputs)
+
+    def calibrate(self, progress: Progress = silent) -> tuple[dict[str, Any], Tally, Tally]:
+        """A temperature for the checkpoint, fitted on one half of the images and measured on the other: its fields (calibration.py), and
+        what was counted before and after. Raises CheckpointError or DataError.
+        """
+        part = thinned(self.split, most_images(len(self.classes)))
+        if len(part) < 2:
+            raise DataError(
+                f"split {part.name!r} has {len(part)} images",
+                "a temperature is fitted on one half, measured on the other",
+            )
+        found = evaluate(self.inference(progress), part, self.outputs, keep_logits=True)
+        assert found.logits is not None
+        return calibrated(found.logits, torch.from_numpy(found.targets), self.description.eval.temperature)
+
+    def write_calibrated(self, out: Path, temperature: float) -> None:
+        """The checkpoint with this temperature in its header, in a file of its own. Raises CheckpointError or ResourceError."""
+        described, tensors = checkpoint.load(self.description)
+        described, fitting = checkpoint.resized(described, tensors, self.img_size)
+        evaluation = replace(self.description.eval, temperature=temperature)
+        checkpoint.save(replace(described, path=out, classes=self.description.classes, eval=evaluation), fitting)
 
 
 def plan_evaluation(
@@ -106,12 +150,15 @@ def plan_evaluation(
     *,
     img_size: Size | None = None,
     labels: str = "",
+    classes: str = "",
+    real: str = "",
     device: str = "auto",
     precision: str = "auto",
     overrides: Overrides | None = None,
     progress: Progress = silent,
 ) -> EvaluationPlan:
-    """What a checkpoint is to be measured on, by default what its training held out.
+    """What a checkpoint is to be measured on, by default what its training held out. `classes` and `real` are files, as the command
+    takes them.
 
     Raises CheckpointError, DataError or UsageError.
     """
@@ -124,14 +171,22 @@ def plan_evaluation(
     if part.labels is None:
         raise DataError(f"split {part.name!r} of {source.id} has no labels", "evaluation compares with labels")
     counts = np.bincount(part.labels, minlength=len(source.classes)).tolist()
+    there = [c for c, count in zip(source.classes, counts, strict=True) if count]
+    counted = asked_outputs(classes, described.classes, there) if classes else None
+    known = described.classes if counted is None else counted.classes
+    outputs = np.array(map_labels(source.classes, counts, known, source.id), np.int64)
+    places = np.arange(len(described.classes)) if counted is None else counted.places
+    shown = real_labels(Path(real), part, outputs, described.classes, places) if real else None
     return EvaluationPlan(
         description=described,
         img_size=size,
         data=data_config,
         machine=asked_machine(device, precision),
-        notes=(*notes, *found, *described.notes, *why),
-        warnings=warnings,
+        notes=(*notes, *found, *described.notes, *why, *(shown.notes if shown else ())),
+        warnings=(*warnings, *(shown.warnings if shown else ())),
         source=source,
         split=part,
-        outputs=np.array(map_labels(source.classes, counts, described.classes, source.id), np.int64),
+        outputs=outputs,
+        counted=counted,
+        real=shown,
     )

@@ -20,6 +20,7 @@ from vitcli.data.decode import View, eval_view
 from vitcli.data.prefetch import ahead
 from vitcli.data.split import Split
 from vitcli.errors import CheckpointError
+from vitcli.evaluate.outputs import Outputs
 from vitcli.machine import Machine
 from vitcli.model.classifier import Classifier
 from vitcli.model.held import frozen
@@ -51,13 +52,19 @@ def logits_of(model: Classifier, images: Pixels, bf16: bool, views: int) -> Floa
 
 @dataclass(frozen=True, eq=False)
 class Inference:
-    """`preprocessing` is how the model wants its images, `data` how they are read."""
+    """`preprocessing` is how the model wants its images, `data` how they are read, `outputs` which classes count; None: all."""
 
     model: Classifier
     preprocessing: EvalConfig
     data: DataConfig
     machine: Machine
     progress: Progress = silent
+    outputs: Outputs | None = None
+
+    @property
+    def classes(self) -> int:
+        """That are told apart."""
+        return self.model.config.classes if self.outputs is None else len(self.outputs.classes)
 
     @property
     def view(self) -> View:
@@ -100,8 +107,12 @@ class Inference:
                 self.progress(what, done, len(positions))
 
     def logits(self, images: Pixels) -> Float[Tensor, "batch classes"]:
-        """In float32; with `eval.views = 2` the mean over the image and its mirror image."""
-        return logits_of(self.model, images, self.machine.bf16, self.preprocessing.views)
+        """In float32, of the classes that count, divided by `eval.temperature`; with `eval.views = 2` the mean over the image and its
+        mirror image.
+        """
+        found = logits_of(self.model, images, self.machine.bf16, self.preprocessing.views)
+        found = found if self.outputs is None else self.outputs.logits(found)
+        return found if self.preprocessing.temperature == 1 else found / self.preprocessing.temperature
 
     def features(self, images: Pixels) -> Float[Tensor, "batch inputs"]:
         """What the head reads, in float32; of two views the mean, of which a linear head makes the mean of their logits."""

@@ -8,6 +8,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 ECE_BINS = 15
@@ -26,10 +27,15 @@ class Metric(Protocol):
         """Fields of the JSON, with names of their own; None where there was no image."""
 
 
+def ranked(logits: Float[Tensor, "batch classes"], k: int) -> Int[Tensor, "batch k"]:
+    """The `k` classes with the greatest logits, best first; of equal ones the first classes come first, wherever this is computed."""
+    return logits.sort(dim=1, descending=True, stable=True).indices[:, :k]
+
+
 class Tally:
     """Top-1, top-5, loss, calibration error and per-class counts of logits against labels.
 
-    Counts are integers and sums float64. The loss is the softmax cross-entropy in nats; ECE is the expected
+    Counts are integers and sums float64. Of equal logits the first class is predicted. The loss is the softmax cross-entropy in nats; ECE is the expected
     calibration error over 15 bins of equal width (Guo et al., 2017).
     """
 
@@ -46,12 +52,13 @@ class Tally:
     def add(self, logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> None:
         logits, labels = logits.detach().cpu().double(), labels.cpu()
         logs = logits.log_softmax(1)
-        confidence, predicted = logs.max(1)
-        right = predicted == labels
+        best = ranked(logits, 5)
+        right = best[:, 0] == labels
+        confidence = logs.gather(1, best[:, :1]).squeeze(1)
         self.n += len(labels)
         self.correct += int(right.sum())
         if self.classes >= 5:
-            self.correct5 += int((logits.topk(5, 1).indices == labels[:, None]).any(1).sum())
+            self.correct5 += int((best == labels[:, None]).any(1).sum())
         self.loss -= float(logs.gather(1, labels[:, None]).sum())
         probability = confidence.exp()
         bins = torch.clamp((probability * ECE_BINS).ceil().long() - 1, 0, ECE_BINS - 1).numpy()
@@ -86,6 +93,14 @@ class Tally:
         """Mean of the classes' top-1, of those that have images."""
         seen = [value for value in self.per_class() if value is not None]
         return sum(seen) / len(seen) if seen else None
+
+
+def confusion(targets: NDArray[np.int64], predicted: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The classes that occur as either, and how often each of them, a row, was taken for each, a column."""
+    present, places = np.unique(np.concatenate([targets, predicted]), return_inverse=True)
+    true, taken = np.split(places, 2)
+    counts = np.bincount(true * len(present) + taken, minlength=len(present) ** 2)
+    return present, counts.reshape(len(present), len(present))
 
 
 METRICS: dict[str, Callable[[int], Metric]] = {"classification": Tally}

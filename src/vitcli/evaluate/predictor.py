@@ -24,6 +24,7 @@ from vitcli.data.decode import View, decode, read_file
 from vitcli.data.layout import list_folder
 from vitcli.errors import VitError
 from vitcli.evaluate.inference import Inference
+from vitcli.evaluate.metrics import ranked
 from vitcli.evaluate.subject import Subject, asked_machine, size_for
 from vitcli.weights.asked import asked_checkpoint, check_names
 
@@ -126,9 +127,10 @@ def _rows(
     best: Iterator[tuple[list[float], list[int]]] = iter(())
     if pixels:
         images = inference.normalised(torch.from_numpy(np.stack(pixels)))
-        chances = inference.logits(images).cpu().double().softmax(1)
-        top = chances.topk(min(inference.preprocessing.top_k, len(classes)), 1)
-        best = iter(list(zip(top.values.tolist(), top.indices.tolist(), strict=True)))
+        logits = inference.logits(images).cpu()
+        top = ranked(logits, inference.preprocessing.top_k)
+        chances = logits.double().softmax(1).gather(1, top)
+        best = iter(list(zip(chances.tolist(), top.tolist(), strict=True)))
     for named, item in zip(paths, read, strict=True):
         path = named.path if isinstance(named, NoImage) else named
         if isinstance(item, str):

@@ -7,25 +7,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from vitcli import files
+from vitcli import files, sheets
 from vitcli.classes import Class
+from vitcli.data.colour import BadImage
+from vitcli.data.decode import open_rgb
 from vitcli.data.split import Split
 from vitcli.errors import UsageError
+from vitcli.evaluate.calibration import reliability
 from vitcli.evaluate.evaluator import Evaluation
+from vitcli.evaluate.metrics import Tally, confusion
+from vitcli.evaluate.real import RealLabels
 from vitcli.text import as_json, cell, unicode
 
 TABLE_FORMATS = (".parquet", ".csv", ".jsonl")
 
 
-def summary(evaluation: Evaluation, classes: Sequence[Class]) -> dict[str, Any]:
+_WORST = 40
+
+
+def summary(evaluation: Evaluation, classes: Sequence[Class], real: RealLabels | None = None) -> dict[str, Any]:
     """The fields of `vit eval --json`."""
     tally = evaluation.tally
     per_class = [
         c.as_json() | {"n": int(n), "top1": top1}
         for c, n, top1 in zip(classes, tally.class_n, tally.per_class(), strict=True)
     ]
-    extra = {"unreadable": evaluation.unreadable} if evaluation.unreadable else {}
+    extra: dict[str, Any] = {"unreadable": evaluation.unreadable} if evaluation.unreadable else {}
+    extra |= real.score(evaluation.positions, evaluation.top[:, 0]) if real is not None else {}
     return evaluation.metrics | {"classes": per_class, "balanced_top1": tally.balanced()} | extra
 
 
@@ -89,9 +99,57 @@ def draw_confusion(evaluation: Evaluation, classes: Sequence[Class], title: str,
     """True against predicted classes, of those that occur as either. Raises ResourceError."""
     from vitcli import plots
 
-    present = np.union1d(evaluation.targets, evaluation.top[:, 0])
-    place = {int(c): i for i, c in enumerate(present)}
-    counts = np.zeros((len(present), len(present)), np.int64)
-    for target, prediction in zip(evaluation.targets, evaluation.top[:, 0], strict=True):
-        counts[place[int(target)], place[int(prediction)]] += 1
+    present, counts = confusion(evaluation.targets, evaluation.top[:, 0])
     plots.confusion(counts, [classes[int(c)].name for c in present], title, path)
+
+
+def draw_reliability(
+    evaluation: Evaluation, fitted: tuple[dict[str, Any], Tally, Tally] | None, title: str, path: Path
+) -> None:
+    """Confidence against top-1; with a fitted temperature of the half that it was measured on, before and after. Raises ResourceError."""
+    from vitcli import plots
+
+    if fitted is None:
+        panels = [
+            (_calibration_text(evaluation.metrics["n"], evaluation.metrics["ece"]), reliability(evaluation.tally))
+        ]
+    else:
+        fields, before, after = fitted
+        panels = [
+            (_calibration_text(fields["n"], fields["ece_before"]), reliability(before)),
+            (
+                f"temperature {fields['temperature']:.2f}: {_calibration_text(fields['n'], fields['ece'])}",
+                reliability(after),
+            ),
+        ]
+    plots.reliability(panels, title, path)
+
+
+def _calibration_text(n: int, ece: float | None) -> str:
+    return f"{n:,} images" + ("" if ece is None else f", expected error {100 * ece:.2f} %")
+
+
+def draw_worst(
+    evaluation: Evaluation, split: Split, classes: Sequence[Class], max_megapixels: float, title: str, path: Path
+) -> None:
+    """The images with the greatest loss, each with its class, what was predicted and how sure. Raises ResourceError."""
+    order = np.argsort(-evaluation.losses, kind="stable")[:_WORST]
+    tiles = []
+    for index, (blob, _) in zip(order.tolist(), split.blobs(evaluation.positions[order]), strict=True):
+        predicted, target = int(evaluation.top[index, 0]), int(evaluation.targets[index])
+        colour = sheets.INK if predicted == target else sheets.WRONG
+        lines = (
+            (classes[target].name, sheets.INK),
+            (f"{100 * evaluation.scores[index, 0]:.0f} % {classes[predicted].name}", colour),
+        )
+        tiles.append(sheets.Tile(small_picture(blob, max_megapixels), lines))
+    sheets.page(tiles, title, path)
+
+
+def small_picture(blob: bytes | None, max_megapixels: float) -> NDArray[np.uint8]:
+    """An image at the size of a contact sheet's; gray where it cannot be read."""
+    try:
+        picture, _ = open_rgb(blob or b"", max_megapixels, draft=(2 * sheets.SIDE, 2 * sheets.SIDE))
+        return sheets.thumbnail(picture)
+    except BadImage:
+        return np.full((sheets.SIDE, sheets.SIDE, 3), 200, np.uint8)

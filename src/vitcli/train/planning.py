@@ -199,7 +199,7 @@ def _facts(
         model=_other_name(overrides, parent),
         img_size=overrides.get("model.img_size"),
         parent=parent.model if parent else None,
-        parent_eval=parent.eval if parent else None,
+        parent_eval=replace(parent.eval, temperature=1.0) if parent else None,
         new_head=new_head,
         compute=_compute(machine, overrides),
         parent_seen=seen_since_random(parent.provenance) if parent else None,

@@ -105,6 +105,7 @@ def preprocessing(size: Size, config: EvalConfig) -> dict[str, Any]:
         "mean": list(config.mean),
         "std": list(config.std),
         "views": config.views,
+        **({"temperature": config.temperature} if config.temperature != 1 else {}),
     }
 
 
@@ -170,7 +171,7 @@ def described(header: Header, document: dict[str, Any]) -> Description:
     try:
         check_document(document)
         seen = document["preprocessing"]
-        _check_keys("preprocessing", seen, preprocessing((1, 1), EvalConfig()))
+        _check_keys("preprocessing", seen, preprocessing((1, 1), EvalConfig(temperature=2.0)))
         model = from_dict("model", document["model"])
         model.check()
         if tuple(seen.get("size", model.img_size)) != model.img_size:

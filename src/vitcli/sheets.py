@@ -1,0 +1,129 @@
+"""Contact sheets: many small pictures with a few words each, on one page."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitcli import files
+from vitcli.text import visible
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw, ImageFont
+
+SIDE = 128
+"""Pixels of a picture's longer side."""
+_MARGIN, _LINE, _LETTERS = 14, 17, 13
+INK, FAINT, WRONG = "#222222", "#777777", "#B03A00"
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """A picture, at most SIDE pixels wide and high, and lines of text below it, each with its colour."""
+
+    picture: NDArray[np.uint8]
+    lines: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """Pictures in a line behind a name and a smaller line below it."""
+
+    name: str
+    below: str
+    tiles: tuple[Tile, ...]
+
+
+def page(tiles: Sequence[Tile], title: str, path: Path, columns: int = 0) -> None:
+    """Tiles in reading order under a title. Raises ResourceError."""
+    columns = min(columns or max(4, min(8, round((1.6 * len(tiles)) ** 0.5))), max(1, len(tiles)))
+    lines = max((len(tile.lines) for tile in tiles), default=0)
+    wide, high = SIDE + _MARGIN, SIDE + lines * _LINE + _MARGIN
+    sheet, draw, top = _begun(max(columns * wide + _MARGIN, 420), -(-len(tiles) // columns) * high, title)
+    for index, tile in enumerate(tiles):
+        _place(sheet, draw, tile, _MARGIN + index % columns * wide, top + index // columns * high)
+    _save(sheet, path)
+
+
+def table(rows: Sequence[Row], title: str, path: Path) -> None:
+    """A row of tiles for each name. Raises ResourceError."""
+    columns = max((len(row.tiles) for row in rows), default=0)
+    names = max((_width(text) for row in rows for text in (_fitted(row.name, 260), _fitted(row.below, 260))), default=0)
+    left, high = _MARGIN + names + _MARGIN, SIDE + _MARGIN
+    sheet, draw, top = _begun(max(left + columns * (SIDE + _MARGIN), 420), len(rows) * high, title)
+    for index, row in enumerate(rows):
+        y = top + index * high
+        draw.text((_MARGIN, y + SIDE // 2 - _LINE), _fitted(row.name, 260), fill=INK, font=_font())
+        draw.text((_MARGIN, y + SIDE // 2 + 2), _fitted(row.below, 260), fill=FAINT, font=_font())
+        for column, tile in enumerate(row.tiles):
+            _place(sheet, draw, tile, left + column * (SIDE + _MARGIN), y)
+    _save(sheet, path)
+
+
+def _begun(width: int, height: int, title: str) -> tuple[Image.Image, ImageDraw.ImageDraw, int]:
+    """A white page with its title, and where what comes below it begins."""
+    from PIL import Image, ImageDraw
+
+    top = _MARGIN + 28
+    sheet = Image.new("RGB", (width, top + height), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((_MARGIN, _MARGIN - 4), _fitted(title, width - 2 * _MARGIN, 16), fill=INK, font=_font(16))
+    return sheet, draw, top
+
+
+def _place(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, left: int, top: int) -> None:
+    """The picture at the bottom of its square, in its middle, on a field that shows how large the square is."""
+    from PIL import Image
+
+    height, width = tile.picture.shape[:2]
+    draw.rectangle((left, top, left + SIDE - 1, top + SIDE - 1), fill="#F2F2F2")
+    sheet.paste(Image.fromarray(tile.picture), (left + (SIDE - width) // 2, top + (SIDE - height) // 2))
+    for index, (text, colour) in enumerate(tile.lines):
+        draw.text((left, top + SIDE + 2 + index * _LINE), _fitted(text, SIDE + _MARGIN - 4), fill=colour, font=_font())
+
+
+@functools.cache
+def _font(size: int = _LETTERS) -> ImageFont.FreeTypeFont:
+    """matplotlib's own, so that it is the same everywhere."""
+    import matplotlib
+    from PIL import ImageFont
+
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
+
+
+def _width(text: str, size: int = _LETTERS) -> int:
+    return int(_font(size).getlength(text)) + 1
+
+
+def _fitted(text: str, pixels: int, size: int = _LETTERS) -> str:
+    """As much of a text as is not wider than this, its end cut off."""
+    text = visible(text)[:200]
+    if _width(text, size) <= pixels:
+        return text
+    while text and _width(text + "…", size) > pixels:
+        text = text[:-1]
+    return text + "…"
+
+
+def _save(sheet: Image.Image, path: Path) -> None:
+    files.write_file(path, lambda temporary: sheet.save(temporary, "PNG"))
+
+
+def thumbnail(picture: Image.Image) -> NDArray[np.uint8]:
+    """A picture made to fit the square of a tile, larger ones smaller and small ones larger by whole pixels."""
+    from PIL import Image
+
+    factor = SIDE / max(picture.size)
+    if factor >= 2:
+        whole = int(factor)
+        picture = picture.resize((picture.width * whole, picture.height * whole), Image.Resampling.NEAREST)
+    elif factor < 1:
+        size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
+        picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+    return np.asarray(picture)
