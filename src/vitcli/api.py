@@ -199,14 +199,18 @@ def predict(
     *,
     img_size: Size | None = None,
     labels: str = "",
+    classes: str = "",
+    min_score: float = 0.0,
+    embedding: bool = False,
     device: str = "auto",
     precision: str = "auto",
     overrides: Overrides | None = None,
 ) -> list[dict[str, Any]]:
     """Name what is on image files: a row an image, in the order given; one that cannot be read has `error`."""
     planned = plan_prediction(
-        checkpoint, img_size=img_size, labels=labels, device=device, precision=precision, overrides=_parsed(overrides)
-    )
+        checkpoint, img_size=img_size, labels=labels, classes=classes, min_score=min_score, embedding=embedding, device=device,
+        precision=precision, overrides=_parsed(overrides),
+    )  # fmt: skip
     return list(planned.predict(paths))
 
 

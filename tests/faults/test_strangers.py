@@ -26,7 +26,7 @@ from vitcli.data.identity import Contents
 from vitcli.data.sources import open_source
 from vitcli.data.split import Split, carve
 from vitcli.errors import DataError
-from vitcli.evaluate.predictor import NoImage, expand
+from vitcli.evaluate.named import NoImage, expand
 
 SECONDS, MEGABYTES = 60, 700
 """In which a process answers, and that it may grow to beyond its libraries."""

@@ -253,7 +253,7 @@ def _arguments(checkpoint: str, names: Sequence[str]) -> tuple[str, list[str]]:
         checkpoint, names = "", [checkpoint, *names]
     if not names:
         return checkpoint, []
-    from vitcli.evaluate.predictor import NoImage, expand
+    from vitcli.evaluate.named import NoImage, expand
 
     found = []
     for name in expand(names):

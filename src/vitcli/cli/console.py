@@ -214,7 +214,7 @@ class Reporter:
         )
 
     def _advance(self, what: str, done: int, total: int, detail: str, left: float | None = None) -> None:
-        """`left`: seconds at the speed of the last steps; otherwise by the mean speed so far."""
+        """`left`: seconds at the speed of the last steps; otherwise by the mean speed so far. A `total` of 0 is not known."""
         if what != self.doing:
             self.doing, self.started, self.task, self.has_printed = what, time.monotonic(), None, False
             self.last = self.started
@@ -241,18 +241,21 @@ class Reporter:
         if self.task is None:
             for task in self.bar.task_ids:
                 self.bar.remove_task(task)
-            self.task = self.bar.add_task(what, total=total, detail=detail)
-        self.bar.update(self.task, completed=done, total=total, detail=detail)
-        if done >= total and what != "training":
+            self.task = self.bar.add_task(what, total=total or None, detail=detail)
+        self.bar.update(self.task, completed=done, total=total or None, detail=detail)
+        if 0 < total <= done and what != "training":
             self.bar.remove_task(self.task)
             self.doing = ""
 
     def _plain(self, what: str, done: int, total: int, detail: str, left: float | None) -> None:
         """A line every few seconds; work that takes less is not worth one."""
-        now, is_last = time.monotonic(), done >= total
+        now, is_last = time.monotonic(), 0 < total <= done
         if now - self.last < PLAIN_SECONDS and not (is_last and self.has_printed):
             return
         self.last, self.has_printed = now, not is_last
+        if not total:
+            _say(f"{what} {done:,}, {done / (now - self.started):,.0f} a second\n")
+            return
         if left is None:
             left = (now - self.started) / max(done, 1) * (total - done)
         rest = f", {duration(left)} left" if not is_last else ""

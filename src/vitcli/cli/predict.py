@@ -12,11 +12,13 @@ import typer
 from vitcli import files
 from vitcli.cli import console, options
 from vitcli.cli.command import announce, reporting
+from vitcli.errors import Interrupted, Stopped, UsageError
 
 if TYPE_CHECKING:
     from io import BufferedReader
 
-    from vitcli.evaluate.predictor import NoImage
+    from vitcli.evaluate.named import NoImage
+    from vitcli.evaluate.predictor import PredictionPlan
 
 Checkpoint = Annotated[
     str,
@@ -29,7 +31,7 @@ Images = Annotated[
     typer.Argument(
         metavar="IMAGE…",
         show_default=False,
-        help="Image files, folders, patterns, or - for paths on stdin, one a line.",
+        help="Image files, folders, patterns, addresses (s3://…), or - for paths on stdin, one a line.",
     ),
 ]
 Table = Annotated[
@@ -42,6 +44,32 @@ Table = Annotated[
         rich_help_panel="Output",
     ),
 ]
+Classes = Annotated[
+    str,
+    typer.Option(
+        "--classes",
+        metavar="FILE",
+        show_default=False,
+        help="The classes to tell apart, a name a line; `OUTPUT<tab>CLASS` makes classes of several outputs.",
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option("--top-k", metavar="K", show_default=False, help="Classes that a line of JSON names. \\[default: 5]"),
+]
+MinScore = Annotated[
+    float,
+    typer.Option(
+        "--min-score",
+        metavar="P",
+        show_default=False,
+        help="Below this score an image shows none of these classes: its label is null.",
+    ),
+]
+Embedding = Annotated[
+    bool,
+    typer.Option("--embedding", help="Add what the head reads, a list of numbers an image; with --json or --out."),
+]
 UNREADABLE = 3
 """Exit code where an image could not be read; its line says why, and the others are there."""
 
@@ -51,7 +79,11 @@ def predict(
     images: Images,
     img_size: options.ImgSize = "",
     batch_size: options.EvalBatchSize = None,
+    top_k: TopK = None,
+    min_score: MinScore = 0.0,
+    embedding: Embedding = False,
     labels: options.Labels = "",
+    classes: Classes = "",
     out: Table = None,
     force: options.Force = False,
     set_: options.Set = None,
@@ -63,43 +95,83 @@ def predict(
     """Name what is on images: a line an image with its path, label and score, in the order given.
 
     --json writes an object a line, with the best classes. An image that cannot be read has its error in its line, and the
-    exit code is then 3. Computes in float32 unless told otherwise, so that a score is the same everywhere.
+    exit code is then 3. Computes in float32 unless told otherwise, so that a score is the same everywhere. With --out, the same
+    command after a kill or a signal goes on where it was.
     """
-    overrides = options.overrides(None, set_, eval__batch_size=batch_size)
+    overrides = options.overrides(None, set_, eval__batch_size=batch_size, eval__top_k=top_k)
     if out is not None:
         files.check_out(out, force)
+    if embedding and not json and (out is None or out.suffix == ".csv"):
+        raise UsageError("--embedding: a line of text or of CSV holds no list", "add --json, or --out F.parquet")
     from vitcli import api
-    from vitcli.evaluate import predictor, report
+    from vitcli.evaluate import report
 
     if out is not None:
         report.check_table(out, "--out")
     planned = api.plan_prediction(
-        checkpoint, img_size=options.size(img_size), labels=labels, device=device, precision=precision,
-        overrides=overrides,
+        checkpoint, img_size=options.size(img_size), labels=labels, classes=classes, min_score=min_score, embedding=embedding,
+        device=device, precision=precision, overrides=overrides,
     )  # fmt: skip
     announce(planned.notes, quiet=quiet)
-    rows, failed, done = [], 0, 0
     with reporting(quiet) as reporter:
-        for row in planned.predict(_named(images)):
-            done, failed = done + 1, failed + ("error" in row)
-            if out is not None:
-                rows.append(row)
-                reporter.progress("predicting", done, done + 1)
-            elif json:
-                console.print_json(row)
-            else:
-                console.print_row(_fields(row))
+        done, failed = (
+            _tabled(planned, images, out, force, reporter) if out else _printed(planned, images, json, reporter)
+        )
     if out is not None:
-        report.write_table(out, predictor.table(rows, nested=out.suffix != ".csv"))
         console.print_json({"path": str(out), "rows": done, "errors": failed}) if json else console.print_path(out)
     if failed:
         console.show_warning(f"{failed:,} of {done:,} images could not be read")
         raise typer.Exit(UNREADABLE)
 
 
+def _printed(planned: PredictionPlan, images: list[str], json: bool, reporter: console.Reporter) -> tuple[int, int]:
+    """A line an image; how many there were, and how many of them could not be read."""
+    done = failed = 0
+    is_seen = sys.stdout.isatty()  # where lines move past, nothing else needs to
+    for row in planned.predict(_named(images)):
+        done, failed = done + 1, failed + ("error" in row)
+        console.print_json(row) if json else console.print_row(_fields(row))
+        if not is_seen:
+            reporter.progress("predicting", done, 0)
+    return done, failed
+
+
+def _tabled(
+    planned: PredictionPlan, images: list[str], out: Path, force: bool, reporter: console.Reporter
+) -> tuple[int, int]:
+    """A row an image in a table that is written part by part. Raises Interrupted with what was done saved."""
+    from vitcli.evaluate.named import expand
+    from vitcli.evaluate.parts import Table as Rows
+    from vitcli.evaluate.parts import columns_of
+    from vitcli.train.signals import Signals
+
+    about = planned.as_json()
+    columns = columns_of(about, out.suffix != ".csv", planned.wanted.embedding)
+    with Rows(out, columns, about, force) as table, Signals() as signals:
+        try:
+            left = table.left(expand(_named(images)))
+            if table.done:
+                reporter("note", {"text": f"{table.done:,} images have their rows already, in {table.folder}"})
+            for row in planned.answers(left):
+                table.add(row)
+                reporter.progress("predicting", table.done, 0)
+                if signals.received:
+                    raise Stopped(signals.received)
+            table.finish()
+        except Stopped as stopped:
+            table.flush()
+            if not table.done:
+                raise
+            raise Interrupted(
+                f"stopped by {stopped} after {table.done:,} images",
+                f"the same command goes on; {table.folder} has their rows",
+            ) from None
+    return table.done, table.errors
+
+
 def _named(images: list[str]) -> Iterator[str | NoImage]:
     """The paths given, those on stdin in the place of `-`."""
-    from vitcli.evaluate.predictor import lines_of
+    from vitcli.evaluate.named import lines_of
 
     for name in images:
         yield from lines_of(cast("BufferedReader", sys.stdin.buffer)) if name == "-" else [name]
@@ -108,4 +180,4 @@ def _named(images: list[str]) -> Iterator[str | NoImage]:
 def _fields(row: dict[str, Any]) -> tuple[str, ...]:
     if "error" in row:
         return row["path"], f"error: {row['error']}"
-    return row["path"], row["label"], f"{row['score']:.4f}"
+    return row["path"], "none of these" if row["label"] is None else row["label"], f"{row['score']:.4f}"

@@ -110,8 +110,19 @@ class Inference:
         """In float32, of the classes that count, divided by `eval.temperature`; with `eval.views = 2` the mean over the image and its
         mirror image.
         """
-        found = logits_of(self.model, images, self.machine.bf16, self.preprocessing.views)
-        found = found if self.outputs is None else self.outputs.logits(found)
+        return self._counted(logits_of(self.model, images, self.machine.bf16, self.preprocessing.views))
+
+    def logits_of_features(
+        self, images: Pixels, features: Float[Tensor, "batch inputs"]
+    ) -> Float[Tensor, "batch classes"]:
+        """As `logits`, of images whose features are known: a single head reads nothing else."""
+        if len(self.model.heads) != 1:
+            return self.logits(images)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.machine.bf16):
+            return self._counted(self.model.heads[0](features).float())
+
+    def _counted(self, logits: Float[Tensor, "batch outputs"]) -> Float[Tensor, "batch classes"]:
+        found = logits if self.outputs is None else self.outputs.logits(logits)
         return found if self.preprocessing.temperature == 1 else found / self.preprocessing.temperature
 
     def features(self, images: Pixels) -> Float[Tensor, "batch inputs"]:

@@ -41,7 +41,7 @@ _SMALL = 1e8
 """Multiplications of a covariance below which double precision costs nothing that is felt."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Probe:
     """A head, and how it was found: `top1` is its cross-validated accuracy with the penalty `l2`."""
 
@@ -102,7 +102,15 @@ def linear_probe(
     if np.array_equal(spaces[0].present, whole.present):
         whole.last = spaces[0].last
     head = standard.head(*whole.fit(found, float(best["l2"]), precise=True), classes)
-    return Probe(*head, float(best["l2"]), float(best["top1"]), balanced, tuple(tried), found)
+    return Probe(
+        weight=head[0],
+        bias=head[1],
+        l2=float(best["l2"]),
+        top1=float(best["top1"]),
+        balanced=balanced,
+        tried=tuple(tried),
+        solver=found,
+    )
 
 
 def _folds(standard: _Standard, held: list[NDArray[np.bool_]], balanced: bool) -> tuple[list[_Space], _Space]:

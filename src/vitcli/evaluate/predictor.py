@@ -2,89 +2,41 @@
 
 from __future__ import annotations
 
-import glob
 import itertools
-import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from io import BufferedReader
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from vitcli import files
 from vitcli.classes import Class, imagenet_1k
 from vitcli.config import Overrides, Size
-from vitcli.data.colour import BadImage
-from vitcli.data.decode import View, decode, read_file
-from vitcli.data.layout import list_folder
-from vitcli.errors import VitError
+from vitcli.errors import UsageError
 from vitcli.evaluate.inference import Inference
 from vitcli.evaluate.metrics import ranked
+from vitcli.evaluate.named import NoImage, expand, read_named
+from vitcli.evaluate.outputs import Outputs, asked_outputs
 from vitcli.evaluate.subject import Subject, asked_machine, size_for
 from vitcli.weights.asked import asked_checkpoint, check_names
+from vitcli.weights.describe import plain
 
 Row = dict[str, Any]
-_LONGEST_LINE = 2**16
 
 
-@dataclass(frozen=True)
-class NoImage:
-    """A name that stands for no image, and why."""
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What a row tells: below `min_score` its `label` is None, none of these; `embedding` adds what the head reads."""
 
-    path: str
-    reason: str
-
-
-def lines_of(stream: BufferedReader) -> Iterator[str | NoImage]:
-    """The paths on a stream, one a line, in whatever bytes they are. What is no list of paths is one result, an error."""
-    nothing = NoImage("-", "stdin holds no paths, one a line; an image is named by its path")
-    try:
-        if b"\0" in stream.peek():
-            yield nothing
-            return
-        while line := stream.readline(_LONGEST_LINE):
-            if b"\0" in line or len(line) == _LONGEST_LINE:
-                yield nothing
-                return
-            name = os.fsdecode(line.rstrip(b"\r\n"))
-            if name.strip():
-                yield name
-    except OSError as error:
-        yield NoImage("-", f"stdin cannot be read: {error.strerror}")
+    min_score: float = 0.0
+    embedding: bool = False
 
 
-def expand(names: Iterable[str | NoImage]) -> Iterator[str | NoImage]:
-    """Files as they are, folders as the images below them, patterns as what they match; in the order named, sorted within.
-
-    A name that is none of these is kept: that it cannot be read is then its result.
-    """
-    for name in names:
-        yield from [name] if isinstance(name, NoImage) else _expanded(name)
-
-
-def _expanded(name: str) -> Iterable[str | NoImage]:
-    path = Path(name)
-    try:
-        if path.is_dir():
-            listing = list_folder(path)
-            faults = [NoImage(listing.at(folder), reason) for folder, reason in listing.unlisted]
-            none = [] if listing.images or faults else [NoImage(name, "a folder without images")]
-            return itertools.chain(map(listing.at, listing.images), faults, none)
-        if not path.exists() and glob.has_magic(name):
-            return sorted(glob.glob(name, recursive=True)) or [name]  # noqa: PTH207 (absolute patterns too)
-    except OSError as error:
-        return [NoImage(name, error.strerror or str(error))]
-    except (VitError, ValueError, re.error) as error:
-        return [NoImage(name, str(error))]
-    return [name]
-
-
-def predict(inference: Inference, paths: Iterable[str | NoImage], classes: Sequence[Class]) -> Iterator[Row]:
+def predict(
+    inference: Inference, paths: Iterable[str | NoImage], classes: Sequence[Class], wanted: Wanted
+) -> Iterator[Row]:
     """A row a path: `path`, `label`, `id` where the class has one, `score` (softmax), `topk`, or `path`, `error`.
 
     Images are decoded in threads and the next batch while this one is computed; a row depends on the others by the
@@ -94,11 +46,11 @@ def predict(inference: Inference, paths: Iterable[str | NoImage], classes: Seque
     with inference.running(), ThreadPoolExecutor(inference.data.workers or None) as pool:
         waiting: list[tuple[tuple[str | NoImage, ...], list[Any]]] = []
         for part in _batched(paths, inference.batch_size):
-            waiting.append((part, [pool.submit(_read, path, view, most) for path in part]))
+            waiting.append((part, [pool.submit(read_named, path, view, most) for path in part]))
             if len(waiting) > 1:
-                yield from _rows(inference, *waiting.pop(0), classes)
+                yield from _rows(inference, *waiting.pop(0), classes, wanted)
         for part, decoded in waiting:
-            yield from _rows(inference, part, decoded, classes)
+            yield from _rows(inference, part, decoded, classes, wanted)
 
 
 def _batched(items: Iterable[str | NoImage], size: int) -> Iterator[tuple[str | NoImage, ...]]:
@@ -107,49 +59,39 @@ def _batched(items: Iterable[str | NoImage], size: int) -> Iterator[tuple[str | 
         yield part
 
 
-def _read(path: str | NoImage, view: View, max_megapixels: float) -> NDArray[np.uint8] | str:
-    """Pixels, or why there are none."""
-    if isinstance(path, NoImage):
-        return path.reason
-    try:
-        return decode(read_file(path), view, max_megapixels)[0]
-    except BadImage as error:
-        return str(error)
-    except (OSError, ValueError) as error:
-        return getattr(error, "strerror", None) or str(error)
-
-
 def _rows(
-    inference: Inference, paths: Sequence[str | NoImage], decoded: Sequence[Any], classes: Sequence[Class]
+    inference: Inference,
+    paths: Sequence[str | NoImage],
+    decoded: Sequence[Any],
+    classes: Sequence[Class],
+    wanted: Wanted,
 ) -> Iterator[Row]:
     read = [future.result() for future in decoded]
     pixels = [item for item in read if not isinstance(item, str)]
-    best: Iterator[tuple[list[float], list[int]]] = iter(())
+    answers: Iterator[Row] = iter(())
     if pixels:
         images = inference.normalised(torch.from_numpy(np.stack(pixels)))
-        logits = inference.logits(images).cpu()
-        top = ranked(logits, inference.preprocessing.top_k)
-        chances = logits.double().softmax(1).gather(1, top)
-        best = iter(list(zip(chances.tolist(), top.tolist(), strict=True)))
+        answers = iter(list(_answers(inference, images, classes, wanted)))
     for named, item in zip(paths, read, strict=True):
         path = named.path if isinstance(named, NoImage) else named
-        if isinstance(item, str):
-            yield {"path": path, "error": item}
-            continue
-        scores, indices = next(best)
-        topk = [_named(classes[index]) | {"score": score} for index, score in zip(indices, scores, strict=True)]
-        yield {"path": path, **topk[0], "topk": topk}
+        yield {"path": path} | ({"error": item} if isinstance(item, str) else next(answers))
 
 
-def _named(item: Class) -> dict[str, str]:
+def _answers(inference: Inference, images: torch.Tensor, classes: Sequence[Class], wanted: Wanted) -> Iterator[Row]:
+    """What is said of each image, apart from its path."""
+    features = inference.features(images) if wanted.embedding else None
+    logits = (inference.logits(images) if features is None else inference.logits_of_features(images, features)).cpu()
+    top = ranked(logits, inference.preprocessing.top_k)
+    chances = logits.double().softmax(1).gather(1, top)
+    embeddings = [] if features is None else features.cpu().tolist()
+    for index, (scores, indices) in enumerate(zip(chances.tolist(), top.tolist(), strict=True)):
+        topk = [_named(classes[i]) | {"score": score} for i, score in zip(indices, scores, strict=True)]
+        first = topk[0] if scores[0] >= wanted.min_score else {"label": None, "score": scores[0]}
+        yield {**first, "topk": topk} | ({"embedding": embeddings[index]} if features is not None else {})
+
+
+def _named(item: Class) -> Row:
     return {"label": item.name, "id": item.id} if item.id else {"label": item.name}
-
-
-def table(rows: Sequence[Row], nested: bool) -> dict[str, list[Any]]:
-    """Rows as columns; `topk` only where the file's format holds lists."""
-    names = ["path", "label", *(["id"] if any("id" in row for row in rows) else []), "score", "error"]
-    columns = {name: [row.get(name) for row in rows] for name in names}
-    return columns | ({"topk": [row.get("topk") for row in rows]} if nested else {})
 
 
 # --- the command's plan ------------------------------------------------------------------------------------
@@ -160,14 +102,31 @@ class PredictionPlan(Subject):
     """A prediction, resolved and checked."""
 
     named: tuple[Class, ...]
+    counted: Outputs | None = None
+    wanted: Wanted = Wanted()
 
     @property
     def classes(self) -> tuple[Class, ...]:
         return self.named
 
+    def as_json(self) -> dict[str, Any]:
+        """The checkpoint and all that a row depends on beside the image: what a table that is gone on with must agree in."""
+        described = self.description
+        return super().as_json() | {
+            "sha256": described.sha256 or files.sha256_file(described.path),
+            "classes": [c.as_json() for c in self.named],
+            "preprocessing": plain(vars(described.eval) | {"batch_size": 0}),
+            "outputs": None if self.counted is None else self.counted.places.tolist(),
+            "wanted": vars(self.wanted),
+        }
+
     def predict(self, paths: Iterable[str | NoImage]) -> Iterator[Row]:
         """A row an image, in order: the lines of `vit predict --json`. Raises CheckpointError."""
-        return predict(self.inference(), expand(paths), self.named)
+        return self.answers(expand(paths))
+
+    def answers(self, paths: Iterable[str | NoImage]) -> Iterator[Row]:
+        """As `predict`, of names that stand for one image each."""
+        return predict(replace(self.inference(), outputs=self.counted), paths, self.named, self.wanted)
 
 
 def plan_prediction(
@@ -175,27 +134,37 @@ def plan_prediction(
     *,
     img_size: Size | None = None,
     labels: str = "",
+    classes: str = "",
+    min_score: float = 0.0,
+    embedding: bool = False,
     device: str = "auto",
     precision: str = "auto",
     overrides: Overrides | None = None,
 ) -> PredictionPlan:
     """What a checkpoint is to predict with; `auto` is float32 here. Raises CheckpointError or UsageError."""
+    if not 0 <= min_score <= 1:
+        raise UsageError(f"--min-score {min_score:g} must lie between 0 and 1", "a score is a probability")
     described, data, notes = asked_checkpoint(reference, overrides or {}, ("eval.", "data.", "model."))
     described = described.labelled(labels)
     if described.model.classes == 0:
         check_names(described)
-    classes = described.classes
-    if not classes and described.model.classes == 1000:
-        classes = imagenet_1k()
+    named = described.classes
+    if not named and described.model.classes == 1000:
+        named = imagenet_1k()
         notes.append("labels: imagenet-1k, as the checkpoint has 1,000 outputs and no names; --labels names others")
-    elif not classes:
-        classes = tuple(Class(str(index)) for index in range(described.model.classes))
+    elif not named:
+        named = tuple(Class(str(index)) for index in range(described.model.classes))
         notes.append("labels: the numbers of the outputs, as the checkpoint has no names; --labels gives them")
+    if classes == "data":
+        raise UsageError("--classes data: predictions are of images without a data set", "name a file of classes")
+    counted = asked_outputs(classes, named, ()) if classes else None
     return PredictionPlan(
         description=described,
         img_size=size_for(described, img_size),
         data=data,
         machine=asked_machine(device, "fp32" if precision == "auto" else precision),
         notes=(*notes, *described.notes),
-        named=classes,
+        named=named if counted is None else counted.classes,
+        counted=counted,
+        wanted=Wanted(min_score=min_score, embedding=embedding),
     )
