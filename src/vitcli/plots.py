@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#777777"  # of Okabe and Ito's palette, told apart without colour vision
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where HOME is read-only, it says where its fonts go
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
 
@@ -45,7 +45,7 @@ def _save(figure: Figure, path: Path) -> None:
     files.write_file(path, write)
 
 
-def _short(name: str, letters: int = 60) -> str:
+def short(name: str, letters: int = 60) -> str:
     """A name that leaves room for what is drawn."""
     shown = visible(name)
     return shown if len(shown) <= letters else f"{shown[: letters - 1]}…"
@@ -63,7 +63,7 @@ def curves(lines: Sequence[dict[str, Any]], title: str, path: Path, unit: str = 
     ]
     scores = [(seen, own) for seen, own in scores if own.get("top1") is not None]
     name = f"training loss ({unit})" if unit else "training loss"
-    figure = _figure(8, 5.2)
+    figure = new_figure(8, 5.2)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     seen = np.array([line["images_seen"] for line in steps])
     loss = np.array([line["loss"] for line in steps])
@@ -72,7 +72,7 @@ def curves(lines: Sequence[dict[str, Any]], title: str, path: Path, unit: str = 
         top.plot(seen, _smooth(loss), color=BLUE, linewidth=2, label=name)
         bottom.plot(seen, [line["lr"] for line in steps], color=GRAY, linewidth=1.5)
     top.set_ylabel(name, color=BLUE)
-    top.set_title(_short(title), loc="left")
+    top.set_title(short(title), loc="left")
     if scores:
         right = top.twinx()
         right.plot([seen for seen, _ in scores], [100 * own["top1"] for _, own in scores], color=ORANGE, marker="o")
@@ -95,12 +95,12 @@ def curves(lines: Sequence[dict[str, Any]], title: str, path: Path, unit: str = 
     for axes in (top, bottom):
         axes.spines[["top"]].set_visible(False)
         axes.grid(alpha=0.25)
-    _save(figure, path)
+    save(figure, path)
 
 
 def grid_scores(points: Sequence[str], scores: Sequence[float | None], title: str, path: Path) -> None:
     """Dev top-1 of every point of a sweep, as dots in the order of the grid, the best one marked; None has none."""
-    figure = _figure(8, 1.2 + 0.34 * len(points))
+    figure = new_figure(8, 1.2 + 0.34 * len(points))
     axes = figure.subplots()
     shown = [(place, 100 * score) for place, score in enumerate(scores) if score is not None]
     low, high = min(score for _, score in shown), max(score for _, score in shown)
@@ -117,9 +117,9 @@ def grid_scores(points: Sequence[str], scores: Sequence[float | None], title: st
     axes.set_ylim(len(points) - 0.4, -0.6)
     axes.set_xlim(max(0.0, low - 0.25 * (high - low) - 1), high + 0.12 * (high - low) + 1)
     axes.set_xlabel("top-1 on the dev part (%)")
-    axes.set_title(_short(title), loc="left")
+    axes.set_title(short(title), loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -133,11 +133,11 @@ def confusion(counts: NDArray[np.int64], names: Sequence[str], title: str, path:
     """Rows are true classes, columns predictions; the shade is the part of the row, the number the count."""
     from matplotlib.colors import PowerNorm
 
-    n, names = len(names), [_short(name, 24) for name in names]
+    n, names = len(names), [short(name, 24) for name in names]
     is_named, size = n <= 130, 9 if n <= 20 else 7
     cell = max(0.45 if n <= 20 else 0.17 if n > 40 else 0.22, 2.6 / n)  # inches
     field, beside = min(24.0, cell * n), (0.009 * size * max(map(len, names)) if is_named else 0.0) + 0.5
-    figure = _figure(max(field + beside + 1.4, 5.2), field + beside + 0.4)
+    figure = new_figure(max(field + beside + 1.4, 5.2), field + beside + 0.4)
     axes = figure.subplots()
     part = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     picture = axes.imshow(part, cmap="Blues", norm=PowerNorm(0.6, 0, 1))  # so that rare mistakes are seen
@@ -152,8 +152,8 @@ def confusion(counts: NDArray[np.int64], names: Sequence[str], title: str, path:
         for row, column in np.argwhere(counts > 0):
             colour = "white" if part[row, column] > 0.5 else "black"
             axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", fontsize=size, color=colour)
-    figure.suptitle(_short(title, 80), x=0.01, ha="left", fontsize=11)
-    _save(figure, path)
+    figure.suptitle(short(title, 80), x=0.01, ha="left", fontsize=11)
+    save(figure, path)
 
 
 Bins = Sequence[dict[str, Any]]
@@ -164,7 +164,7 @@ def reliability(panels: Sequence[tuple[str, Bins]], title: str, path: Path) -> N
     """Confidence against top-1, a bar a bin, and below how many images each holds; of a model that is as often right as it says the
     bars end at the marks. One or two panels side by side, each with its name.
     """
-    figure = _figure(1.4 + 4.6 * len(panels), 5.8)
+    figure = new_figure(1.4 + 4.6 * len(panels), 5.8)
     grid = figure.subplots(2, len(panels), sharex=True, height_ratios=[3, 1], squeeze=False)
     most = max((row["n"] for _, bins in panels for row in bins), default=0) or 1
     for column, (name, bins) in enumerate(panels):
@@ -183,14 +183,58 @@ def reliability(panels: Sequence[tuple[str, Bins]], title: str, path: Path) -> N
             axes.spines[["top", "right"]].set_visible(False)
     names = ["part of a bin that is right", "its mean confidence", "the two are equal"]
     figure.legend([bars, marks, line], names, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    figure.suptitle(_short(title, 60 * len(panels)), x=0.01, ha="left", fontsize=11)
-    _save(figure, path)
+    figure.suptitle(short(title, 60 * len(panels)), x=0.01, ha="left", fontsize=11)
+    save(figure, path)
 
 
-# --- the inside of a model ---------------------------------------------------------------------------------
+def compared(
+    names: Sequence[str],
+    kinds: Sequence[str],
+    scores: Sequence[float],
+    axes_: Sequence[tuple[str, Sequence[float | None]]],
+    title: str,
+    path: Path,
+) -> None:
+    """Top-1 against each of some costs, on a logarithmic axis, as the paper's Figure 5: a numbered dot a run, its colour and shape its
+    kind, and a line through those that no other is better and cheaper than.
+    """  # fmt: skip
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-Box = tuple[float, float, float, float]
-"""Left, top, right and bottom of a part of a picture, in its pixels."""
+    figure = new_figure(5.2 * min(2, len(axes_)) + 3.0, 4.2 * -(-len(axes_) // 2) + 0.4)
+    grid = figure.subplots(-(-len(axes_) // 2), min(2, len(axes_)), squeeze=False).flat
+    styles = dict(
+        zip(dict.fromkeys(kinds), [(BLUE, "o"), (ORANGE, "s"), ("#009E73", "^"), (GRAY, "D")] * 4, strict=False)
+    )
+    low, high = 100 * min(scores), 100 * max(scores)
+    for axes, (label, costs) in zip(grid, axes_, strict=False):
+        there = [(cost, 100 * scores[i], i) for i, cost in enumerate(costs) if cost]
+        for cost, score, index in there:
+            colour, marker = styles[kinds[index]]
+            axes.scatter(cost, score, color=colour, marker=marker, s=46, zorder=3)
+            axes.annotate(str(index + 1), (cost, score), textcoords="offset points", xytext=(6, 5), fontsize=9)
+        best = [(c, s) for c, s, _ in sorted(there) if all(s > s2 for c2, s2, _ in there if (c2, -s2) < (c, -s))]
+        axes.step([c for c, _ in best], [s for _, s in best], where="post", color=GRAY, linewidth=1.2, zorder=1)
+        axes.set(
+            xscale="log",
+            xlabel=label,
+            ylabel="top-1 (%)",
+            ylim=(low - 0.12 * (high - low) - 1, high + 0.15 * (high - low) + 1),
+        )
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        if not there:
+            axes.set_axis_off()
+    handles = [Line2D([], [], color=styles[k][0], marker=styles[k][1], linestyle="") for k in kinds]
+    figure.legend(handles, [f"{i + 1}  {short(name, 34)}" for i, name in enumerate(names)], loc="outside right upper",
+                  frameon=False, fontsize=9)  # fmt: skip
+    figure.suptitle(short(title, 100), x=0.01, ha="left", fontsize=11)
+    save(figure, path)
+
+
 PICTURE_FORMATS = (".png", ".svg")
 
 
@@ -198,149 +242,6 @@ def check_picture(path: Path, option: str = "--plot") -> None:
     """Raises UsageError for an ending that is no picture's."""
     if path.suffix.lower() not in PICTURE_FORMATS:
         raise UsageError(f"{option} {path}: unknown ending {path.suffix!r}", f"known: {', '.join(PICTURE_FORMATS)}")
-
-
-def attention_distance(
-    layers: Sequence[Sequence[float]], image_width: int, uniform: float, title: str, path: Path
-) -> None:
-    """Depth against mean attention distance in pixels, a dot a head, as the paper's Figure 7 (right).
-
-    Marked are each layer's mean, what a head that attends to everything alike would have, and the width of the image.
-    """
-    from matplotlib.ticker import MaxNLocator
-
-    figure = _figure(7.5, 5)
-    axes = figure.subplots()
-    depth = np.arange(1, len(layers) + 1)
-    for layer, heads in zip(depth, layers, strict=True):
-        axes.scatter(
-            np.full(len(heads), layer), heads, s=34, color=BLUE, alpha=0.65, linewidth=0, zorder=3,
-            label="a head" if layer == 1 else None,
-        )  # fmt: skip
-    means = [float(np.mean(heads)) for heads in layers]
-    axes.plot(depth, means, color=ORANGE, linewidth=1.6, marker="_", markersize=13, markeredgewidth=2.2, zorder=4,
-              label="mean of the layer")  # fmt: skip
-    for height, style, name in ((uniform, ":", "attention to all\npatches alike"), (image_width, "--", "image width")):
-        axes.axhline(height, color=GRAY, linestyle=style, linewidth=1.3, zorder=1)
-        pixels = f"{height:,.1f}".removesuffix(".0")
-        axes.annotate(
-            f"{name}\n{pixels} px", (1, height), xycoords=("axes fraction", "data"), textcoords="offset points",
-            xytext=(6, 0), ha="left", va="center", color="#555555", fontsize=9, annotation_clip=False,
-        )  # fmt: skip
-    axes.set_xlim(0.5, len(layers) + 0.5)
-    axes.set_ylim(0, 1.08 * image_width)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set_xlabel("network depth (layer)")
-    axes.set_ylabel("mean attention distance (pixels)")
-    axes.set_title(_short(title), loc="left", fontsize=11)
-    axes.legend(loc="upper left", bbox_to_anchor=(0.0, 0.92), frameon=False, fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    _save(figure, path)
-
-
-def position_similarity(
-    similarity: NDArray[np.float64], grid: tuple[int, int], patch: tuple[int, int], title: str, path: Path
-) -> None:
-    """A tile a patch, at its place: the cosine similarity of its position embedding with every other's (Figure 7, centre)."""
-    rows, columns = grid
-    gap = max(1, round(max(grid) / 14))  # cells between two tiles
-    high, wide = rows + gap, columns + gap
-    cells = np.full((rows * high - gap, columns * wide - gap), np.nan)
-    for index, tile in enumerate(similarity.reshape(rows * columns, rows, columns)):
-        top, left = index // columns * high, index % columns * wide
-        cells[top : top + rows, left : left + columns] = tile
-    scale = min(8.0 / columns, 6.0 / rows)
-    figure = _figure(max(3.6, columns * scale) + 1.6, max(3.0, rows * scale) + 0.9)
-    axes = figure.subplots()
-    picture = axes.imshow(cells, cmap="viridis", vmin=-1, vmax=1, interpolation="nearest")
-    for axis, count, pitch, extent in ((axes.xaxis, columns, wide, columns), (axes.yaxis, rows, high, rows)):
-        shown = np.arange(0, count, max(1, -(-count // 16)))
-        axis.set_ticks(shown * pitch + (extent - 1) / 2, [str(i + 1) for i in shown])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    axes.set_xlabel(f"column of the patch ({patch[1]} px each)")
-    axes.set_ylabel(f"row of the patch ({patch[0]} px each)")
-    axes.set_title(_short(title), loc="left", fontsize=11)
-    figure.colorbar(picture, ax=axes, shrink=0.75, label="cosine similarity", ticks=[-1, -0.5, 0, 0.5, 1])
-    _save(figure, path)
-
-
-def filters(
-    components: NDArray[np.float64], explained: NDArray[np.float64], patch: tuple[int, int], title: str, path: Path
-) -> None:
-    """Principal components of the patch embedding as pictures of a patch, each from its least to its greatest number."""
-    columns = min(7, len(components))
-    rows = -(-len(components) // columns)
-    figure = _figure(max(5.2, 1.3 * columns), 1.25 * rows * patch[0] / patch[1] + 0.24 * rows + 0.6)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for index, (axes, component) in enumerate(zip(grid.flat, components, strict=False)):
-        low, high = component.min(), component.max()
-        axes.imshow((component - low) / (high - low or 1.0), interpolation="nearest")
-        axes.set_title(f"{index + 1}: {100 * explained[index]:.1f} %", fontsize=9)
-    figure.suptitle(_short(title), x=0.01, ha="left", fontsize=11)
-    figure.supxlabel(
-        f"each {patch[0]} x {patch[1]} px, from its least to its greatest weight; % of the variance of all filters",
-        fontsize=9,
-    )
-    _save(figure, path)
-
-
-def overlay(picture: NDArray[np.uint8], values: NDArray[np.float32], box: Box) -> NDArray[np.uint8]:
-    """A picture in gray, its part in `box` coloured by a grid of values, from the least (dark) to the greatest (yellow).
-
-    What lies outside is darkened, and the edge of the box drawn where there is any.
-    """
-    from matplotlib import colormaps
-    from PIL import Image
-
-    height, width = picture.shape[:2]
-    left, top = (max(0, round(side)) for side in box[:2])
-    right, bottom = min(width, max(left + 1, round(box[2]))), min(height, max(top + 1, round(box[3])))
-    spread = float(values.max() - values.min())
-    heat = (values - values.min()) / (spread if spread > 0 else 1.0)
-    smooth = Image.fromarray(heat.astype(np.float32)).resize((right - left, bottom - top), Image.Resampling.BICUBIC)
-    share = np.clip(np.asarray(smooth), 0, 1)[..., None]
-    gray = (picture @ np.array([0.299, 0.587, 0.114]))[..., None].repeat(3, axis=2)
-    inside = gray[top:bottom, left:right]
-    colours = 255 * colormaps["viridis"](share[..., 0])[..., :3]
-    opacity = _LEAST_OPACITY + (_MOST_OPACITY - _LEAST_OPACITY) * share
-    result = _OUTSIDE * gray
-    result[top:bottom, left:right] = (1 - opacity) * inside + opacity * colours
-    _draw_edges(result, (left, top, right, bottom))
-    return np.clip(np.rint(result), 0, 255).astype(np.uint8)
-
-
-_LEAST_OPACITY, _MOST_OPACITY = 0.35, 0.65
-_OUTSIDE = 0.45  # brightness of what the model did not see
-
-
-def _draw_edges(picture: NDArray[np.float64], box: tuple[int, int, int, int]) -> None:
-    """A white line just inside each side of the box that is not the picture's own."""
-    height, width = picture.shape[:2]
-    line = max(1, round(max(height, width) / 250))
-    left, top, right, bottom = box
-    if left > 0:
-        picture[top:bottom, left : left + line] = 255
-    if right < width:
-        picture[top:bottom, right - line : right] = 255
-    if top > 0:
-        picture[top : top + line, left:right] = 255
-    if bottom < height:
-        picture[bottom - line : bottom, left:right] = 255
-
-
-def shrunk(picture: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
-    """`picture` with its longer side at most `longest` pixels, its shape kept."""
-    from PIL import Image
-
-    factor = longest / max(picture.shape[:2])
-    if factor >= 1:
-        return picture
-    size = max(1, round(picture.shape[1] * factor)), max(1, round(picture.shape[0] * factor))
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
 
 
 def contact_sheet(rows: NDArray[np.float32], heads: Sequence[str]) -> NDArray[np.uint8]:
@@ -364,28 +265,3 @@ def write_pixels(picture: NDArray[np.uint8], path: Path) -> None:
     from PIL import Image
 
     files.write_file(path, lambda temporary: Image.fromarray(picture).save(temporary, "PNG"))
-
-
-def picture_tiles(tiles: Sequence[tuple[str, NDArray[np.uint8]]], title: str, path: Path) -> None:
-    """Overlays side by side, each with its name above, and one key to their colours."""
-    from matplotlib.cm import ScalarMappable
-
-    columns = min(len(tiles), max(3, round((1.7 * len(tiles)) ** 0.5)))
-    rows = -(-len(tiles) // columns)
-    side = 10.4 / max(columns, 5)
-    figure = _figure(max(5.0, columns * side + 0.9), rows * (side + 0.2) + 0.4)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    letters = max(8, round(side * 15))
-    for axes, (name, picture) in zip(grid.flat, tiles, strict=False):
-        axes.imshow(picture)
-        name = visible(name)
-        axes.set_title(name if len(name) <= letters else f"…{name[1 - letters :]}", fontsize=7.5, pad=2)
-    key = figure.colorbar(
-        ScalarMappable(cmap="viridis"), ax=grid, shrink=0.6, aspect=35, pad=0.01, ticks=[0, 1], fraction=0.03
-    )
-    key.ax.set_yticklabels(["least", "most"])
-    key.set_label("attention rollout, within each image", labelpad=-14)
-    figure.suptitle(_short(title), x=0.01, ha="left", fontsize=11)
-    _save(figure, path)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vitcli.errors import CheckpointError
+from vitcli.config import Architecture, from_dict
+from vitcli.errors import CheckpointError, UsageError
 
 RUNS = Path("runs")
 WEIGHTS = "model.safetensors"
@@ -75,3 +79,77 @@ def _table(path: Path) -> dict[str, Any]:
         if isinstance(found, dict):
             return found
     return {}
+
+
+# --- a list of them ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Run:
+    """A run folder, as far as its files tell: `status` is running, saved, done or failed, or killed where nobody is at work on it."""
+
+    folder: Path
+    status: str
+    time: str  # of the status, in UTC
+    model: Architecture | None
+    data: str
+    report: dict[str, Any] = field(repr=False)
+
+    @property
+    def top1(self) -> float | None:
+        found = (self.report.get("eval") or {}).get("top1") if isinstance(self.report.get("eval"), dict) else None
+        return found if isinstance(found, (int, float)) else None
+
+    def as_json(self) -> dict[str, Any]:
+        """A row of `vit runs --json`."""
+        return {
+            "run": str(self.folder),
+            "model": self.model.name if self.model else None,
+            "data": self.data or None,
+            "top1": self.top1,
+            "status": self.status,
+            "time": self.time or None,
+            "bytes": sum(size for size in map(_size, self.folder.rglob("*"))),
+        }
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / "state" / "status.json").is_file() or (folder / "run.toml").is_file()
+
+
+def read_run(folder: Path) -> Run:
+    """What a run folder tells; what cannot be read of it is left out."""
+    said, values = status(folder), settings(folder)
+    model = None
+    with contextlib.suppress(UsageError, TypeError, ValueError):
+        model = from_dict("model", values["model"]) if isinstance(values.get("model"), dict) else None
+    data = values.get("data", {})
+    stands = str(said.get("status", "")) or ("done" if (folder / "report.json").is_file() else "unknown")
+    return Run(
+        folder=folder,
+        status="killed" if killed(folder) else stands,
+        time=str(said.get("time", "")),
+        model=model,
+        data=str(data.get("source", "")) if isinstance(data, dict) else "",
+        report=_table(folder / "report.json"),
+    )
+
+
+def newest_first(folders: Iterable[Path]) -> list[Run]:
+    """The runs among these folders."""
+    return sorted(
+        (read_run(f) for f in folders if is_run(f)), key=lambda run: (run.time, str(run.folder)), reverse=True
+    )
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    """`run.toml`; empty where it cannot be read."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        return tomllib.loads((folder / "run.toml").read_text(encoding="utf-8", errors="surrogateescape"))
+    return {}
+
+
+def _size(path: Path) -> int:
+    with contextlib.suppress(OSError):
+        return path.stat().st_size if path.is_file() and not path.is_symlink() else 0
+    return 0

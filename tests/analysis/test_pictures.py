@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitcli import plots
+from vitcli.analysis import pictures
 from vitcli.analysis.report import OverlayPaths
 from vitcli.data.decode import View, render, seen_part
 from vitcli.errors import UsageError
@@ -44,14 +45,14 @@ def test_an_overlay_has_the_picture_s_shape_and_is_brightest_where_the_values_ar
     picture = np.full((120, 200, 3), 128, np.uint8)
     values = np.zeros((4, 4), np.float32)
     values[1, 3] = 1
-    found = plots.overlay(picture, values, (40, 0, 160, 120))
+    found = pictures.overlay(picture, values, (40.0, 0.0, 160.0, 120.0))
     assert found.shape == picture.shape and found.dtype == np.uint8
     yellow = found[..., :2].min(2).astype(int) - found[..., 2]
     row, column = np.unravel_index(yellow.argmax(), yellow.shape)
     assert 30 <= row < 60 and 130 <= column < 160
     assert (found[:, :40] == found[0, 0]).all() and found[0, 0].max() < 128  # outside: darkened, not coloured
     assert (found[:, 40] == 255).all() and (found[:, 159] == 255).all()  # the edges of what was seen
-    whole = plots.overlay(picture, values, (0, 0, 200, 120))
+    whole = pictures.overlay(picture, values, (0.0, 0.0, 200.0, 120.0))
     assert not (whole[:, 0] == 255).any()
 
 
@@ -60,7 +61,7 @@ def test_an_overlay_of_any_picture(shape, grid, data) -> None:
     picture = np.zeros((*shape, 3), np.uint8)
     left = data.draw(st.floats(0, shape[1] - 1))
     top = data.draw(st.floats(0, shape[0] - 1))
-    found = plots.overlay(picture, np.ones(grid, np.float32), (left, top, shape[1], shape[0]))
+    found = pictures.overlay(picture, np.ones(grid, np.float32), (float(left), float(top), float(shape[1]), float(shape[0])))
     assert found.shape == picture.shape
 
 
@@ -73,11 +74,11 @@ def is_picture(path: Path) -> bool:
 @pytest.mark.parametrize("grid", [(1, 1), (2, 5), (20, 3)])
 def test_every_picture_is_drawn_at_any_size(ending: str, grid: tuple[int, int], tmp_path: Path) -> None:
     rows = grid[0] * grid[1]
-    plots.attention_distance([[3.0] * grid[1]] * grid[0], 32, 16.0, "title", tmp_path / f"a.{ending}")
-    plots.position_similarity(np.eye(rows), grid, (16, 8), "title", tmp_path / f"b.{ending}")
-    plots.filters(np.zeros((rows, 4, 6, 3)), np.full(rows, 0.1), (4, 6), "title", tmp_path / f"c.{ending}")
+    pictures.attention_distance([[3.0] * grid[1]] * grid[0], 32, 16.0, "title", tmp_path / f"a.{ending}")
+    pictures.position_similarity(np.eye(rows), grid, (16, 8), "title", tmp_path / f"b.{ending}")
+    pictures.filters(np.zeros((rows, 4, 6, 3)), np.full(rows, 0.1), (4, 6), "title", tmp_path / f"c.{ending}")
     tiles = [(f"{'long ' * 9}{index}.jpg", np.zeros((10, 20, 3), np.uint8)) for index in range(rows)]
-    plots.picture_tiles(tiles, "title", tmp_path / f"d.{ending}")
+    pictures.picture_tiles(tiles, "title", tmp_path / f"d.{ending}")
     for name in "abcd":
         assert is_picture(tmp_path / f"{name}.{ending}")
         if ending == "png":

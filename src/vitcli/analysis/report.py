@@ -13,6 +13,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from vitcli import files, plots
+from vitcli.analysis import pictures
 from vitcli.analysis.attention import AttentionDistance, Rollout
 from vitcli.analysis.capture import reduce_attention
 from vitcli.config import AnalysisConfig
@@ -135,27 +136,27 @@ def write_overlays(
         (blob, file), *_ = rollouts.split.blobs(np.array([position]))
         image, size = open_rgb(blob or b"", max_megapixels)
         pixels, box, maps = np.asarray(image), seen_part(size, view), rollouts.maps[:, index]
-        overlay = plots.overlay(pixels, maps[-1], box)
+        overlay = pictures.overlay(pixels, maps[-1], box)
         plots.write_pixels(overlay, paths.overlays[position])
         name = Path(file).name
         if paths.layers:
-            plots.picture_tiles(_layer_tiles(pixels, maps, box), f"{name}: {title}", paths.layers[position])
+            pictures.picture_tiles(_layer_tiles(pixels, maps, box), f"{name}: {title}", paths.layers[position])
         if paths.sheets:
-            tiles.append((name, plots.shrunk(overlay, _SHEET_PIXELS)))
+            tiles.append((name, pictures.shrunk(overlay, _SHEET_PIXELS)))
         progress("overlays", index + 1, len(rollouts.positions))
     sheets = paths.sheets[: -(-len(tiles) // SHEET_IMAGES)]
     for number, path in enumerate(sheets):
-        plots.picture_tiles(tiles[number * SHEET_IMAGES : (number + 1) * SHEET_IMAGES], title, path)
+        pictures.picture_tiles(tiles[number * SHEET_IMAGES : (number + 1) * SHEET_IMAGES], title, path)
     return sheets
 
 
 def _layer_tiles(
-    pixels: NDArray[np.uint8], maps: Float[np.ndarray, "layers rows columns"], box: plots.Box
+    pixels: NDArray[np.uint8], maps: Float[np.ndarray, "layers rows columns"], box: pictures.Box
 ) -> list[tuple[str, NDArray[np.uint8]]]:
-    small = plots.shrunk(pixels, _SHEET_PIXELS)
+    small = pictures.shrunk(pixels, _SHEET_PIXELS)
     factor = small.shape[0] / pixels.shape[0]
     left, top, right, bottom = (side * factor for side in box)
     return [
-        (f"up to layer {layer}", plots.overlay(small, found, (left, top, right, bottom)))
+        (f"up to layer {layer}", pictures.overlay(small, found, (left, top, right, bottom)))
         for layer, found in enumerate(maps, start=1)
     ]

@@ -127,12 +127,12 @@ def attn_distance(
 
         write_table(csv, distance_table(tree))
     if plot is not None:
-        from vitcli import plots
+        from vitcli.analysis import pictures
 
         title = (
             f"{_name(planned.model.name, planned.img_size)}, {tree['images']:,} images of {_short(planned.data_name)}"
         )
-        plots.attention_distance(
+        pictures.attention_distance(
             [layer["heads"] for layer in tree["layers"]], planned.img_size[1], uniform, title, plot
         )
     print_result(tree, _distance_text(tree, planned, uniform), json=json)
@@ -197,10 +197,10 @@ def posemb_similarity(
     announce(notes, quiet=quiet)
     model = described.vit
     if plot is not None:
-        from vitcli import plots
+        from vitcli.analysis import pictures
 
         title = f"position embeddings of {_name(model.name, model.img_size)}"
-        plots.position_similarity(similarity, model.grid, model.patch, title, plot)
+        pictures.position_similarity(similarity, model.grid, model.patch, title, plot)
     if json:
         console.print_json({"grid": list(model.grid), "similarity": similarity.round(7).tolist()})
     else:
@@ -229,10 +229,10 @@ def filters(
     rows, columns = found.components.shape[1:3]
     patch = (rows, columns)
     if plot is not None:
-        from vitcli import plots
+        from vitcli.analysis import pictures
 
         title = f"first filters of {described.model.name}: their principal components"
-        plots.filters(found.components, found.explained_variance, patch, title, plot)
+        pictures.filters(found.components, found.explained_variance, patch, title, plot)
     if json:
         console.print_json({"explained_variance": found.explained_variance.tolist(), "patch_size": list(patch)})
     else:

@@ -11,6 +11,7 @@ from vitcli.cli.evaluate import eval_
 from vitcli.cli.info import info
 from vitcli.cli.predict import predict
 from vitcli.cli.probe import probe
+from vitcli.cli.runs import compare, runs_
 from vitcli.cli.sweep import sweep
 from vitcli.cli.train import finetune, pretrain
 
@@ -28,5 +29,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "filters": filters,
     "info": info,
     "export": export,
+    "runs": runs_,
+    "compare": compare,
     "bench": bench,
 }
