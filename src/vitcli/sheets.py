@@ -52,17 +52,21 @@ def page(tiles: Sequence[Tile], title: str, path: Path, columns: int = 0) -> Non
 
 
 def table(rows: Sequence[Row], title: str, path: Path) -> None:
-    """A row of tiles for each name. Raises ResourceError."""
+    """A row of tiles for each name, in two or three blocks side by side where there are many. Raises ResourceError."""
+    blocks = 1 if len(rows) <= 14 else 2 if len(rows) <= 40 else 3
     columns = max((len(row.tiles) for row in rows), default=0)
-    names = max((_width(text) for row in rows for text in (_fitted(row.name, 260), _fitted(row.below, 260))), default=0)
-    left, high = _MARGIN + names + _MARGIN, SIDE + _MARGIN
-    sheet, draw, top = _begun(max(left + columns * (SIDE + _MARGIN), 420), len(rows) * high, title)
+    lines = max((len(tile.lines) for row in rows for tile in row.tiles), default=0)
+    most = 230 if blocks == 1 else 150
+    names = max((_width(_fitted(text, most)) for row in rows for text in (row.name, row.below)), default=0)
+    wide, high = SIDE + _MARGIN // 2, SIDE + _MARGIN // 2 + lines * _LINE
+    block, each = names + _MARGIN + columns * wide + 2 * _MARGIN, -(-len(rows) // blocks)
+    sheet, draw, top = _begun(max(blocks * block + _MARGIN, 420), each * high + _MARGIN, title)
     for index, row in enumerate(rows):
-        y = top + index * high
-        draw.text((_MARGIN, y + SIDE // 2 - _LINE), _fitted(row.name, 260), fill=INK, font=_font())
-        draw.text((_MARGIN, y + SIDE // 2 + 2), _fitted(row.below, 260), fill=FAINT, font=_font())
+        left, y = _MARGIN + index // each * block, top + index % each * high
+        for line, (text, colour) in enumerate(((row.name, INK), (row.below, FAINT))):
+            draw.text((left, y + SIDE // 2 - _LINE + line * _LINE), _fitted(text, most), fill=colour, font=_font())
         for column, tile in enumerate(row.tiles):
-            _place(sheet, draw, tile, left + column * (SIDE + _MARGIN), y)
+            _place(sheet, draw, tile, left + names + _MARGIN + column * wide, y)
     _save(sheet, path)
 
 
@@ -85,7 +89,7 @@ def _place(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, left: int,
     draw.rectangle((left, top, left + SIDE - 1, top + SIDE - 1), fill="#F2F2F2")
     sheet.paste(Image.fromarray(tile.picture), (left + (SIDE - width) // 2, top + (SIDE - height) // 2))
     for index, (text, colour) in enumerate(tile.lines):
-        draw.text((left, top + SIDE + 2 + index * _LINE), _fitted(text, SIDE + _MARGIN - 4), fill=colour, font=_font())
+        draw.text((left, top + SIDE + 2 + index * _LINE), _fitted(text, SIDE + 2), fill=colour, font=_font())
 
 
 @functools.cache

@@ -61,7 +61,9 @@ def test_an_overlay_of_any_picture(shape, grid, data) -> None:
     picture = np.zeros((*shape, 3), np.uint8)
     left = data.draw(st.floats(0, shape[1] - 1))
     top = data.draw(st.floats(0, shape[0] - 1))
-    found = pictures.overlay(picture, np.ones(grid, np.float32), (float(left), float(top), float(shape[1]), float(shape[0])))
+    found = pictures.overlay(
+        picture, np.ones(grid, np.float32), (float(left), float(top), float(shape[1]), float(shape[0]))
+    )
     assert found.shape == picture.shape
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from vitcli.cli.analysis import attn_distance, attn_rollout, filters, posemb_similarity
 from vitcli.cli.bench import bench
 from vitcli.cli.convert import export, resize_posemb
+from vitcli.cli.data import data
 from vitcli.cli.evaluate import eval_
 from vitcli.cli.info import info
 from vitcli.cli.predict import predict
@@ -29,6 +30,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "filters": filters,
     "info": info,
     "export": export,
+    "data": data,
     "runs": runs_,
     "compare": compare,
     "bench": bench,

@@ -53,8 +53,9 @@ def folder_source(root: Path, config: DataConfig) -> Source:
         return _parquet(name, str(root), root, [root / f for f in shards], config, beside)
     tables = [f for f in listing.files if _base(f) in METADATA]
     lists, said = _read_tables(root, tables, config, listing)
+    left_out = listing.left_out(tables)
     if lists:
-        return _listed(name, str(root), root, lists, config, listing)
+        return replace(_listed(name, str(root), root, lists, config, listing), left_out=left_out)
     unread = next((f for f in listing.files if f.lower().endswith((*TABLES, *_ARCHIVES)) and f not in tables), "")
     named = (
         f"a table of paths and labels, or an archive, is named itself: --data {listing.at(unread)}" if unread else ""
@@ -66,7 +67,8 @@ def folder_source(root: Path, config: DataConfig) -> Source:
     if named and not any(label for items in arranged.splits.values() for _, label, _ in items):
         said.append(f"no class folders; {named}")
     said += [*arranged.notes, *listing.unread(tables), *listing.empty(arranged.class_folders)]
-    return image_source(name, str(root), [listing.at(f) for f in images], arranged, config, said)
+    source = image_source(name, str(root), [listing.at(f) for f in images], arranged, config, said)
+    return replace(source, left_out=left_out)
 
 
 def _read_tables(
@@ -303,7 +305,8 @@ def _zip(path: Path, config: DataConfig) -> Source:
         raise DataError(f"{path} has no images", f"images end in {', '.join(sorted(IMAGE_ENDINGS)[:8])} …")
     arranged = arrange(str(path), [p for _, p in kept])
     said = [*arranged.notes, *listing.unread(), *listing.empty(arranged.class_folders)]
-    return image_source(path.stem, str(path), [f"zip://{name}::{path}" for name, _ in kept], arranged, config, said)
+    addresses = [f"zip://{name}::{path}" for name, _ in kept]
+    return replace(image_source(path.stem, str(path), addresses, arranged, config, said), left_out=listing.left_out())
 
 
 def as_listed(root: Path, files: Sequence[Parts], folders: Sequence[Parts] = ()) -> Listing:

@@ -278,13 +278,17 @@ class Listing:
         """Where a file lies."""
         return os.path.join(self.root, file)  # noqa: PTH118
 
-    def unread(self, known: Iterable[str] = ()) -> list[str]:
-        """A note on the files that are no images, by their endings; empty where there are none."""
+    def left_out(self, known: Iterable[str] = ()) -> tuple[tuple[str, int], ...]:
+        """The endings of files that are no images, and how many there are, the commonest first."""
         used = set(known)
         others = [f.rpartition(os.sep)[2] for f in self.files if f not in used and not is_image(f)]
         endings = Counter("." + f.rpartition(".")[2].lower() if "." in f else "no ending" for f in others)
-        shown = ", ".join(f"{n:,} {ending}" for ending, n in endings.most_common(8))
-        return [f"left out, as no images that can be read: {shown}"] if endings else []
+        return tuple(endings.most_common())
+
+    def unread(self, known: Iterable[str] = ()) -> list[str]:
+        """A note on the files that are no images, by their endings; empty where there are none."""
+        shown = ", ".join(f"{n:,} {ending}" for ending, n in self.left_out(known)[:8])
+        return [f"left out, as no images that can be read: {shown}"] if shown else []
 
     def empty(self, class_folders: Sequence[Parts]) -> list[str]:
         """A note on folders without an image, but for those within a class."""

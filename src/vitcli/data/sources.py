@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -154,8 +155,10 @@ def _address(address: str, config: DataConfig) -> Source:
         notes = left_out_of(unknown, address)
     elif images:
         arranged = arrange(address, [parts for _, parts in images])
-        said = [*arranged.notes, *as_listed(Path(path), [p for _, p in parts]).unread()]
-        return image_source(name, address, [full for full, _ in images], arranged, config, said)
+        listing = as_listed(Path(path), [p for _, p in parts])
+        said = [*arranged.notes, *listing.unread()]
+        source = image_source(name, address, [full for full, _ in images], arranged, config, said)
+        return replace(source, left_out=listing.left_out())
     else:
         raise DataError(
             f"{address} has no Parquet files, tar archives or images", "name the folder that holds them, or a pattern"

@@ -152,6 +152,7 @@ class Source:
     mirror: bool = True
     held_out_split: str = ""
     notes: tuple[str, ...] = field(default=())
+    left_out: tuple[tuple[str, int], ...] = ()  # endings of files that are no images, and how many
     known_as: str = ""  # what its images are, where that is known without reading them: a revision of a hub's
 
     def identity(self, progress: Progress = silent) -> str:

@@ -13,7 +13,7 @@ from vitcli import files, sheets
 from vitcli.classes import Class
 from vitcli.data.colour import BadImage
 from vitcli.data.decode import open_rgb
-from vitcli.data.split import Split
+from vitcli.data.split import Source, Split
 from vitcli.errors import UsageError
 from vitcli.evaluate.calibration import reliability
 from vitcli.evaluate.evaluator import Evaluation
@@ -24,7 +24,7 @@ from vitcli.text import as_json, cell, unicode
 TABLE_FORMATS = (".parquet", ".csv", ".jsonl")
 
 
-_WORST = 40
+_WORST, _MOST_ROWS, _MOST_TILES = 40, 120, 4
 
 
 def summary(evaluation: Evaluation, classes: Sequence[Class], real: RealLabels | None = None) -> dict[str, Any]:
@@ -134,16 +134,68 @@ def draw_worst(
 ) -> None:
     """The images with the greatest loss, each with its class, what was predicted and how sure. Raises ResourceError."""
     order = np.argsort(-evaluation.losses, kind="stable")[:_WORST]
+    pairs = [(int(evaluation.targets[i]), int(evaluation.top[i, 0]), float(evaluation.scores[i, 0])) for i in order]
+    places = [(split, int(position)) for position in evaluation.positions[order]]
+    draw_labelled(places, pairs, classes, max_megapixels, title, path)
+
+
+def draw_labelled(
+    places: Sequence[tuple[Split, int]],
+    pairs: Sequence[tuple[int, int, float]],
+    classes: Sequence[Class],
+    max_megapixels: float,
+    title: str,
+    path: Path,
+) -> None:
+    """Images by split and position, each with its class, the one that a model takes it for and how sure. Raises ResourceError."""
     tiles = []
-    for index, (blob, _) in zip(order.tolist(), split.blobs(evaluation.positions[order]), strict=True):
-        predicted, target = int(evaluation.top[index, 0]), int(evaluation.targets[index])
-        colour = sheets.INK if predicted == target else sheets.WRONG
-        lines = (
-            (classes[target].name, sheets.INK),
-            (f"{100 * evaluation.scores[index, 0]:.0f} % {classes[predicted].name}", colour),
-        )
-        tiles.append(sheets.Tile(small_picture(blob, max_megapixels), lines))
+    for (split, position), (own, other, score) in zip(places[:_MOST_ROWS], pairs, strict=False):
+        colour = sheets.INK if other == own else sheets.WRONG
+        lines = ((classes[own].name, sheets.INK), (f"{100 * score:.0f} % {classes[other].name}", colour))
+        tiles.append(sheets.Tile(_picture(split, position, max_megapixels), lines))
     sheets.page(tiles, title, path)
+
+
+def draw_classes(source: Source, max_megapixels: float, path: Path) -> None:
+    """Some images of each class, a row a class, spread over all that it has. Raises ResourceError."""
+    parts = [part for part in source.splits.values() if part.labels is not None]
+    columns = 8 if len(source.classes) <= 14 else 5 if len(source.classes) <= 40 else 4
+    labels = [part.labels for part in parts if part.labels is not None]
+    rows = []
+    for index, item in enumerate(source.classes[:_MOST_ROWS]):
+        members = [(part, np.flatnonzero(own == index)) for part, own in zip(parts, labels, strict=True)]
+        places = [(part, position) for part, positions in members for position in positions.tolist()]
+        shown = [places[i] for i in np.unique(np.linspace(0, len(places) - 1, columns).astype(int))] if places else []
+        tiles = tuple(sheets.Tile(_picture(part, position, max_megapixels)) for part, position in shown)
+        rows.append(sheets.Row(item.name, f"{len(places):,} images", tiles))
+    more = "" if len(source.classes) <= _MOST_ROWS else f", the first {_MOST_ROWS}"
+    total = sum(map(len, labels))
+    sheets.table(rows, f"{source.name}: {total:,} images of {len(source.classes):,} classes{more}", path)
+
+
+def draw_groups(
+    groups: Sequence[tuple[str, str, Sequence[tuple[Split, int, str]]]], title: str, max_megapixels: float, path: Path
+) -> None:
+    """Images that belong together, a row a group: its name and a smaller line, and of each image its split, position and what
+    stands below it. Raises ResourceError.
+    """
+    rows = [
+        sheets.Row(
+            name,
+            below,
+            tuple(
+                sheets.Tile(_picture(split, position, max_megapixels), ((text, sheets.INK),))
+                for split, position, text in members[:_MOST_TILES]
+            ),
+        )
+        for name, below, members in groups[:_MOST_ROWS]
+    ]
+    sheets.table(rows, title, path)
+
+
+def _picture(split: Split, position: int, max_megapixels: float) -> NDArray[np.uint8]:
+    ((blob, _),) = split.blobs(np.array([position]))
+    return small_picture(blob, max_megapixels)
 
 
 def small_picture(blob: bytes | None, max_megapixels: float) -> NDArray[np.uint8]:
