@@ -15,6 +15,7 @@ from vitcli.cli.probe import probe
 from vitcli.cli.runs import compare, runs_
 from vitcli.cli.sweep import sweep
 from vitcli.cli.train import finetune, pretrain
+from vitcli.cli.vtab import vtab
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "pretrain": pretrain,
@@ -23,6 +24,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "predict": predict,
     "probe": probe,
     "sweep": sweep,
+    "vtab": vtab,
     "resize-posemb": resize_posemb,
     "attn-distance": attn_distance,
     "attn-rollout": attn_rollout,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vitcli.config import DataConfig
 from vitcli.data.columns import first_line, make_source
+from vitcli.data.entries import is_entry, open_entry
 from vitcli.data.folders import (
     as_listed,
     file_source,
@@ -56,6 +57,8 @@ def open_source(config: DataConfig) -> Source:
         return _digits() if name == "digits" else hub_source(name, config, PRESETS[name])
     if text.startswith(PRESET):
         raise DataError(f"no preset {name!r}", did_you_mean(name, ["digits", *PRESETS]))
+    if is_entry(text):
+        return open_entry(text, config)
     if "://" in text:
         return _address(text, config)
     try:
