@@ -180,7 +180,7 @@ def _slice(source: Source, text: str) -> Split:
     found = re.fullmatch(r"([\w.-]+)(?:\[(\d+%?)?:(\d+%?)?\])?", text)
     if found is None:
         raise DataError(f"{text!r} is no part of a split", "write train, train[:90%] or train[100:200]")
-    part = source.split(found[1])
+    part = source.whole(found[1])
     first, last = (_place(found[i], len(part), edge) for i, edge in ((2, 0), (3, len(part))))
     return part.subset(np.arange(first, max(first, last)))
 

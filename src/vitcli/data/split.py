@@ -187,7 +187,7 @@ class Source:
                 "so it cannot be trained on as well",
                 f"leave it out, or name another: {others}",
             )
-        part = self._named(name or self.train_split)
+        part = self.whole(name or self.train_split)
         return part if self.held_out_split else carve(part, trained, progress)[0]
 
     def held_out(self, trained: Record = NOTHING, progress: Progress = silent) -> Split:
@@ -196,7 +196,7 @@ class Source:
         Images that `trained` names are in no such part.
         """
         if self.held_out_split:
-            return self._named(self.held_out_split)
+            return self.whole(self.held_out_split)
         return carve(self.splits[self.train_split], trained, progress)[1]
 
     def split(self, name: str, trained: Record = NOTHING, progress: Progress = silent) -> Split:
@@ -206,7 +206,7 @@ class Source:
             return self.splits[self.train_split]
         if not self.held_out_split and name in ("train", "test"):
             return self.train("", trained, progress) if name == "train" else self.held_out(trained, progress)
-        return self._named(name)
+        return self.whole(name)
 
     def _spelled(self, name: str) -> str:
         """A split's name as the data have it: what stands in a folder called `val` is `validation`."""
@@ -214,7 +214,8 @@ class Source:
         known = {*self.splits, *(() if self.held_out_split else ("train", "test"))}
         return meaning.split if name not in known and meaning and not meaning.rest and meaning.split in known else name
 
-    def _named(self, name: str) -> Split:
+    def whole(self, name: str) -> Split:
+        """A split as the data have it, nothing held out of it. Raises DataError."""
         name = self._spelled(name)
         if name not in self.splits:
             known = [*self.splits, *([] if self.held_out_split else ["train", "test", "all"])]
