@@ -31,7 +31,7 @@ from vitcli.evaluate.predictor import PredictionPlan as PredictionPlan
 from vitcli.evaluate.predictor import plan_prediction
 from vitcli.evaluate.probe import ProbePlan as ProbePlan
 from vitcli.evaluate.probe import plan_probe
-from vitcli.evaluate.report import summary
+from vitcli.evaluate.report import summary, summary_of_sets
 from vitcli.progress import Progress, silent
 from vitcli.train import runfolder
 from vitcli.train.bench import bench_asked
@@ -190,6 +190,8 @@ def evaluate(
         checkpoint, data, split, img_size=img_size, labels=labels, classes=classes, real=real, device=device,
         precision=precision, overrides=_parsed(overrides),
     )  # fmt: skip
+    if planned.split.sets is not None:
+        return summary_of_sets(planned.measure_sets(), planned.classes)
     return summary(planned.measure(), planned.classes, planned.real)
 
 
@@ -200,7 +202,7 @@ def predict(
     img_size: Size | None = None,
     labels: str = "",
     classes: str = "",
-    min_score: float = 0.0,
+    min_score: float | None = None,
     embedding: bool = False,
     device: str = "auto",
     precision: str = "auto",

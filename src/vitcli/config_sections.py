@@ -109,6 +109,10 @@ class TrainConfig:
         below=1,
         why="nothing of the labels would be left",
     )
+    class_weights: str = key(
+        "",
+        "how much a class counts in the loss: `balanced`, one over its images, or a file of a class, a tab and a number a line",
+    )
     head_bias: float = key(0.0, "the new head's bias; -10 and -6.9 are big_vision's for sigmoid losses")
     init: Literal["paper", "mimetic"] = key(
         "paper", "random weights: the paper's code's, or attention that begins like trained attention"
@@ -193,6 +197,9 @@ class EvalConfig:
     std: Stats = key((0.5, 0.5, 0.5), "by which they are divided then", least=1e-4, most=_MOST_PIXEL)
     top_k: int = key(5, "classes that predictions name", least=1)
     views: int = key(1, "2 adds the mirrored image", least=1, most=2)
+    scores: Literal["softmax", "sigmoid"] = key(
+        "softmax", "what a score is: of one class among all, or of each by itself, where labels are sets"
+    )
     temperature: float = key(
         1.0,
         "by which logits are divided: what makes scores as sure as they are right (`vit eval --calibrate`)",

@@ -154,6 +154,12 @@ def eval_(
             )  # fmt: skip
         if announced(planned, json=json, quiet=quiet or bool(results), dry_run=dry_run):
             return
+        if planned.split.sets is not None:
+            _check_sets(written)
+            with reporting(quiet) as reporter:
+                of_sets = planned.measure_sets(reporter.progress)
+            results.append(report.summary_of_sets(of_sets, planned.classes))
+            continue
         with reporting(quiet) as reporter:
             result = planned.measure(reporter.progress)
             fitted = planned.calibrate(reporter.progress) if calibrate is not None else None
@@ -167,6 +173,9 @@ def eval_(
     if len(sizes) > 1:
         rows = [{"img_size": list(size), **tree} for size, tree in zip(sizes, results, strict=True) if size]
         print_result({"results": rows}, _text_of_sizes(rows), json=json)
+        return
+    if "map" in results[0]:
+        print_result(results[0], _text_of_sets(results[0]), json=json)
         return
     if predictions is not None:
         report.write_table(predictions, report.predictions(result, planned.split, planned.classes))
@@ -193,6 +202,25 @@ def _check_together(sizes: list[Any], classes: str, written: set[str]) -> None:
         )
     if classes and "--calibrate" in written:
         raise UsageError("--calibrate and --classes", "a temperature is of all classes: leave --classes out")
+
+
+def _check_sets(written: dict[str, Path | None]) -> None:
+    """Raises UsageError for a file that is of one label an image."""
+    wrong = next((option for option, path in written.items() if path is not None), None)
+    if wrong is not None:
+        raise UsageError(f"{wrong}: the labels of these data are sets", "it is of one label an image: leave it out")
+
+
+def _text_of_sets(tree: dict[str, Any]) -> list[str]:
+    lines = [
+        f"split       {tree['split']}, {tree['n']:,} images",
+        f"mAP         {_percent(tree['map'])} (mean average precision of the classes)",
+        f"top-1       {_percent(tree['top1'])} (the best class is one of the image's)",
+    ]
+    lines += [f"loss        {tree['loss']:.4f} nats"] if tree["loss"] is not None else []
+    seen = sorted((c for c in tree["classes"] if c["n"]), key=lambda c: c["ap"])[:_SHOWN_CLASSES]
+    width = max((len(c["name"]) for c in seen), default=0)
+    return lines + [f"  {c['name']:<{width}}  {_percent(c['ap']):>8}  of {c['n']:,}" for c in seen]
 
 
 def _title(planned: EvaluationPlan, tree: dict[str, Any]) -> str:

@@ -58,12 +58,12 @@ TopK = Annotated[
     typer.Option("--top-k", metavar="K", show_default=False, help="Classes that a line of JSON names. \\[default: 5]"),
 ]
 MinScore = Annotated[
-    float,
+    float | None,
     typer.Option(
         "--min-score",
         metavar="P",
         show_default=False,
-        help="Below this score an image shows none of these classes: its label is null.",
+        help="Below this score an image shows none of these classes: its label is null. \\[default: 0, or 0.5 where labels are sets]",
     ),
 ]
 Embedding = Annotated[
@@ -80,7 +80,7 @@ def predict(
     img_size: options.ImgSize = "",
     batch_size: options.EvalBatchSize = None,
     top_k: TopK = None,
-    min_score: MinScore = 0.0,
+    min_score: MinScore = None,
     embedding: Embedding = False,
     labels: options.Labels = "",
     classes: Classes = "",
@@ -146,7 +146,7 @@ def _tabled(
     from vitcli.train.signals import Signals
 
     about = planned.as_json()
-    columns = columns_of(about, out.suffix != ".csv", planned.wanted.embedding)
+    columns = columns_of(about, out.suffix != ".csv")
     with Rows(out, columns, about, force) as table, Signals() as signals:
         try:
             left = table.left(expand(_named(images)))
@@ -180,4 +180,6 @@ def _named(images: list[str]) -> Iterator[str | NoImage]:
 def _fields(row: dict[str, Any]) -> tuple[str, ...]:
     if "error" in row:
         return row["path"], f"error: {row['error']}"
+    if row.get("labels"):
+        return row["path"], *(part for item in row["labels"] for part in (item["label"], f"{item['score']:.4f}"))
     return row["path"], "none of these" if row["label"] is None else row["label"], f"{row['score']:.4f}"

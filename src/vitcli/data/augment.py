@@ -211,7 +211,7 @@ def mix(batch: Batch, config: AugmentConfig, seed: int, step: int) -> Batch:
     Mixup takes max(λ, 1 - λ) as in big_vision; cutmix's ratio is the area that is left (Yun et al., 2019).
     With both, each batch draws one of them with equal chance. Drawn from (seed, step).
     """
-    if (config.mixup <= 0 and config.cutmix <= 0) or batch.labels is None or len(batch) < 2:
+    if (config.mixup <= 0 and config.cutmix <= 0) or (batch.labels is None and batch.targets is None) or len(batch) < 2:
         return batch
     draw, by = generator(seed, "mix", step), config.repeats
     cut = config.cutmix > 0 and (config.mixup <= 0 or draw.random() < 0.5)
@@ -234,4 +234,5 @@ def mix(batch: Batch, config: AugmentConfig, seed: int, step: int) -> Batch:
     targets = batch.targets
     if targets is not None:
         targets = weight * targets + (1 - weight) * targets.roll(by, 0)
-    return replace(batch, views=tuple(views), partner_labels=batch.labels.roll(by, 0), weight=weight, targets=targets)
+    partner = None if batch.labels is None else batch.labels.roll(by, 0)
+    return replace(batch, views=tuple(views), partner_labels=partner, weight=weight, targets=targets)

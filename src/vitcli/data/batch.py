@@ -21,7 +21,7 @@ class Batch:
     """Images ready for the model with the ids of their samples.
 
     `labels` is None for unlabelled data. After mixup or cutmix an image counts `weight` for `labels` and
-    1 - weight for `partner_labels`. Where some labels are a teacher's, `targets` are the distributions that all images
+    1 - weight for `partner_labels`. Where some labels are a teacher's, or labels are sets, `targets` are what all images
     learn, mixed already. Several views of the same samples lie in `views`; `images` is the first.
     """
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitcli.classes import Class, fold, spelled_as
 from vitcli.config import DataConfig
@@ -62,14 +63,19 @@ def make_source(
     first = tables.get("train", next(iter(tables.values())))
     image_column = _image_column(first, config.image_column, id_)
     label_column = _label_column(first, config.label_column, image_column, id_)
-    named, index = _classes(tables, label_column)
+    are_sets = any(_holds_lists(table, label_column) for table in tables.values())
+    named, index = _classes_of_sets(tables, label_column) if are_sets else _classes(tables, label_column)
     named = tuple(map(Class, names)) or named
     _check_lengths(named, id_)
     splits = {}
     for split, table in tables.items():
-        labels = None
+        labels = sets = None
         if label_column and label_column in table.column_names:
-            labels = _labels(table, label_column, index, f"{id_}, split {split!r}")
+            where = f"{id_}, split {split!r}"
+            if are_sets:
+                sets = _sets(table, label_column, index, where)
+            else:
+                labels = _labels(table, label_column, index, where)
         splits[split] = Split(
             split,
             _raw_images(table, image_column, split),
@@ -77,13 +83,12 @@ def make_source(
             np.arange(len(table), dtype=np.int64),
             labels,
             contents[split],
+            sets=sets,
         )
     splits = {s: part for s, part in splits.items() if len(part)}
     if not splits:
         raise DataError(f"{id_} has no rows in any split", "is it the right file or folder, and whole?")
-    candidates = [
-        s for s in (held_out, "test", "validation") if s in splits and splits[s].labels is not None and s != "train"
-    ]
+    candidates = [s for s in (held_out, "test", "validation") if s in splits and splits[s].is_labelled and s != "train"]
     if len(splits) == 1:
         candidates = []
     source = Source(
@@ -105,11 +110,11 @@ def _of_splits(source: Source) -> list[str]:
     carved, splits = source.train_split, source.splits
     said = []
     if not source.held_out_split:
-        unlabelled = [s for s in splits if s != carved and splits[s].labels is None]
+        unlabelled = [s for s in splits if s != carved and not splits[s].is_labelled]
         lacks = f"no labels in {', '.join(unlabelled)}" if unlabelled else "no test split"
         said.append(f"{source.id} has {lacks}: a fifth of {carved!r} is held out, {splits[carved].contents.rule}")
     known = {carved, source.held_out_split, *SPLIT_WORDS.values()}
-    unused = [s for s, part in splits.items() if s not in known and part.labels is not None]
+    unused = [s for s, part in splits.items() if s not in known and part.is_labelled]
     if unused or (source.held_out_split and carved != "train"):
         others = f"; not used: {', '.join(unused)}" if unused else ""
         said.append(f"trained on is {carved!r}{others} (data.train_split and --split name others)")
@@ -271,6 +276,58 @@ def _labels(table: datasets.Dataset, column: str, index: dict[Any, int], where: 
             "correct or remove these rows",
         )
     return labels
+
+
+# --- labels that are sets ----------------------------------------------------------------------------------
+
+
+def _holds_lists(table: datasets.Dataset, column: str) -> bool:
+    import pyarrow as pa
+
+    if not column or column not in table.column_names:
+        return False
+    kind = table.data.schema.field(column).type
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _set_values(table: datasets.Dataset, column: str) -> list[list[Any]]:
+    """The classes of each row, as names where the table names them; None stands for none of them."""
+    import datasets
+
+    feature = getattr(table.info.features.get(column), "feature", None)
+    found = [row or [] for row in _column(table, column).to_pylist()]
+    if isinstance(feature, datasets.ClassLabel):
+        names = feature.names
+        return [[names[v] if isinstance(v, int) and 0 <= v < len(names) else v for v in row] for row in found]
+    return found
+
+
+def _classes_of_sets(tables: Mapping[str, datasets.Dataset], column: str) -> tuple[tuple[Class, ...], dict[Any, int]]:
+    """As `_classes`, of the members of all sets."""
+    import datasets
+
+    named: list[str] | None = None
+    values: set[Any] = set()
+    for table in (t for t in tables.values() if column in t.column_names):
+        feature = getattr(table.info.features.get(column), "feature", None)
+        named = named or (list(feature.names) if isinstance(feature, datasets.ClassLabel) else None)
+        values |= {v for row in _set_values(table, column) for v in row if isinstance(v, (str, int))}
+    known = list(named) if named else _ordered(values)
+    return tuple(Class(str(v)) for v in known), {v: i for i, v in enumerate(known)}
+
+
+def _sets(table: datasets.Dataset, column: str, index: dict[Any, int], where: str) -> NDArray[np.bool_]:
+    """A row an image, a column a class. Raises DataError with the row of what is no class."""
+    result = np.zeros((len(table), len(index)), bool)
+    for row, members in enumerate(_set_values(table, column)):
+        for member in members:
+            if not isinstance(member, (str, int)) or member not in index:
+                raise DataError(
+                    f"{where}: row {row} has {member!r} among its labels, not one of the {len(index)} classes",
+                    "correct or remove this row",
+                )
+            result[row, index[member]] = True
+    return result
 
 
 def _raw_images(table: datasets.Dataset, column: str, split: str) -> datasets.Dataset:

@@ -15,7 +15,7 @@ from vitcli.config import DataConfig
 from vitcli.data.colour import BadImage
 from vitcli.data.decode import open_rgb
 from vitcli.data.duplicates import SIDE, equal_groups, groups_of, near_pairs, thumb_of
-from vitcli.data.split import Source, Split
+from vitcli.data.split import Source, Split, class_counts
 from vitcli.progress import Progress, silent
 
 _CHUNK = 64
@@ -70,7 +70,7 @@ class Inspection:
         }
 
     def _split(self, split: Split) -> dict[str, Any]:
-        counts = [] if split.labels is None else np.bincount(split.labels, minlength=len(self.source.classes)).tolist()
+        counts = class_counts(split, len(self.source.classes)).tolist() if split.is_labelled else []
         classes = [c.as_json() | {"n": n} for c, n in zip(self.source.classes, counts, strict=False)]
         return {"name": split.name, "rows": len(split), "classes": classes}
 

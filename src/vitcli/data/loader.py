@@ -78,18 +78,24 @@ class TrainLoader:
     def __init__(
         self,
         images: Images | Joined,
-        labels: NDArray[np.int64] | None,
+        labels: NDArray[np.int64] | NDArray[np.bool_] | None,
         config: Config,
         device: torch.device,
         drawn: Drawn | None = None,
     ) -> None:
-        """`labels` are of every position of `images`, of which `drawn` says what an epoch draws: else each that can be read, once."""
+        """`labels` are of every position of `images`, a number or a row of a matrix of sets; `drawn` says what an epoch draws: else each
+        that can be read, once.
+        """
         self.images, self.config, self.device = images, config, device
         if drawn is None:
             assert isinstance(images, Images)
             drawn = Drawn(images.valid)
         self.drawn = drawn
-        self.labels = None if labels is None else labels[drawn.positions]
+        of_drawn = None if labels is None else labels[drawn.positions]
+        self.sets = of_drawn if of_drawn is not None and of_drawn.ndim == 2 else None
+        self.labels: NDArray[np.int64] | None = None
+        if of_drawn is not None and self.sets is None:
+            self.labels = of_drawn.astype(np.int64, copy=False)
         balanced = self.labels if config.data.balanced else None
         self.order = Order(len(drawn.positions), config.run.seed, balanced, config.augment.repeats)
         self.augment = Augmenter(config.augment, config.eval, config.model.img_size, config.run.seed)
@@ -134,6 +140,8 @@ class TrainLoader:
         labels = None if self.labels is None else torch.from_numpy(self.labels[read.samples]).to(self.device)
         ids = torch.from_numpy(self.images.ids(positions))
         targets = None if labels is None else self._targets(labels, positions)
+        if self.sets is not None:
+            targets = torch.from_numpy(self.sets[read.samples].astype(np.float32)).to(self.device)
         whole, size = Batch(tuple(views), labels, ids, targets=targets), self.config.train.batch_size
         return [
             mix(whole.rows(slice(i * size, (i + 1) * size)), self.config.augment, self.config.run.seed, read.step + i)

@@ -37,7 +37,9 @@ MOST_DEV = 2000
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Rows of a table. `labels` is aligned with `rows`; None where the images have none."""
+    """Rows of a table. `labels` is aligned with `rows`; None where the images have none. Where an image may show several classes or
+    none, `sets` says which, a row an image, and there are no labels.
+    """
 
     name: str
     table: datasets.Dataset
@@ -45,13 +47,19 @@ class Split:
     rows: Rows
     labels: Labels | None
     contents: Contents  # shared by all parts of the table
+    sets: NDArray[np.bool_] | None = field(default=None, kw_only=True)
+
+    @property
+    def is_labelled(self) -> bool:
+        return self.labels is not None or self.sets is not None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def subset(self, positions: Rows, name: str = "") -> Split:
         labels = None if self.labels is None else self.labels[positions]
-        return replace(self, rows=self.rows[positions], labels=labels, name=name or self.name)
+        sets = None if self.sets is None else self.sets[positions]
+        return replace(self, rows=self.rows[positions], labels=labels, name=name or self.name, sets=sets)
 
     def blobs(self, positions: Rows) -> list[tuple[bytes | None, str]]:
         """The encoded image and its path (empty: none) at each position."""
@@ -99,6 +107,14 @@ class Split:
     @property
     def table_name(self) -> str:
         return str(self.table.split or self.name)
+
+
+def class_counts(part: Split, classes: int) -> NDArray[np.int64]:
+    """How many images of a labelled split show each class."""
+    if part.sets is not None:
+        return part.sets.sum(0)
+    assert part.labels is not None
+    return np.bincount(part.labels, minlength=classes)
 
 
 def not_beside(row: int, split: str, path: str) -> DataError:
@@ -164,6 +180,8 @@ class Source:
         for split, part in sorted(self.splits.items()):
             labels = [] if part.labels is None else names[part.labels].tolist()
             digest.update(json.dumps([split, len(part), labels]).encode("utf-8", "surrogateescape"))
+            if part.sets is not None:
+                digest.update("\0".join(names).encode("utf-8", "surrogateescape") + np.packbits(part.sets).tobytes())
             digest.update(part.digests(progress).tobytes())
         return digest.hexdigest()
 
@@ -171,7 +189,7 @@ class Source:
     def train_split(self) -> str:
         """The split that is trained on where none is named: `train`, else the first that is not reported on, with labels if any has."""
         others = [s for s in self.splits if s != self.held_out_split]
-        labelled = [s for s in others if self.splits[s].labels is not None]
+        labelled = [s for s in others if self.splits[s].is_labelled]
         return "train" if "train" in self.splits else [*labelled, *others][0]
 
     def train(self, name: str = "", trained: Record = NOTHING, progress: Progress = silent) -> Split:

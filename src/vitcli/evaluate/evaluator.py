@@ -15,14 +15,15 @@ from torch import Tensor
 
 from vitcli.classes import Class, map_labels
 from vitcli.config import Overrides, Size
-from vitcli.data.split import Source, Split
-from vitcli.errors import DataError
+from vitcli.data.split import Source, Split, class_counts
+from vitcli.errors import DataError, UsageError
 from vitcli.evaluate.calibration import calibrated, most_images
 from vitcli.evaluate.features import thinned
 from vitcli.evaluate.inference import Inference
 from vitcli.evaluate.metrics import METRICS, Metric, Tally, ranked
 from vitcli.evaluate.outputs import Outputs, asked_outputs
 from vitcli.evaluate.real import RealLabels, real_labels
+from vitcli.evaluate.sets import SetEvaluation, evaluate_sets
 from vitcli.evaluate.subject import Subject, asked_machine, chosen_data, chosen_split, size_for
 from vitcli.progress import Progress, silent
 from vitcli.weights import checkpoint
@@ -117,6 +118,10 @@ class EvaluationPlan(Subject):
     def inference(self, progress: Progress = silent) -> Inference:
         return replace(super().inference(progress), outputs=self.counted)
 
+    def measure_sets(self, progress: Progress = silent) -> SetEvaluation:
+        """As `measure`, of a split whose labels are sets. Raises CheckpointError or DataError."""
+        return evaluate_sets(self.inference(progress), self.split, self.outputs)
+
     def measure(self, progress: Progress = silent) -> Evaluation:
         """Load the weights and run over the split. Raises CheckpointError or DataError."""
         return evaluate(self.inference(progress), self.split, self.outputs)
@@ -168,9 +173,11 @@ def plan_evaluation(
     check_names(described)
     size = size_for(described, img_size)
     part, why, warnings = chosen_split(source, split, described, progress)
-    if part.labels is None:
+    if not part.is_labelled:
         raise DataError(f"split {part.name!r} of {source.id} has no labels", "evaluation compares with labels")
-    counts = np.bincount(part.labels, minlength=len(source.classes)).tolist()
+    if part.labels is None and (real or classes):
+        raise UsageError(f"{'--real' if real else '--classes'}: the labels of {source.id} are sets", "leave it out")
+    counts = class_counts(part, len(source.classes)).tolist()
     there = [c for c, count in zip(source.classes, counts, strict=True) if count]
     counted = asked_outputs(classes, described.classes, there) if classes else None
     known = described.classes if counted is None else counted.classes

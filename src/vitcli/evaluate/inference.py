@@ -133,6 +133,10 @@ class Inference:
                 found = (found + self.model.features(images.flip(3)).float()) / 2
         return found
 
+    def chances(self, logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
+        """The score of each class, in float64: of one among all, or of each by itself where the model's labels were sets."""
+        return logits.double().sigmoid() if self.preprocessing.scores == "sigmoid" else logits.double().softmax(1)
+
     def patch_features(self, images: Pixels) -> Float[Tensor, "batch rows columns dim"]:
         """What the last block leaves of each patch, after the last LayerNorm where that stands before the pooling, in float32.
 

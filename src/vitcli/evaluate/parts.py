@@ -192,7 +192,7 @@ def _kind(name: str) -> Any:
 
     if name == "score":
         return pa.float64()
-    if name == "topk":
+    if name in ("topk", "labels"):
         return pa.list_(pa.struct({"label": pa.string(), "id": pa.string(), "score": pa.float64()}))
     return pa.list_(pa.float32()) if name == "embedding" else pa.string()
 
@@ -209,8 +209,13 @@ def _of_csv(value: Any) -> Any:
     return cell(value) if isinstance(value, str) else value
 
 
-def columns_of(about: dict[str, Any], nested: bool, embedding: bool) -> list[str]:
-    """Of a table of predictions; `topk` and the embedding only where the file's format holds lists."""
+def columns_of(about: dict[str, Any], nested: bool) -> list[str]:
+    """Of a table of predictions; `topk`, `labels` and the embedding only where the file's format holds lists."""
     with_id = any("id" in item for item in about["classes"])
     names = ["path", "label", *(["id"] if with_id else []), "score", "error"]
-    return [*names, *(["topk"] if nested else []), *(["embedding"] if embedding else [])]
+    lists = [
+        "topk",
+        *(["labels"] if about["wanted"]["sets"] else []),
+        *(["embedding"] if about["wanted"]["embedding"] else []),
+    ]
+    return [*names, *(lists if nested else [])]

@@ -28,10 +28,13 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What a row tells: below `min_score` its `label` is None, none of these; `embedding` adds what the head reads."""
+    """What a row tells: below `min_score` its `label` is None, none of these; `embedding` adds what the head reads, `sets` all classes that
+    reach `min_score`.
+    """
 
     min_score: float = 0.0
     embedding: bool = False
+    sets: bool = False
 
 
 def predict(
@@ -82,12 +85,18 @@ def _answers(inference: Inference, images: torch.Tensor, classes: Sequence[Class
     features = inference.features(images) if wanted.embedding else None
     logits = (inference.logits(images) if features is None else inference.logits_of_features(images, features)).cpu()
     top = ranked(logits, inference.preprocessing.top_k)
-    chances = logits.double().softmax(1).gather(1, top)
+    all_chances = inference.chances(logits)
+    chances = all_chances.gather(1, top)
     embeddings = [] if features is None else features.cpu().tolist()
     for index, (scores, indices) in enumerate(zip(chances.tolist(), top.tolist(), strict=True)):
         topk = [_named(classes[i]) | {"score": score} for i, score in zip(indices, scores, strict=True)]
         first = topk[0] if scores[0] >= wanted.min_score else {"label": None, "score": scores[0]}
-        yield {**first, "topk": topk} | ({"embedding": embeddings[index]} if features is not None else {})
+        row = {**first, "topk": topk}
+        if wanted.sets:
+            order = ranked(logits[index : index + 1], len(classes))[0].tolist()
+            reached = [(i, float(all_chances[index, i])) for i in order if all_chances[index, i] >= wanted.min_score]
+            row["labels"] = [_named(classes[i]) | {"score": score} for i, score in reached]
+        yield row | ({"embedding": embeddings[index]} if features is not None else {})
 
 
 def _named(item: Class) -> Row:
@@ -135,14 +144,14 @@ def plan_prediction(
     img_size: Size | None = None,
     labels: str = "",
     classes: str = "",
-    min_score: float = 0.0,
+    min_score: float | None = None,
     embedding: bool = False,
     device: str = "auto",
     precision: str = "auto",
     overrides: Overrides | None = None,
 ) -> PredictionPlan:
     """What a checkpoint is to predict with; `auto` is float32 here. Raises CheckpointError or UsageError."""
-    if not 0 <= min_score <= 1:
+    if min_score is not None and not 0 <= min_score <= 1:
         raise UsageError(f"--min-score {min_score:g} must lie between 0 and 1", "a score is a probability")
     described, data, notes = asked_checkpoint(reference, overrides or {}, ("eval.", "data.", "model."))
     described = described.labelled(labels)
@@ -157,6 +166,9 @@ def plan_prediction(
         notes.append("labels: the numbers of the outputs, as the checkpoint has no names; --labels gives them")
     if classes == "data":
         raise UsageError("--classes data: predictions are of images without a data set", "name a file of classes")
+    sets = described.eval.scores == "sigmoid"
+    if sets and classes:
+        raise UsageError("--classes: each score of this checkpoint is of a class by itself", "leave it out")
     counted = asked_outputs(classes, named, ()) if classes else None
     return PredictionPlan(
         description=described,
@@ -166,5 +178,7 @@ def plan_prediction(
         notes=(*notes, *described.notes),
         named=named if counted is None else counted.classes,
         counted=counted,
-        wanted=Wanted(min_score=min_score, embedding=embedding),
+        wanted=Wanted(
+            min_score=(0.5 if sets else 0.0) if min_score is None else min_score, embedding=embedding, sets=sets
+        ),
     )

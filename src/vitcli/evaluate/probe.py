@@ -122,6 +122,10 @@ def plan_probe(
     train = fraction_of(source.train(data_config.train_split, record), data_config.fraction, 0)
     held_out = source.split(split, record) if split else source.held_out(record)
     for part in (train, held_out):
+        if part.sets is not None:
+            raise DataError(
+                f"the labels of {source.id} are sets", "a probe learns one class an image; fine-tune instead"
+            )
         if part.labels is None:
             raise DataError(f"split {part.name!r} of {source.id} has no labels", "a probe learns from labels")
         if not len(part):

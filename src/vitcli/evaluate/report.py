@@ -19,6 +19,7 @@ from vitcli.evaluate.calibration import reliability
 from vitcli.evaluate.evaluator import Evaluation
 from vitcli.evaluate.metrics import Tally, confusion
 from vitcli.evaluate.real import RealLabels
+from vitcli.evaluate.sets import SetEvaluation
 from vitcli.text import as_json, cell, unicode
 
 TABLE_FORMATS = (".parquet", ".csv", ".jsonl")
@@ -37,6 +38,20 @@ def summary(evaluation: Evaluation, classes: Sequence[Class], real: RealLabels |
     extra: dict[str, Any] = {"unreadable": evaluation.unreadable} if evaluation.unreadable else {}
     extra |= real.score(evaluation.positions, evaluation.top[:, 0]) if real is not None else {}
     return evaluation.metrics | {"classes": per_class, "balanced_top1": tally.balanced()} | extra
+
+
+def summary_of_sets(evaluation: SetEvaluation, classes: Sequence[Class]) -> dict[str, Any]:
+    """The fields of `vit eval --json` where labels are sets: `map`, and `ap` of each class in place of its top-1."""
+    _, shown = evaluation.tally.whole()
+    rows = [
+        c.as_json() | {"n": int(n), "ap": precision}
+        for c, n, precision in zip(classes, shown.sum(0), evaluation.tally.per_class(), strict=True)
+    ]
+    return (
+        evaluation.metrics
+        | {"classes": rows}
+        | ({"unreadable": evaluation.unreadable} if evaluation.unreadable else {})
+    )
 
 
 def check_table(path: Path, option: str = "--predictions") -> None:

@@ -106,7 +106,7 @@ _COLUMNS = {
     "loss": "loss (nats)",
     "ece": "calibration error",
 }
-_PERCENT = ("top1", "top5", "ece")
+_PERCENT = ("top1", "top5", "ece", "balanced_top1", "map")
 
 
 def _results(scores: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from vitcli.config import (
 from vitcli.data.identity import Record
 from vitcli.data.origin import own_source
 from vitcli.data.sources import PRESET, by_name, open_source
-from vitcli.data.split import NOTHING, Source, Split, also_trained, dev_split, fraction_of, typical_size
+from vitcli.data.split import NOTHING, Source, Split, also_trained, class_counts, dev_split, fraction_of, typical_size
 from vitcli.errors import DataError, UsageError
 from vitcli.train.objectives.base import Objective
 from vitcli.train.plan import Request
@@ -94,12 +94,12 @@ def _imagined(request: Request, config: DataConfig, objective: type[Objective]) 
 
 def _check_labels(source: Source, train: Split, command: str) -> None:
     """Raises DataError for data that no classifier learns from."""
-    if train.labels is None:
+    if not train.is_labelled:
         raise DataError(
             f"{source.id} has no labels, and {command} learns from labels",
             "put the images in a folder a class, or name the column with --set data.label_column=…",
         )
-    if len(source.classes) < 2:
+    if len(source.classes) < 2 and train.sets is None:
         raise DataError(
             f"{source.id} has {len(source.classes)} class; a classifier needs two", "put the images in a folder a class"
         )
@@ -107,8 +107,7 @@ def _check_labels(source: Source, train: Split, command: str) -> None:
 
 def _untrained(source: Source, train: Split) -> list[str]:
     """A warning of classes without a training image: their outputs learn nothing, and their images are counted as wrong."""
-    assert train.labels is not None
-    counts = np.bincount(train.labels, minlength=len(source.classes))
+    counts = class_counts(train, len(source.classes))
     bare = [source.classes[i].name for i in np.flatnonzero(counts == 0)]
     if not bare:
         return []

@@ -237,6 +237,7 @@ class Loop:
         }
         if session.unreadable:
             report["unreadable"] = session.unreadable
+        report.update(session.trainer.objective.told(self.plan.classes))
         if selection is not None:
             report["selection"] = selection
         artifacts.write(self.plan, session.folder, session.trainer.weights(), report, lines, self.scoring.pictures())

@@ -15,6 +15,7 @@ from vitcli.classes import Class
 from vitcli.config import Config, Overrides, Size, as_dict
 from vitcli.data.identity import Record
 from vitcli.data.split import NOTHING, Source, Split
+from vitcli.evaluate.sets import placed
 from vitcli.machine import Machine, set_up
 from vitcli.progress import Progress, silent
 from vitcli.train import memory
@@ -82,11 +83,21 @@ class Plan:
         )
 
     @property
-    def targets(self) -> NDArray[np.int64] | None:
-        """For each training image the model's output; None where the objective has no use for labels."""
-        labels = None if self.train is None else self.train.labels
-        wanted = objective_named(self.config.train.objective).needs_labels
-        return self.outputs[labels] if labels is not None and wanted else None
+    def targets(self) -> NDArray[np.int64] | NDArray[np.bool_] | None:
+        """For each training image the model's output, or the set of them; None where the objective has no use for labels."""
+        if self.train is None or not objective_named(self.config.train.objective).needs_labels:
+            return None
+        if self.train.sets is not None:
+            return placed(self.train.sets, self.outputs, len(self.classes))
+        return None if self.train.labels is None else self.outputs[self.train.labels]
+
+    @property
+    def class_counts(self) -> NDArray[np.int64]:
+        """The training images of each of the model's classes."""
+        targets = self.targets
+        if targets is None:
+            return np.zeros(len(self.classes), np.int64)
+        return targets.sum(0) if targets.ndim == 2 else np.bincount(targets, minlength=len(self.classes))
 
     @property
     def frozen(self) -> bool:

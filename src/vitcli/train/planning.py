@@ -59,6 +59,7 @@ def make_plan(request: Request) -> Plan:
         request, replace(data, images=images), len(classes), parent, machine, new_head=bool(classes) and not keep_head
     )
     config, unsuited = _configured(request, reading, facts, parent, objective, keep_head)
+    config = _of_sets(config, data, overrides, objective)
     config = with_teacher(_taught(config, objective, parent), classes, by_name=data.source is not None)
     objective.check(config)
     config, too_large = _in_memory(config, machine, overrides, data.source is None)
@@ -199,7 +200,7 @@ def _facts(
         model=_other_name(overrides, parent),
         img_size=overrides.get("model.img_size"),
         parent=parent.model if parent else None,
-        parent_eval=replace(parent.eval, temperature=1.0) if parent else None,
+        parent_eval=replace(parent.eval, temperature=1.0, scores="softmax") if parent else None,
         new_head=new_head,
         compute=_compute(machine, overrides),
         parent_seen=seen_since_random(parent.provenance) if parent else None,
@@ -244,7 +245,11 @@ def _configured(
             balanced=overrides.get("data.balanced", config.data.balanced),
         ),
         augment=replace(config.augment, views=objective.checked_views(config, overrides.get("augment.views"))),
-        train=replace(config.train, low_res=_low_res(config, overrides)),
+        train=replace(
+            config.train,
+            low_res=_low_res(config, overrides),
+            class_weights=_from_anywhere(config.train.class_weights),
+        ),
     )
     check(config)
     _check_sections(config, overrides)
@@ -254,6 +259,41 @@ def _configured(
             "leave it out",
         )
     return fitted_to_data(config, facts, overrides)
+
+
+def _of_sets(config: Config, data: RunData, overrides: Overrides, objective: type[Objective]) -> Config:
+    """`config` for data whose labels are sets: a sigmoid loss, and a new head that begins at how often a class is there. Raises UsageError for
+    what was asked for and takes one label an image.
+    """
+    if data.train is None or data.train.sets is None or not objective.needs_labels:
+        return config
+    if not objective.takes_sets or config.data.unlabelled:
+        raise UsageError(
+            f"train.objective = {config.train.objective} learns one label an image, and those of the data are sets",
+            "leave --objective, --teacher and --unlabelled out",
+        )
+    for name, usual_ in _OF_ONE_LABEL.items():
+        if overrides.get(name, usual_) not in (usual_, "bce" if name == "train.loss" else usual_):
+            raise UsageError(
+                f"{name} = {overrides[name]} takes one label an image, and those of the data are sets", "leave it out"
+            )
+    loss = "bce" if config.train.loss == "bce" else "sigmoid"
+    often = float(np.clip(data.train.sets.mean(), 1e-4, 1 - 1e-4))
+    values = dict(_OF_ONE_LABEL) | {"train.loss": loss, "eval.scores": "sigmoid"}
+    values["train.head_bias"] = overrides.get("train.head_bias", float(np.log(often / (1 - often))))
+    return check(apply(config, values))
+
+
+_OF_ONE_LABEL: Overrides = {
+    "train.loss": "sigmoid",
+    "train.label_smoothing": 0.0,
+    "train.head": "zero",
+    "train.keep": "auto",
+    "train.dev": 0.0,
+    "train.report_on": "held-out",
+    "data.balanced": False,
+}
+"""What takes one label an image, at what it is where labels are sets."""
 
 
 def _low_res(config: Config, overrides: Overrides) -> float:
@@ -268,6 +308,7 @@ def _low_res(config: Config, overrides: Overrides) -> float:
 _OF_LABELS = (
     "train.loss",
     "train.label_smoothing",
+    "train.class_weights",
     "train.head_bias",
     "train.head",
     "train.keep",

@@ -35,7 +35,7 @@ class Scoring:
     def held_out(self) -> Split | None:
         """What the run reports on, if it is labelled."""
         part = self.plan.held_out
-        return part if part is not None and len(part) and part.labels is not None else None
+        return part if part is not None and len(part) and part.is_labelled else None
 
     @property
     def chooses_by(self) -> Split | None:

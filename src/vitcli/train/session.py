@@ -68,6 +68,7 @@ class Session:
         self.loader = self._loader()
         self.trainer = Trainer(self.initial_model(restored=saved is not None), self.config, self.machine)
         self.trainer.objective.begin(plan.classes)
+        self.trainer.objective.counted(plan.classes, plan.class_counts)
         self.clock = Clock(plan.steps, self.config.train.time_budget, self._anchors())
         self.at = Reached()
         self.start: Start | None = None

@@ -106,6 +106,7 @@ def preprocessing(size: Size, config: EvalConfig) -> dict[str, Any]:
         "std": list(config.std),
         "views": config.views,
         **({"temperature": config.temperature} if config.temperature != 1 else {}),
+        **({"scores": config.scores} if config.scores != "softmax" else {}),
     }
 
 
@@ -171,7 +172,7 @@ def described(header: Header, document: dict[str, Any]) -> Description:
     try:
         check_document(document)
         seen = document["preprocessing"]
-        _check_keys("preprocessing", seen, preprocessing((1, 1), EvalConfig(temperature=2.0)))
+        _check_keys("preprocessing", seen, preprocessing((1, 1), EvalConfig(temperature=2.0, scores="sigmoid")))
         model = from_dict("model", document["model"])
         model.check()
         if tuple(seen.get("size", model.img_size)) != model.img_size:

@@ -80,6 +80,8 @@ class Objective(nn.Module):
     """Whether it learns from train.teacher."""
     takes_distributions: ClassVar[bool] = False
     """Whether it learns from `Batch.targets`, as data that a teacher labels have them."""
+    takes_sets: ClassVar[bool] = False
+    """Whether an image may have several labels, or none."""
     views: ClassVar[int] = 1
     """Augmented copies of an image that a batch holds."""
     takes_more_views: ClassVar[bool] = False
@@ -92,6 +94,13 @@ class Objective(nn.Module):
 
     def begin(self, classes: Sequence[Class]) -> None:
         """Before the first step of a session: the classes of the model's outputs."""
+
+    def counted(self, classes: Sequence[Class], images: NDArray[np.int64]) -> None:
+        """Before the first step of a session: how many training images each class has. Raises UsageError or DataError."""
+
+    def told(self, classes: Sequence[Class]) -> dict[str, Any]:
+        """What the report says of it beside the scores."""
+        return {}
 
     def draw(self, model: Classifier, batch: Batch, seed: int, step: int) -> Noise:
         """What a step draws for the global batch, by its address."""

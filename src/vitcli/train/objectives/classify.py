@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +14,16 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vitcli.classes import Class, match
 from vitcli.config import Config
 from vitcli.data.batch import Batch
 from vitcli.data.split import Split
+from vitcli.errors import UsageError
 from vitcli.evaluate.evaluator import evaluate
 from vitcli.evaluate.inference import Inference
+from vitcli.evaluate.sets import evaluate_sets
 from vitcli.model.classifier import Classifier
+from vitcli.plain import read_plain
 from vitcli.train.objectives.base import Loss, Noise, Objective
 
 
@@ -25,26 +32,45 @@ class Classify(Objective):
     both labels of a mixed image counting in full (`bce`: facebookresearch/deit engine.py, as DeiT-III is trained).
 
     The first two are linear in the targets, so a mixed image's loss is the weighted sum of two, and smoothing ε puts
-    1 - ε + ε/K on the label and ε/K elsewhere.
+    1 - ε + ε/K on the label and ε/K elsewhere. With class weights an image counts as much as its label does, or of sigmoid losses
+    a class as much as it does; over the training images their mean is one.
     """
 
     unit = "nats"
     takes_distributions = True
+    takes_sets = True
+    class_weights: Tensor | None
 
     def __init__(self, model: Classifier, config: Config) -> None:
         super().__init__(model, config)
-        self.kind, self.smoothing = config.train.loss, config.train.label_smoothing
+        self.kind, self.smoothing, self.asked = (
+            config.train.loss,
+            config.train.label_smoothing,
+            config.train.class_weights,
+        )
+        self.register_buffer("class_weights", torch.ones(model.config.classes) if self.asked else None)
+
+    def counted(self, classes: Sequence[Class], images: NDArray[np.int64]) -> None:
+        if self.class_weights is not None:
+            found = weights_of(self.asked, classes, images)
+            self.class_weights.copy_(torch.from_numpy(found))
+
+    def told(self, classes: Sequence[Class]) -> dict[str, Any]:
+        if self.class_weights is None:
+            return {}
+        weights = zip(classes, self.class_weights.tolist(), strict=True)
+        return {"class_weights": [c.as_json() | {"weight": weight} for c, weight in weights]}
 
     def forward(self, model: Classifier, batch: Batch, noise: Noise) -> Loss:
         return Loss(self.loss_of(model(batch.images, noise.keep).float(), batch))
 
     def loss_of(self, logits: Float[Tensor, "batch classes"], batch: Batch) -> Float[Tensor, ""]:
-        """Of logits of a batch's images, mixed or not, with labels or a teacher's distributions."""
+        """Of logits of a batch's images, mixed or not, with labels, sets of them or a teacher's distributions."""
         if batch.targets is not None:
             return self.of_targets(logits, batch.targets)
         assert batch.labels is not None
         if self.kind == "bce":
-            return F.binary_cross_entropy_with_logits(logits, _present(batch, logits))
+            return self._binary(logits, _present(batch, logits)).mean()
         loss = self.of(logits, batch.labels)
         if batch.partner_labels is not None:
             loss = batch.weight * loss + (1 - batch.weight) * self.of(logits, batch.partner_labels)
@@ -53,24 +79,102 @@ class Classify(Objective):
     def of_targets(
         self, logits: Float[Tensor, "batch classes"], targets: Float[Tensor, "batch classes"]
     ) -> Float[Tensor, ""]:
-        """With a distribution for each image, smoothed already where it is a label."""
+        """With a distribution for each image, smoothed already where it is a label, or with the set of its classes."""
         if self.kind == "softmax":
-            return F.cross_entropy(logits, targets)
+            if self.class_weights is None:
+                return F.cross_entropy(logits, targets)
+            return -(targets * self.class_weights * logits.log_softmax(1)).sum(1).mean()
+        if self.kind == "bce":
+            return self._binary(logits, (targets > 0).float()).mean()
+        if self.class_weights is not None:
+            return self._binary(logits, targets).sum(1).mean()
         return (F.softplus(logits).sum(1) - (targets * logits).sum(1)).mean()
 
     def of(self, logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
+        if self.kind == "softmax" and self.class_weights is not None:
+            each = F.cross_entropy(logits, labels, label_smoothing=self.smoothing, reduction="none")
+            return (each * self.class_weights[labels]).mean()
         if self.kind == "softmax":
             return F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
+        if self.class_weights is not None:
+            smooth = (
+                F.one_hot(labels, logits.shape[1]).float() * (1 - self.smoothing) + self.smoothing / logits.shape[1]
+            )
+            return self._binary(logits, smooth).sum(1).mean()
         picked = logits.gather(1, labels[:, None]).squeeze(1)
         target = (1 - self.smoothing) * picked + self.smoothing * logits.mean(1)
         return (F.softplus(logits).sum(1) - target).mean()
 
+    def _binary(
+        self, logits: Float[Tensor, "batch classes"], targets: Float[Tensor, "batch classes"]
+    ) -> Float[Tensor, "batch classes"]:
+        """The cross-entropy of each class by itself."""
+        each = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        return each if self.class_weights is None else each * self.class_weights
+
     def scores(self, inference: Inference, split: Split, outputs: NDArray[np.int64]) -> dict[str, Any]:
-        """What every metric measures (evaluate/metrics.py)."""
-        evaluation = evaluate(inference, split, outputs)
+        """What every metric measures (evaluate/metrics.py), or of sets evaluate/sets.py; with class weights `balanced_top1`, too."""
+        if split.sets is not None:
+            found = evaluate_sets(inference, split, outputs)
+            metrics, unreadable = found.metrics, found.unreadable
+        else:
+            evaluation = evaluate(inference, split, outputs)
+            metrics, unreadable = evaluation.metrics, evaluation.unreadable
+            metrics = metrics | ({"balanced_top1": evaluation.tally.balanced()} if self.asked else {})
         timing = ("seconds", "images_per_second")
-        measured = {name: value for name, value in evaluation.metrics.items() if name not in timing}
-        return measured | ({"unreadable": evaluation.unreadable} if evaluation.unreadable else {})
+        measured = {name: value for name, value in metrics.items() if name not in timing}
+        return measured | ({"unreadable": unreadable} if unreadable else {})
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        if config.train.class_weights not in ("", BALANCED):
+            read_weights(Path(config.train.class_weights))
+
+
+BALANCED = "balanced"
+_LARGEST = 4 << 20
+
+
+def weights_of(asked: str, classes: Sequence[Class], images: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The weight of each class, its mean over the training images one: `balanced` is one over the images that it has. Raises UsageError
+    for a file that does not name each class once.
+    """
+    if asked == BALANCED:
+        weights = np.where(images > 0, 1 / np.maximum(images, 1), 0.0)
+    else:
+        named = read_weights(Path(asked))
+        found = match([Class(name) for name in named], classes)
+        values = dict(zip(found, named.values(), strict=True))
+        missing = next((c.name for i, c in enumerate(classes) if i not in values), None)
+        wrong = next((name for name, i in zip(named, found, strict=True) if i is None), None)
+        if missing is not None or wrong is not None or len(values) < len(named):
+            fault = (
+                f"has no weight for {missing!r}" if missing is not None else f"names {wrong!r}, no class of the data"
+            )
+            raise UsageError(f"train.class_weights: {asked} {fault}", "it gives each class one weight")
+        weights = np.array([values[i] for i in range(len(classes))])
+    total = float((weights * images).sum())
+    return (weights * (images.sum() / total if total > 0 else 1.0)).astype(np.float32)
+
+
+def read_weights(path: Path) -> dict[str, float]:
+    """Weights by class: a JSON object, or lines of a name, a tab and a number. Raises UsageError."""
+    try:
+        text = read_plain(path, _LARGEST).decode("utf-8-sig")
+        if text.lstrip()[:1] == "{":
+            pairs = list(json.loads(text).items())
+        else:
+            lines = (line.rpartition("\t") for line in text.splitlines() if line.strip())
+            pairs = [(name.strip(), float(number)) for name, _, number in lines]
+        found = {str(name): float(number) for name, number in pairs}
+        if not found or not all(0 < number < 1e9 for number in found.values()) or len(found) < len(pairs):
+            raise ValueError("weights are positive numbers, one a class")
+        return found
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(
+            f"train.class_weights: cannot read {path}: {str(error)[:200]}",
+            "balanced, or a file: a JSON object, or a class, a tab and its weight a line",
+        ) from None
 
 
 def _present(batch: Batch, logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:

@@ -33,6 +33,7 @@ class Distill(Classify):
     """
 
     has_teacher = True
+    takes_sets = False
 
     def __init__(self, model: Classifier, config: Config) -> None:
         super().__init__(model, config)
