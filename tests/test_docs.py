@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [
     "README.md",
     "docs/guide.md",
+    "docs/measuring.md",
     "docs/concepts.md",
     "docs/python.md",
     "docs/extending.md",
@@ -115,10 +117,12 @@ def run_all(scripts: list[str], folder: Path) -> None:
         assert done.returncode == 0, f"{script}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("page", ["docs/guide.md", "docs/concepts.md"])
+@pytest.mark.parametrize("page", ["docs/guide.md", "docs/measuring.md", "docs/concepts.md"])
 def test_commands_of_a_page_run_as_printed(page: str, tmp_path: Path) -> None:
     photos(tmp_path)
     scripts = blocks(page)
+    if shutil.which("jq") is None and any("| jq" in script for script in scripts):
+        pytest.skip("jq, which this page pipes into, is not installed")
     if page == "docs/guide.md":
         assert scripts.pop(0).split() == ["vit", "pretrain", "vit", "eval"]  # the README's, which has run
     run_all(scripts, tmp_path)
@@ -141,6 +145,18 @@ def test_the_example_runs(tmp_path: Path) -> None:
     done = shell(f"{ROOT / 'examples' / 'pipeline.sh'} {tmp_path / 'photos'} 48", tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.search(r"top-1: \d+\.\d% of 12 images", done.stdout)
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="jq, which the example pipes into, is not installed")
+def test_the_example_of_measuring_runs(tmp_path: Path) -> None:
+    photos(tmp_path)
+    done = shell("vit pretrain --data photos --model mu/8 --img-size 32 --steps 20 --out run --quiet", tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = shell(f"{ROOT / 'examples' / 'measure.sh'} photos run", tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert re.fullmatch(r"run +[\d.]+% +[\d.]+% +[\d.]+%", lines[1]), lines
+    assert len([line for line in lines if "photos/" in line]) == 3 and "of 12 images; the hardest class is" in lines[-1]
 
 
 def test_the_reference_is_what_the_program_says() -> None:

@@ -160,7 +160,10 @@ def duration(seconds: float) -> str:
 
 
 def score_text(scores: dict[str, Any]) -> str:
-    """Top-1 of a classifier; of another objective's scores every number."""
+    """Top-1 of a classifier, mean average precision where labels are sets; of another objective's scores every number."""
+    if "map" in scores:
+        precision = "–" if scores["map"] is None else f"{100 * scores['map']:.2f} %"
+        return f"mAP {precision} on {scores['n']:,} images of {scores['split']}"
     if "top1" in scores:
         top1 = "–" if scores["top1"] is None else f"{100 * scores['top1']:.2f} %"
         return f"top-1 {top1} on {scores['n']:,} images of {scores['split']}"

@@ -84,13 +84,17 @@ def vtab(
     with reporting(quiet) as reporter:
         say = (lambda text: None) if quiet else (lambda text: reporter("note", {"text": text}))
         tree = run_suite(suite, say, lambda: Log([reporter]), reporter.progress)
+    for name in tree["failed"]:
+        console.show_warning(f"{name} failed: {next(r['failed'] for r in tree['tasks'] if r['task'] == name)}")
     if not any(row["top1"] is not None for row in tree["tasks"]):
+        if tree["failed"]:
+            raise DataError(
+                f"no task has a score: {', '.join(tree['failed'])} failed", "each alone, with --task, says what to do"
+            )
         raise DataError(
             f"none of the {len(tree['tasks'])} tasks has its data below {entries.root}",
             f"each lies in a folder of its name, such as {entries.root / tree['tasks'][0]['task']}; see the guide",
         )
-    for name in tree["failed"]:
-        console.show_warning(f"{name} failed: {next(r['failed'] for r in tree['tasks'] if r['task'] == name)}")
     print_result(tree, _text(tree), json=json)
 
 
