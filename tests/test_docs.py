@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from conftest import draw_image
+from quick import quick_vit
 from vitcli.config import EvalConfig, model_config
 from vitcli.model.classifier import build
 from vitcli.weights.checkpoint import write_safetensors
@@ -82,8 +83,17 @@ def weights_in_the_hubs_cache(tmp_path_factory: pytest.TempPathFactory) -> Itera
         os.environ["HF_HUB_CACHE"] = before
 
 
-def shell(script: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+@pytest.fixture(scope="module")
+def quick(weights_in_the_hubs_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A `vit` that starts at once, for pages of many commands; the README's first is run by the installed one."""
+    with quick_vit(tmp_path_factory.mktemp("quick")) as folder:
+        yield folder
+
+
+def shell(script: str, cwd: Path, first: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """`first` is a folder that commands are looked for before the environment's."""
+    folders = [*([str(first)] if first else []), str(Path(sys.executable).parent), os.environ["PATH"]]
+    path = os.pathsep.join(folders)
     return subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         cwd=cwd,
@@ -94,7 +104,7 @@ def shell(script: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_first_command_of_the_readme_trains_on_digits_and_the_others_run(tmp_path: Path) -> None:
+def test_first_command_of_the_readme_trains_on_digits_and_the_others_run(tmp_path: Path, quick: Path) -> None:
     """From top to bottom in one folder, without the installation, which this environment has behind it."""
     photos(tmp_path)
     first, second, *others = blocks("README.md")
@@ -108,24 +118,24 @@ def test_first_command_of_the_readme_trains_on_digits_and_the_others_run(tmp_pat
     assert report["eval"]["top1"] >= 0.97, report["eval"]
     install, tests = second.strip().splitlines()
     assert install == 'pip install -c constraints.txt -e ".[dev]"' and tests.startswith("pytest")
-    run_all(others, tmp_path)
+    run_all(others, tmp_path, quick)
 
 
-def run_all(scripts: list[str], folder: Path) -> None:
+def run_all(scripts: list[str], folder: Path, first: Path | None = None) -> None:
     for script in scripts:
-        done = shell(script, folder)
+        done = shell(script, folder, first)
         assert done.returncode == 0, f"{script}\n{done.stderr}"
 
 
 @pytest.mark.parametrize("page", ["docs/guide.md", "docs/measuring.md", "docs/concepts.md"])
-def test_commands_of_a_page_run_as_printed(page: str, tmp_path: Path) -> None:
+def test_commands_of_a_page_run_as_printed(page: str, tmp_path: Path, quick: Path) -> None:
     photos(tmp_path)
     scripts = blocks(page)
     if shutil.which("jq") is None and any("| jq" in script for script in scripts):
         pytest.skip("jq, which this page pipes into, is not installed")
     if page == "docs/guide.md":
         assert scripts.pop(0).split() == ["vit", "pretrain", "vit", "eval"]  # the README's, which has run
-    run_all(scripts, tmp_path)
+    run_all(scripts, tmp_path, quick)
 
 
 @pytest.mark.parametrize("page", ["docs/python.md", "docs/extending.md"])
@@ -140,19 +150,19 @@ def test_python_of_a_page_runs_as_printed(page: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_example_runs(tmp_path: Path) -> None:
+def test_the_example_runs(tmp_path: Path, quick: Path) -> None:
     photos(tmp_path)
-    done = shell(f"{ROOT / 'examples' / 'pipeline.sh'} {tmp_path / 'photos'} 48", tmp_path)
+    done = shell(f"{ROOT / 'examples' / 'pipeline.sh'} {tmp_path / 'photos'} 48", tmp_path, quick)
     assert done.returncode == 0, done.stderr
     assert re.search(r"top-1: \d+\.\d% of 12 images", done.stdout)
 
 
 @pytest.mark.skipif(shutil.which("jq") is None, reason="jq, which the example pipes into, is not installed")
-def test_the_example_of_measuring_runs(tmp_path: Path) -> None:
+def test_the_example_of_measuring_runs(tmp_path: Path, quick: Path) -> None:
     photos(tmp_path)
-    done = shell("vit pretrain --data photos --model mu/8 --img-size 32 --steps 20 --out run --quiet", tmp_path)
+    done = shell("vit pretrain --data photos --model mu/8 --img-size 32 --steps 20 --out run --quiet", tmp_path, quick)
     assert done.returncode == 0, done.stderr
-    done = shell(f"{ROOT / 'examples' / 'measure.sh'} photos run", tmp_path)
+    done = shell(f"{ROOT / 'examples' / 'measure.sh'} photos run", tmp_path, quick)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert re.fullmatch(r"run +[\d.]+% +[\d.]+% +[\d.]+%", lines[1]), lines
