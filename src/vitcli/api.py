@@ -231,10 +231,10 @@ def probe(
 ) -> dict[str, Any]:
     """Fit a classifier on a checkpoint's frozen features, and measure it; `features` is a file to write them to."""
     planned = plan_probe(
-        checkpoint, data, split, method=method, img_size=img_size, device=device, precision=precision,
-        overrides=_parsed(overrides),
+        checkpoint, data, split, method=method, img_size=img_size, device=device, precision=precision, features=features,
+        force=force, overrides=_parsed(overrides),
     )  # fmt: skip
-    return planned.measure(features=features, force=force)
+    return planned.measure()
 
 
 def bench(

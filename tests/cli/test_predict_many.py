@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,6 @@ def write_file(path, write, size=0):
     if path.name.startswith("part-"):
         written += 1
         if written == after + 1:  # before it is there
-            if after % 2:
-                path.with_name(".half").write_bytes(b"half")
             os.kill(os.getpid(), signal.{signal})
     whole(path, write, size)
 parts.files.write_file = write_file
@@ -176,3 +175,89 @@ def test_addresses_are_read_and_patterns_and_folders_there_too(place: Path, tmp_
     same = api.predict(str(place / "run"), [str(place / "in" / f"0{i}.png") for i in (1, 2, 3, 5, 6)])
     scores = [row["score"] for row in (*rows[:3], *rows[9:11])]
     assert scores == pytest.approx([row["score"] for row in same], abs=1e-6)
+
+
+# --- what a review found -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("name", ["lock", "about.json", "precious.txt", "part-1.csv"])
+def test_a_folder_of_the_users_is_neither_written_to_nor_removed(tmp_path: Path, name: str, force: bool) -> None:
+    mine = tmp_path / "p.csv.parts"
+    mine.mkdir()
+    (mine / name).write_text('{"mine": 1}')
+    with pytest.raises(parts.UsageError, match="no table's"):
+        parts.Table(tmp_path / "p.csv", ["path", "error"], {}, force)
+    assert [path.name for path in mine.iterdir()] == [name] and (mine / name).read_text() == '{"mine": 1}'
+
+
+def test_a_file_in_the_place_of_the_parts_is_named(tmp_path: Path) -> None:
+    (tmp_path / "p.csv.parts").write_text("mine")
+    with pytest.raises(parts.UsageError, match="no table's"):
+        parts.Table(tmp_path / "p.csv", ["path", "error"], {}, force=True)
+
+
+def test_force_does_not_take_a_table_from_a_command_at_work(tmp_path: Path) -> None:
+    with parts.Table(tmp_path / "p.csv", ["path", "error"], {"a": 1}, force=False) as first:
+        first.add({"path": "x.png"})
+        first.flush()
+        with pytest.raises(parts.UsageError, match="another command"):
+            parts.Table(tmp_path / "p.csv", ["path", "error"], {"a": 2}, force=True)
+        first.finish()
+    assert (tmp_path / "p.csv").read_text() == "path,error\nx.png,\n"
+
+
+def test_force_replaces_the_table_and_goes_on_with_its_own_parts(tmp_path: Path) -> None:
+    def begun(about: int) -> parts.Table:
+        return parts.Table(tmp_path / "p.jsonl", ["path", "error"], {"a": about}, force=True)
+
+    with begun(1) as table:
+        list(table.left([]))
+        for index in range(3):
+            table.add({"path": f"{index}.png"})
+        rows = list(table.waiting)
+        table.flush()
+        table.waiting = rows  # as a signal in the midst of it leaves them
+        table.flush()
+    with begun(1) as table:
+        assert list(table.left(f"{index}.png" for index in range(5))) == ["3.png", "4.png"] and table.done == 3
+    with begun(2) as table:
+        assert list(table.left(["other.png"])) == ["other.png"] and table.done == 0
+
+
+def test_damaged_parts_are_named(tmp_path: Path) -> None:
+    for ending in ("jsonl", "csv", "parquet"):
+        with parts.Table(tmp_path / f"p.{ending}", ["path", "error"], {}, force=False) as table:
+            table.add({"path": "x.png"})
+            table.flush()
+            (part,) = table.parts
+        part.write_bytes(b"\x00\xff[")
+        with (
+            parts.Table(tmp_path / f"p.{ending}", ["path", "error"], {}, force=False) as table,
+            pytest.raises(parts.UsageError),
+        ):
+            list(table.left(["x.png"]))
+
+
+def test_a_warning_signal_saves_while_nothing_comes(place: Path) -> None:
+    running = subprocess.Popen(
+        [sys.executable, "-m", "vitcli", "predict", "run", "-", "--out", "usr1.csv", "--batch-size", "1"],
+        cwd=place, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert running.stdin is not None and running.stderr is not None
+    running.stdin.write("in/01.png\nin/02.png\nin/03.png\n")
+    running.stdin.flush()
+    deadline = time.monotonic() + 60
+    while not (place / "usr1.csv.parts" / "about.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1.5)
+    running.send_signal(signal.SIGUSR1)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 75, said
+    assert [row["path"] for part in (place / "usr1.csv.parts").glob("part-*") for row in rows_of(part)]
+
+
+def test_a_name_with_brackets_is_read_at_an_address_too(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "[1]?.png").write_bytes((place / "in" / "01.png").read_bytes())
+    (row,) = api.predict(str(place / "run"), [f"file://{tmp_path}/[1]?.png"])
+    assert "error" not in row

@@ -234,3 +234,51 @@ def test_a_thumbnail_fits_its_square_and_keeps_its_shape(width: int, height: int
         abs(found.shape[0] / found.shape[1] / (height / width) - 1)
         < max(width, height) / min(width, height) / 50 + 0.02
     )
+
+
+# --- what a review found -----------------------------------------------------------------------------------
+
+
+def test_files_are_checked_before_anything_is_computed(checkpoint: Path, class_folders: Path, in_process: Vit) -> None:
+    given = ["eval", checkpoint, "--data", class_folders]
+    for wrong in (
+        ["--confusion", "x.txt"], ["--reliability", "x.csv"], ["--worst", "x.svg"], ["--calibrate", "x.npz"],
+        ["--predictions", "q.csv", "--calibrate", "q.csv"], ["--confusion", "a.png", "--worst", "./a.png"],
+        ["--img-size", "12,"], ["--img-size", "12,13", "--dry-run"],
+    ):  # fmt: skip
+        assert in_process(*given, *wrong).code == 2, wrong
+    assert list(Path().iterdir()) == []
+    assert in_process("probe", checkpoint, "--data", class_folders, "--features", "f.txt", "--dry-run").code == 2
+    assert in_process("probe", checkpoint, "--data", class_folders, "--set", "probe.patches=true").code == 2
+
+
+def test_a_temperature_is_of_the_plain_logits_and_never_of_the_images_that_it_is_measured_on(
+    checkpoint: Path, class_folders: Path, tmp_path: Path, in_process: Vit
+) -> None:
+    first = in_process("eval", checkpoint, "--data", class_folders, "--calibrate", "a.safetensors", "--json").json
+    again = in_process("eval", "a.safetensors", "--data", class_folders, "--calibrate", "b.safetensors", "--json").json
+    assert again["calibration"]["temperature"] == pytest.approx(first["calibration"]["temperature"], rel=1e-3)
+    assert in_process("eval", "b.safetensors", "--data", class_folders).code == 0
+    (tmp_path / "one" / "red").mkdir(parents=True)
+    draw_image(0, 1).save(tmp_path / "one" / "red" / "1.png")
+    (tmp_path / "one" / "red" / "2.png").write_text("broken")
+    alone = in_process(
+        "eval", checkpoint, "--data", tmp_path / "one", "--split", "all", "--calibrate", "c.safetensors",
+        "--set", "data.on_bad_image=skip",
+    )  # fmt: skip
+    assert alone.code == 3 and "1 images that can be read" in alone.err and not Path("c.safetensors").exists()
+
+
+def test_numbers_are_imagenets_only_where_all_classes_are(class_folders: Path, tmp_path: Path) -> None:
+    for c, name in enumerate(("bee", "my own class", "orange")):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for index in range(6):
+            draw_image(c, 60 + index).save(tmp_path / "set" / name / f"{index}.png")
+    run, _ = train_run(
+        "pretrain", data=str(tmp_path / "set"), out=str(tmp_path / "run"), model="mu/4", steps=30, batch_size=8
+    )
+    (tmp_path / "real.json").write_text(json.dumps([[0]] * 6 + [[1]] * 6 + [[2]] * 6))
+    planned = api.plan_evaluation(str(run), str(tmp_path / "set"), "all", real=str(tmp_path / "real.json"))
+    found = planned.measure()
+    assert planned.real is not None and planned.real.warnings == ()
+    assert planned.real.score(found.positions, found.top[:, 0])["real"] == found.metrics["top1"]

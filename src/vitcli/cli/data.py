@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitcli import config, files
+from vitcli import config
 from vitcli.cli import options
 from vitcli.cli.command import announce, print_result, reporting
 from vitcli.errors import UsageError
@@ -78,8 +78,8 @@ def data(
     Duplicates across what is trained on and what is held out are a leak: a score on them is too high.
     """
     overrides = options.overrides(None, set_)
-    for path in filter(None, (sheet, duplicates, label_errors)):
-        files.check_out(path, force)
+    written = {"--sheet": sheet, "--duplicates": duplicates, "--label-errors": label_errors}
+    options.check_written(written, force, dict.fromkeys(written, options.PNG))
     if label_errors is not None and not checkpoint:
         raise UsageError("--label-errors: labels are compared with a model's features", "name one with --checkpoint")
     wrong = next((key for key in overrides if not key.startswith(("data.", "eval.", "model."))), None)

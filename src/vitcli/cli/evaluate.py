@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitcli import files
 from vitcli.cli import console, options
 from vitcli.cli.command import announced, print_result, reporting
 from vitcli.cli.train import Checkpoint
@@ -99,6 +98,13 @@ Worst = Annotated[
     ),
 ]
 _SHOWN_CLASSES = 20
+_ENDINGS = {
+    "--predictions": (".parquet", ".csv", ".jsonl"),
+    "--calibrate": (".safetensors",),
+    "--confusion": (".png", ".svg"),
+    "--reliability": (".png", ".svg"),
+    "--worst": options.PNG,
+}
 
 
 def eval_(
@@ -136,70 +142,78 @@ def eval_(
         "--predictions": predictions, "--calibrate": calibrate, "--confusion": confusion, "--reliability": reliability,
         "--worst": worst,
     }  # fmt: skip
-    for path in filter(None, written.values()):
-        files.check_out(path, force)
+    options.check_written(written, force, _ENDINGS)
     sizes = [options.size(text) for text in img_size.split(",")]
     _check_together(sizes, classes, {option for option, path in written.items() if path is not None})
     from vitcli import api
-    from vitcli.evaluate import report
 
-    if predictions is not None:
-        report.check_table(predictions)
-    results: list[dict[str, Any]] = []
-    for size in sizes:
-        with reporting(quiet) as reporter:
-            planned = api.plan_evaluation(
+    with reporting(quiet) as reporter:
+        plans = [
+            api.plan_evaluation(
                 checkpoint, data, split, img_size=size, labels=labels, classes=classes, real=real, device=device,
                 precision=precision, overrides=overrides, progress=reporter.progress,
-            )  # fmt: skip
-        if announced(planned, json=json, quiet=quiet or bool(results), dry_run=dry_run):
-            return
-        if planned.split.sets is not None:
-            _check_sets(written)
-            with reporting(quiet) as reporter:
-                of_sets = planned.measure_sets(reporter.progress)
-            results.append(report.summary_of_sets(of_sets, planned.classes))
-            continue
-        with reporting(quiet) as reporter:
-            result = planned.measure(reporter.progress)
-            fitted = planned.calibrate(reporter.progress) if calibrate is not None else None
-        if result.unreadable:
-            console.show_warning(f"{result.unreadable} unreadable images are left out")
-        results.append(report.summary(result, planned.classes, planned.real))
-        if reliability is not None:
-            results[-1]["reliability"] = report.reliability(result.tally)
-        if fitted is not None:
-            results[-1]["calibration"] = fitted[0] | {"checkpoint": str(calibrate)}
+            )
+            for size in sizes
+        ]  # fmt: skip
+    if announced(plans[0], json=json, quiet=quiet, dry_run=dry_run):
+        return
+    if plans[0].split.sets is not None:
+        _check_sets(written)
+    results = [_measured(planned, written, quiet) for planned in plans]
     if len(sizes) > 1:
         rows = [{"img_size": list(size), **tree} for size, tree in zip(sizes, results, strict=True) if size]
         print_result({"results": rows}, _text_of_sizes(rows), json=json)
         return
-    if "map" in results[0]:
-        print_result(results[0], _text_of_sets(results[0]), json=json)
-        return
-    if predictions is not None:
-        report.write_table(predictions, report.predictions(result, planned.split, planned.classes))
-    if calibrate is not None and fitted is not None:
-        planned.write_calibrated(calibrate, fitted[0]["temperature"])
-    title = _title(planned, results[0])
-    if confusion is not None:
-        report.draw_confusion(result, planned.classes, title, confusion)
-    if reliability is not None:
-        report.draw_reliability(result, fitted, title, reliability)
-    if worst is not None:
-        report.draw_worst(
-            result, planned.split, planned.classes, planned.data.max_megapixels, f"greatest loss: {title}", worst
-        )
-    print_result(results[0], _text(results[0]), json=json)
+    print_result(results[0], (_text_of_sets if "map" in results[0] else _text)(results[0]), json=json)
+
+
+def _measured(planned: EvaluationPlan, written: dict[str, Path | None], quiet: bool) -> dict[str, Any]:
+    """The fields of the JSON, and the files that were asked for."""
+    from vitcli.evaluate import report
+    from vitcli.evaluate.calibration import is_at_a_bound
+
+    out = written["--calibrate"]
+    with reporting(quiet) as reporter:
+        if planned.split.sets is not None:
+            of_sets = planned.measure_sets(reporter.progress)
+            _warn_of(of_sets.unreadable)
+            return report.summary_of_sets(of_sets, planned.classes)
+        result = planned.measure(reporter.progress, keep_logits=out is not None)
+        fitted = planned.calibrate(result, reporter.progress) if out is not None else None
+    _warn_of(result.unreadable)
+    tree = report.summary(result, planned.classes, planned.real)
+    title = _title(planned, tree)
+    if fitted is not None and out is not None:
+        tree["calibration"] = fitted[0] | {"checkpoint": str(out)}
+        if is_at_a_bound(fitted[0]["temperature"]):
+            console.show_warning(
+                "the temperature is at the bound of what is tried: there are too few images, or all are right"
+            )
+        planned.write_calibrated(out, fitted[0]["temperature"])
+    if (path := written["--predictions"]) is not None:
+        report.write_table(path, report.predictions(result, planned.split, planned.classes))
+    if (path := written["--confusion"]) is not None:
+        report.draw_confusion(result, planned.classes, title, path)
+    if (path := written["--reliability"]) is not None:
+        tree["reliability"] = report.reliability(result.tally)
+        report.draw_reliability(result, fitted, title, path)
+    if (path := written["--worst"]) is not None:
+        most = planned.data.max_megapixels
+        report.draw_worst(result, planned.split, planned.classes, most, f"greatest loss: {title}", path)
+    return tree
+
+
+def _warn_of(unreadable: int) -> None:
+    if unreadable:
+        console.show_warning(f"{unreadable} unreadable images are left out")
 
 
 def _check_together(sizes: list[Any], classes: str, written: set[str]) -> None:
     """Raises UsageError for options that do not go together."""
-    if len(sizes) > 1 and (None in sizes or written):
-        raise UsageError(
-            f"several sizes and {sorted(written)[0] if written else 'an empty one'}",
-            "files are written of one size at a time",
-        )
+    if len(sizes) > 1 and None in sizes:
+        raise UsageError("--img-size has an empty size among others", "write sizes with commas between them: 160,224")
+    if len(sizes) > 1 and written:
+        raise UsageError(f"several sizes and {sorted(written)[0]}", "files are written of one size at a time")
     if classes and "--calibrate" in written:
         raise UsageError("--calibrate and --classes", "a temperature is of all classes: leave --classes out")
 
@@ -234,11 +248,12 @@ def _percent(value: float | None) -> str:
 
 
 def _text_of_sizes(rows: list[dict[str, Any]]) -> list[str]:
-    lines = [f"{'size':<11} {'top-1':>8} {'loss':>8} {'images/s':>9}"]
+    key, name = ("map", "mAP") if "map" in rows[0] else ("top1", "top-1")
+    lines = [f"{'size':<11} {name:>8} {'loss':>8} {'images/s':>9}"]
     for row in rows:
         size = f"{row['img_size'][0]} x {row['img_size'][1]}"
         loss = "–" if row["loss"] is None else f"{row['loss']:.4f}"
-        lines.append(f"{size:<11} {_percent(row['top1']):>8} {loss:>8} {row['images_per_second']:>9,.0f}")
+        lines.append(f"{size:<11} {_percent(row[key]):>8} {loss:>8} {row['images_per_second']:>9,.0f}")
     return lines
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitcli import config
+from vitcli import config, files
 from vitcli.config import Overrides
 from vitcli.errors import UsageError
 
@@ -199,6 +199,26 @@ def of_a_run(parameters: dict[str, Any]) -> Overrides:
     for name in ("run__device", "run__precision"):
         asked[name] = given(str(asked[name]), "auto")
     return overrides(parameters["config"], parameters["set_"], **asked)
+
+
+def check_written(written: dict[str, Path | None], force: bool, endings: dict[str, tuple[str, ...]]) -> None:
+    """The files that options name, before any work: `endings` are those that an option takes. Raises UsageError, also for a file that two
+    name, or ResourceError.
+    """
+    seen: dict[Path, str] = {}
+    for option, path in written.items():
+        if path is None:
+            continue
+        known = endings.get(option)
+        if known is not None and path.suffix.lower() not in known:
+            raise UsageError(f"{option} {path}: unknown ending {path.suffix!r}", f"known: {', '.join(known)}")
+        other = seen.setdefault(path.absolute(), option)
+        if other != option:
+            raise UsageError(f"{other} and {option} are one file, {path}", "give each a name of its own")
+        files.check_out(path, force)
+
+
+PNG = (".png",)
 
 
 def given(value: str, default: str) -> str | None:

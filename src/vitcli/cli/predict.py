@@ -147,7 +147,7 @@ def _tabled(
 
     about = planned.as_json()
     columns = columns_of(about, out.suffix != ".csv")
-    with Rows(out, columns, about, force) as table, Signals() as signals:
+    with Rows(out, columns, about, force) as table, Signals(all_raise=True):
         try:
             left = table.left(expand(_named(images)))
             if table.done:
@@ -155,8 +155,6 @@ def _tabled(
             for row in planned.answers(left):
                 table.add(row)
                 reporter.progress("predicting", table.done, 0)
-                if signals.received:
-                    raise Stopped(signals.received)
             table.finish()
         except Stopped as stopped:
             table.flush()

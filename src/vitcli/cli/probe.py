@@ -61,12 +61,12 @@ def probe(
 
     planned = api.plan_probe(
         checkpoint, data, split, method=method, img_size=options.size(img_size), device=device, precision=precision,
-        overrides=overrides,
+        features=features, force=force, overrides=overrides,
     )  # fmt: skip
     if announced(planned, json=json, quiet=quiet, dry_run=dry_run):
         return
     with reporting(quiet) as reporter:
-        tree = planned.measure(reporter.progress, features, force)
+        tree = planned.measure(reporter.progress)
     print_result(tree, _text(tree), json=json)
 
 

@@ -18,6 +18,11 @@ _MOST_LOGITS = 2**28
 """Of images that a temperature is fitted on and measured on: a gigabyte."""
 
 
+def is_at_a_bound(temperature: float) -> bool:
+    """Whether a better temperature may lie outside of what is tried: of images that are all right, or all wrong, it does."""
+    return not 1.01 * _COLDEST < temperature < 0.99 * _HOTTEST
+
+
 def most_images(classes: int) -> int:
     """Images whose logits are kept."""
     return max(2, _MOST_LOGITS // classes)
@@ -56,21 +61,20 @@ def fitted_temperature(logits: Float[Tensor, "images classes"], labels: Int[Tens
 def calibrated(
     logits: Float[Tensor, "images classes"], labels: Int[Tensor, " images"], before: float = 1.0
 ) -> tuple[dict[str, Any], Tally, Tally]:
-    """A temperature fitted on half of the images and measured on the others: its fields, and what was counted of the others before
-    and after. `before` is the temperature that the logits were divided by already.
+    """A temperature fitted on half of two images or more and measured on the others: its fields, and what was counted of the others
+    before and after. `before` is the temperature that the logits were divided by already.
     """
     order = by_class(labels.numpy(), "temperature")
-    halves = torch.from_numpy(np.sort(order[::2])), torch.from_numpy(np.sort(order[1::2]))
-    fit, rest = halves if len(halves[1]) else (halves[0], halves[0])
-    temperature = fitted_temperature(logits[fit], labels[fit])
+    fit, rest = torch.from_numpy(np.sort(order[::2])), torch.from_numpy(np.sort(order[1::2]))
+    temperature = fitted_temperature(logits[fit].double() * before, labels[fit])
     tallies = []
-    for divisor in (1.0, temperature):
+    for divisor in (1.0, temperature / before):
         tally = Tally(logits.shape[1])
         tally.add(logits[rest] / divisor, labels[rest])
         tallies.append(tally)
     old, new = (tally.result() for tally in tallies)
     fields = {
-        "temperature": before * temperature,
+        "temperature": temperature,
         "fitted_on": len(fit),
         "n": len(rest),
         "loss": new["loss"],

@@ -122,22 +122,27 @@ class EvaluationPlan(Subject):
         """As `measure`, of a split whose labels are sets. Raises CheckpointError or DataError."""
         return evaluate_sets(self.inference(progress), self.split, self.outputs)
 
-    def measure(self, progress: Progress = silent) -> Evaluation:
-        """Load the weights and run over the split. Raises CheckpointError or DataError."""
-        return evaluate(self.inference(progress), self.split, self.outputs)
-
-    def calibrate(self, progress: Progress = silent) -> tuple[dict[str, Any], Tally, Tally]:
-        """A temperature for the checkpoint, fitted on one half of the images and measured on the other: its fields (calibration.py), and
-        what was counted before and after. Raises CheckpointError or DataError.
+    def measure(self, progress: Progress = silent, keep_logits: bool = False) -> Evaluation:
+        """Load the weights and run over the split. `keep_logits` keeps them where they fit into memory. Raises CheckpointError or
+        DataError.
         """
-        part = thinned(self.split, most_images(len(self.classes)))
-        if len(part) < 2:
+        fitting = len(self.split) <= most_images(len(self.classes))
+        return evaluate(self.inference(progress), self.split, self.outputs, keep_logits and fitting)
+
+    def calibrate(self, measured: Evaluation, progress: Progress = silent) -> tuple[dict[str, Any], Tally, Tally]:
+        """A temperature for the checkpoint, fitted on one half of the images and measured on the other: its fields (calibration.py), and
+        what was counted of that half before and after. Takes the logits that `measured` kept, else those of a part of the images.
+        Raises CheckpointError or DataError.
+        """
+        found = measured
+        if found.logits is None:
+            part = thinned(self.split, most_images(len(self.classes)))
+            found = evaluate(self.inference(progress), part, self.outputs, keep_logits=True)
+        if found.logits is None or len(found.logits) < 2:
             raise DataError(
-                f"split {part.name!r} has {len(part)} images",
-                "a temperature is fitted on one half, measured on the other",
+                f"split {self.split.name!r} has {len(found.positions)} images that can be read",
+                "a temperature is fitted on one half of them and measured on the other",
             )
-        found = evaluate(self.inference(progress), part, self.outputs, keep_logits=True)
-        assert found.logits is not None
         return calibrated(found.logits, torch.from_numpy(found.targets), self.description.eval.temperature)
 
     def write_calibrated(self, out: Path, temperature: float) -> None:
@@ -181,7 +186,15 @@ def plan_evaluation(
     there = [c for c, count in zip(source.classes, counts, strict=True) if count]
     counted = asked_outputs(classes, described.classes, there) if classes else None
     known = described.classes if counted is None else counted.classes
-    outputs = np.array(map_labels(source.classes, counts, known, source.id), np.int64)
+    try:
+        outputs = np.array(map_labels(source.classes, counts, known, source.id), np.int64)
+    except DataError as error:
+        if counted is None:
+            raise
+        raise DataError(
+            f"--classes {classes}: {error.message.replace('the checkpoint does not know', 'are not among those that count')}",
+            "the data's classes are to be among those that the file leaves, under the names that it gives them",
+        ) from None
     places = np.arange(len(described.classes)) if counted is None else counted.places
     shown = real_labels(Path(real), part, outputs, described.classes, places) if real else None
     return EvaluationPlan(

@@ -23,12 +23,13 @@ def fewshot(train: Features, held_out: Features, classes: int, settings: ProbeCo
     """Top-1 with so many training images of each class, mean and standard deviation of three `draws`; numbers that a class does not
     have are `left_out`. Raises DataError where that is all of them.
     """
-    least = int(np.bincount(train.targets, minlength=classes).min())
+    counts = np.bincount(train.targets, minlength=classes)
+    least = int(counts.min())
     fitting = [shots for shots in settings.shots if shots <= least]
     if not fitting:
         raise DataError(
-            f"a class has {least} training images, fewer than {min(settings.shots)} shots",
-            "ask for fewer with --set probe.shots=…, or add images",
+            f"class number {int(counts.argmin())} has {least} training images, fewer than {min(settings.shots)} shots",
+            "ask for fewer with --set probe.shots=…, or add images" if least else "every class needs a training image",
         )
     rows = []
     for shots in fitting:

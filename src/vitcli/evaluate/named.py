@@ -87,6 +87,8 @@ def _at_address(name: str) -> Iterable[str | NoImage]:
 
     try:
         system, root = fsspec.core.url_to_fs(name)
+        if glob.has_magic(root) and system.isfile(root):
+            return [name]
         if glob.has_magic(root):
             found = [path for path in system.glob(root) if not system.isdir(path)]
         elif system.isdir(root):

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from vitcli.config import ProbeConfig
+from vitcli.errors import DataError
 from vitcli.evaluate.features import Features
 
 _TEMPERATURE, _AT_ONCE = 0.07, 1024
@@ -19,14 +20,18 @@ Embeddings = Float[np.ndarray[Any, Any], "images dim"]
 
 
 def knn(train: Features, held_out: Features, classes: int, settings: ProbeConfig) -> dict[str, Any]:
-    """Top-1 for each number of neighbours asked for."""
-    right = [(voted(train, held_out.values, classes, k, settings.weights) == held_out.targets) for k in settings.k]
-    return {
-        "results": [
-            {"k": k, "top1": float(r.mean()), "n": len(held_out)} for k, r in zip(settings.k, right, strict=True)
-        ],
-        "weights": settings.weights,
-    }
+    """Top-1 for each number of neighbours asked for; numbers that there are not are `left_out`. Raises DataError where that is all."""
+    fitting = [k for k in settings.k if k <= len(train)]
+    if not fitting:
+        raise DataError(
+            f"there are {len(train)} training images, fewer than {min(settings.k)} neighbours",
+            "ask for fewer with --set probe.k=…",
+        )
+    rows = []
+    for k in fitting:
+        right = voted(train, held_out.values, classes, k, settings.weights) == held_out.targets
+        rows.append({"k": k, "top1": float(right.mean()), "n": len(held_out)})
+    return {"results": rows, "weights": settings.weights, "left_out": [k for k in settings.k if k > len(train)]}
 
 
 def nearest(bank: Features, asked: Features, classes: int, k: int) -> float:

@@ -52,6 +52,7 @@ class ProbePlan(Subject):
     train: Split
     held_out: Split
     settings: ProbeConfig
+    features: Path | None = None  # a file for what the classifier is fitted and measured on
 
     def as_json(self) -> dict[str, Any]:
         """The fields of `vit probe --dry-run`."""
@@ -63,14 +64,9 @@ class ProbePlan(Subject):
             "classes": len(self.source.classes),
         }
 
-    def measure(self, progress: Progress = silent, features: Path | None = None, force: bool = False) -> dict[str, Any]:
-        """The fields of `vit probe --json`; `features` is a file for what the classifier was fitted and measured on.
-
-        Raises UsageError, CheckpointError, DataError or ResourceError.
-        """
-        if features is not None:
-            check_file(features, self.settings.patches)
-            files.check_out(features, force)
+    def measure(self, progress: Progress = silent) -> dict[str, Any]:
+        """The fields of `vit probe --json`. Raises CheckpointError, DataError or ResourceError."""
+        features = self.features
         inference = self.inference(progress)
         parts = [
             embedded(inference, part, self.settings.cache)
@@ -104,9 +100,11 @@ def plan_probe(
     img_size: Size | None = None,
     device: str = "auto",
     precision: str = "auto",
+    features: Path | None = None,
+    force: bool = False,
     overrides: Overrides | None = None,
 ) -> ProbePlan:
-    """What a classifier of a checkpoint's frozen features is to be fitted and measured on.
+    """What a classifier of a checkpoint's frozen features is to be fitted and measured on; `features` is a file to write them to.
 
     Raises CheckpointError, DataError or UsageError.
     """
@@ -117,6 +115,11 @@ def plan_probe(
     source, found = chosen_data(described, data, data_config)
     settings = ProbeConfig(**section_of(asked, "probe"))  # type: ignore[arg-type]
     check_bounds("probe", settings)
+    if features is not None:
+        check_file(features, settings.patches)
+        files.check_out(features, force)
+    elif settings.patches:
+        raise UsageError("probe.patches: the features of patches go into a file", "name it with --features F.parquet")
     size = size_for(described, img_size)
     record = described.record()
     train = fraction_of(source.train(data_config.train_split, record), data_config.fraction, 0)
@@ -142,4 +145,5 @@ def plan_probe(
         train=train,
         held_out=held_out,
         settings=settings,
+        features=features,
     )

@@ -63,16 +63,16 @@ def real_labels(
     the checkpoint, with the classes `known`, counts as.
 
     A row is found by the ILSVRC number in its file's name, else by its place in the table. The file's numbers are ImageNet's
-    classes where the checkpoint has these, else the checkpoint's outputs. Raises DataError.
+    classes where all of the checkpoint's are, else the checkpoint's outputs. Raises DataError.
     """
     labels = read_real(path)
     rows, how = _rows(path, split, len(labels))
     most = max((max(item, default=-1) for item in labels), default=-1)
     found = match(imagenet_1k(), known)
-    is_imagenet = any(index is not None for index in found)
+    is_imagenet = len({index for index in found if index is not None}) == len(known)
     meant = np.array([-1 if i is None else i for i in found] if is_imagenet else range(len(known)), np.int64)
     if most >= len(meant):
-        whose = "ImageNet has 1,000" if is_imagenet else f"the checkpoint has {len(outputs):,}"
+        whose = "ImageNet has 1,000" if is_imagenet else f"the checkpoint has {len(meant):,}"
         raise DataError(f"--real {path} has the class {most}, and {whose}", _HINT)
     counted = np.where(meant >= 0, places[meant], -1)
     lists = [frozenset(int(counted[label]) for label in labels[row]) for row in rows.tolist()]

@@ -62,7 +62,7 @@ def check_table(path: Path, option: str = "--predictions") -> None:
 
 def predictions(evaluation: Evaluation, split: Split, classes: Sequence[Class]) -> dict[str, list[Any]]:
     """Columns, a row an image: `row` and `path` in the data, `target` and `prediction` as names, as `_index` of the
-    checkpoint's outputs and, where the classes have ids, as `_id`; `score` of the prediction, `correct`.
+    classes that are told apart and, where the classes have ids, as `_id`; `score` of the prediction, `correct`.
     """
     best = evaluation.top[:, 0]
     positions = evaluation.positions

@@ -30,16 +30,17 @@ class Signals:
     """SIGINT, SIGTERM, SIGHUP and SIGUSR1 while a run is at work.
 
     Once `is_training`, one sets a flag that the loop looks at after every step, and a second one ends the process at
-    once. Before that one raises Stopped, but for SIGUSR1, by which schedulers warn long before they kill.
+    once. Before that one raises Stopped, but for SIGUSR1, by which schedulers warn long before they kill, unless `all_raise`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, all_raise: bool = False) -> None:
         self.received = 0
+        self.all_raise = all_raise
         self.is_training = False
         self._previous: dict[int, Any] = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        warns = number == getattr(signal, "SIGUSR1", None)
+        warns = number == getattr(signal, "SIGUSR1", None) and not self.all_raise
         if self.received and not warns:
             os._exit(128 + number)
         if not self.received:
