@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -97,8 +98,13 @@ class Run:
 
     @property
     def top1(self) -> float | None:
-        found = (self.report.get("eval") or {}).get("top1") if isinstance(self.report.get("eval"), dict) else None
-        return found if isinstance(found, (int, float)) else None
+        return number(self.scores.get("top1"))
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """The report's `eval`."""
+        found = self.report.get("eval")
+        return found if isinstance(found, dict) else {}
 
     def as_json(self) -> dict[str, Any]:
         """A row of `vit runs --json`."""
@@ -113,6 +119,12 @@ class Run:
         }
 
 
+def number(value: Any) -> float | None:
+    """A finite number; None for anything else that a file may hold."""
+    is_one = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return value if is_one else None
+
+
 def is_run(folder: Path) -> bool:
     return (folder / "state" / "status.json").is_file() or (folder / "run.toml").is_file()
 
@@ -124,7 +136,8 @@ def read_run(folder: Path) -> Run:
     with contextlib.suppress(UsageError, TypeError, ValueError):
         model = from_dict("model", values["model"]) if isinstance(values.get("model"), dict) else None
     data = values.get("data", {})
-    stands = str(said.get("status", "")) or ("done" if (folder / "report.json").is_file() else "unknown")
+    stands = said.get("status") if isinstance(said.get("status"), str) else ""
+    stands = stands or ("done" if (folder / "report.json").is_file() else "unknown")
     return Run(
         folder=folder,
         status="killed" if killed(folder) else stands,

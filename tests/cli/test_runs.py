@@ -97,3 +97,28 @@ def test_scores_of_other_images_are_said(place: Path, in_process: Vit) -> None:
     train_run("pretrain", data="digits", out="other", model="mu/4", steps=2, batch_size=16)
     done = in_process("compare", place / "runs" / "a", "other")
     assert done.code == 0 and "different images" in done.err
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("report.json", '{"eval": {"top1": NaN}, "train_flops": Infinity, "seconds": "long"}'), ("report.json", '{"eval": [1]}'),
+        ("report.json", '{"eval": {"top1": true}, "train_flops": "many"}'), ("run.toml", 'run = "x"\nmodel = 3'),
+        ("state/status.json", '{"status": ["x"], "time": 3}'), ("report.json", "[]"), ("run.toml", "[model]\nwidth = -3"),
+    ],
+)  # fmt: skip
+def test_a_damaged_folder_does_not_end_the_list(
+    place: Path, tmp_path: Path, in_process: Vit, file: str, text: str
+) -> None:
+    shutil.copytree(place / "runs" / "a", "runs/good")
+    shutil.copytree(place / "runs" / "b", "runs/bad")
+    Path("runs/bad", file).write_text(text)
+    for command in (
+        ["runs"],
+        ["runs", "--json"],
+        ["compare", "runs/good", "runs/bad"],
+        ["compare", "runs/good", "runs/bad", "--json"],
+    ):
+        done = in_process(*command)
+        assert done.code == 0, (command, done.err)
+        assert "good" in done.out and "nan" not in done.out.lower()

@@ -204,3 +204,22 @@ def test_labels_that_are_likely_wrong_are_named(class_folders: Path, tmp_path: P
     first = done.json["label_errors"][0]
     assert first["path"].endswith("wrong.png") and (first["label"], first["suggested"]) == ("blue", "red")
     assert len(done.json["label_errors"]) <= 3 and json.dumps(first)
+
+
+def test_files_that_are_no_images_are_no_copies_of_each_other(tmp_path: Path, in_process: Vit) -> None:
+    for split in ("train", "test"):
+        (tmp_path / "set" / split / "a").mkdir(parents=True)
+        scene(len(split)).save(tmp_path / "set" / split / "a" / "1.png")
+        (tmp_path / "set" / split / "a" / "2.png").write_bytes(b"")
+    tree = in_process("data", tmp_path / "set", "--json").json
+    assert tree["duplicates"] == [] and tree["leaked"] == 0 and len(tree["unreadable"]) == 2
+
+
+@pytest.mark.parametrize("copies", [12, 60])
+def test_copies_of_every_kind_are_found_however_many(copies: int) -> None:
+    random = np.random.default_rng(copies)
+    how = ["encoded", "resized", "mirrored", "mirrored resized encoded"]
+    images = [scene(i) for i in range(30)] + [changed(scene(0), how[i % 4], random) for i in range(copies)]
+    assert list(groups_of(near_pairs(np.stack(list(map(thumb_of, images)))), len(images))) == [
+        [0, *range(30, 30 + copies)]
+    ]

@@ -22,10 +22,11 @@ from vitcli import api
 from vitcli.classes import Class
 from vitcli.config import Config, TrainConfig
 from vitcli.data.batch import Batch
-from vitcli.errors import UsageError
+from vitcli.errors import DataError, UsageError
 from vitcli.evaluate.sets import SetTally, average_precision
 from vitcli.model.classifier import build
 from vitcli.train.objectives.classify import Classify, weights_of
+from vitcli.train.plan import Request
 
 NAMES = ("red", "green", "blue")
 
@@ -114,7 +115,7 @@ def test_weighted_losses_by_hand(loss: str, smoothing: float) -> None:
     logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     each = targets * np.log1p(np.exp(-logits)) + (1 - targets) * np.log1p(np.exp(logits))
     expected = {
-        "softmax": np.mean(weights[labels] * -(targets * logs).sum(1)),
+        "softmax": np.mean(-(weights * targets * logs).sum(1)),
         "sigmoid": (each * weights).sum(1).mean(),
         "bce": (each * weights).mean(),
     }[loss]
@@ -266,3 +267,117 @@ def test_class_weights_stand_in_the_report_beside_balanced_top1(class_folders: P
     assert str(tmp_path / "w.tsv") in (folder / "run.toml").read_text()
     with pytest.raises(UsageError, match="class_weights"):
         api.train("pretrain", data=str(class_folders), steps=1, overrides={"train.class_weights": "nowhere.tsv"})
+
+
+# --- what a review found -----------------------------------------------------------------------------------
+
+
+def parquet_of(folder: Path, **splits: pa.Array) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, labels in splits.items():
+        images = []
+        for i in range(len(labels)):
+            stream = io.BytesIO()
+            scene(SETS[i % 8], i).save(stream, "PNG")
+            images.append({"bytes": stream.getvalue(), "path": None})
+        pyarrow.parquet.write_table(pa.table({"image": images, "labels": labels}), folder / f"{split}.parquet")
+    return folder
+
+
+def sets_of(folder: Path, split: str) -> list[set[str]] | None:
+    from vitcli.config import DataConfig
+    from vitcli.data.sources import open_source
+
+    source = open_source(DataConfig(source=str(folder)))
+    part = source.splits[split]
+    return None if part.sets is None else [{source.classes[c].name for c in np.flatnonzero(row)} for row in part.sets]
+
+
+def test_text_beside_lists_is_a_set_of_one_and_spellings_are_matched(tmp_path: Path) -> None:
+    folder = parquet_of(
+        tmp_path / "a", train=pa.array([["red"], ["green", "blue"], []]), test=pa.array(["Red", "green"])
+    )
+    assert sets_of(folder, "train") == [{"red"}, {"green", "blue"}, set()]
+    assert sets_of(folder, "test") == [{"red"}, {"green"}]
+    folder = parquet_of(tmp_path / "b", train=pa.array([[3], [1, 2]]), test=pa.array([1, 2]))
+    assert sets_of(folder, "test") == [{"1"}, {"2"}]
+    folder = parquet_of(
+        tmp_path / "c", train=pa.array([["red"], []]), test=pa.array([None, None], pa.list_(pa.string()))
+    )
+    assert sets_of(folder, "test") is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "named"),
+    [
+        (pa.array([["red"], None]), "row 1 has no label"),
+        (pa.array([["red"], [None]]), "None among its labels"),
+        (pa.array([[1], [-1]]), "-1 among its labels"),
+        (pa.array([[], []], pa.list_(pa.string())), "names no class"),
+        (pa.array([[1.5], [2.0]]), "not classes"),
+        (pa.array([[["a"]], [["b"]]]), "not classes"),
+    ],
+)
+def test_rows_that_are_no_sets_are_refused(tmp_path: Path, labels: pa.Array, named: str) -> None:
+    with pytest.raises(DataError, match=named):
+        sets_of(parquet_of(tmp_path / "a", train=labels), "train")
+
+
+def test_json_lines_of_mixed_kinds_are_refused(tmp_path: Path) -> None:
+    scene((0,), 1).save(tmp_path / "1.png")
+    for row, named in (
+        ([1, "red"], "str in row|int in row"),
+        ([True, 1], "bool in row|int in row"),
+        ([["a"]], "has the label"),
+    ):
+        (tmp_path / "x.jsonl").write_text(json.dumps({"path": "1.png", "labels": row}) + "\n")
+        with pytest.raises(DataError, match=named):
+            sets_of(tmp_path / "x.jsonl", "train")
+
+
+def test_an_edited_file_of_weights_is_another_run(class_folders: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {
+        "data": str(class_folders),
+        "out": str(tmp_path / "run"),
+        "model": "mu/4",
+        "steps": 2,
+        "batch_size": 16,
+    }
+    (tmp_path / "w.tsv").write_text("red\t3\ngreen\t1\nblue\t1\n")
+    train_run("pretrain", train__class_weights=str(tmp_path / "w.tsv"), **given)
+    (tmp_path / "w.tsv").write_text("red\t9\ngreen\t1\nblue\t1\n")
+    with pytest.raises(UsageError, match="class weights"):
+        train_run("pretrain", train__class_weights=str(tmp_path / "w.tsv"), **given)
+    (tmp_path / "short.tsv").write_text("red\t9\n")
+    with pytest.raises(UsageError, match="no weight for"):
+        api.plan(
+            Request(
+                "pretrain",
+                {
+                    "data.source": str(class_folders),
+                    "train.steps": 1,
+                    "train.class_weights": str(tmp_path / "short.tsv"),
+                },
+                dry_run=True,
+            )
+        )
+    (tmp_path / "twice.json").write_text('{"red": 1, "red": 50, "green": 1, "blue": 1}')
+    with pytest.raises(UsageError, match="one a class"):
+        weights_of(str(tmp_path / "twice.json"), [Class(n) for n in NAMES], COUNTS)
+
+
+def test_weighted_targets_and_labels_have_one_loss() -> None:
+    made = objective("softmax", "balanced", 0.1)
+    made.counted([Class(n) for n in NAMES], COUNTS)
+    logits, labels = torch.randn(9, 3), torch.arange(9) % 3
+    smoothed = torch.eye(3)[labels] * 0.9 + 0.1 / 3
+    torch.testing.assert_close(made.of(logits, labels), made.of_targets(logits, smoothed))
+
+
+def test_transformers_is_told_that_labels_are_sets(trained: tuple[Path, dict[str, Any]], in_process: Vit) -> None:
+    folder, _ = trained
+    from vitcli.weights.describe import describe
+    from vitcli.weights.formats import transformers_labels
+    from vitcli.weights.locate import locate
+
+    assert transformers_labels(describe(locate(str(folder))))["problem_type"] == "multi_label_classification"

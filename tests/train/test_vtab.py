@@ -218,3 +218,51 @@ def test_an_entry_that_is_none_is_refused_by_its_field(
         return
     with pytest.raises(DataError, match=named):
         open_source(data)
+
+
+# --- what a review found -----------------------------------------------------------------------------------
+
+
+def test_class_folders_are_not_cut_class_by_class(tmp_path: Path) -> None:
+    for c in range(3):
+        for split, count in (("train", 30), ("test", 6)):
+            (tmp_path / "dtd" / split / str(c)).mkdir(parents=True)
+            for i in range(count):
+                draw_image(c, 40 * c + i).save(tmp_path / "dtd" / split / str(c) / f"{i}.png")
+    (tmp_path / "x.toml").write_text(
+        "examples = [20, 5]\n[dtd]\ntrain = 'train'\nval = 'train[60%:]'\ntest = 'test'\n[a]\npath = 'dtd'\ntrain = 'train[:60%]'\ntest = 'train[60%:]'\n"
+    )
+    part = open_source(DataConfig(source=f"{tmp_path / 'x.toml'}:dtd")).splits["train"]
+    assert len(part) == 25 and np.bincount(part.labels[:20], minlength=3).min() >= 3
+    cut = open_source(DataConfig(source=f"{tmp_path / 'x.toml'}:a")).splits
+    assert {len(set(s.labels.tolist())) for s in cut.values()} == {3}
+    paths = [set(split.paths(np.arange(len(split)))) for split in cut.values()]
+    assert not paths[0] & paths[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("['../../esc']\ntrain='train'\ntest='test'", "no name"), ("[a]\npath='../b'\ntrain='train'\ntest='test'", "leads out"),
+        ("[a]\npath='/tmp'\ntrain='train'\ntest='test'", "leads out"), ("[a]\ntrain='train'\ntest='test'\ndivide=0.0", "divide"),
+        ("[a]\ntrain='train'\ntest='test'\ntimes=-2", "times"), ("[a]\ntrain='train'\ntest='test'\nset=[1]", "set"),
+        ("[a]\ntrain='train'\ntest='test'\nrule='nearest'\nedges=[1.0]", "edges"),
+        ("[a]\ntrain='train'\ntest='test'\nlabel='x'\nrule='floor'", "no label by rule"), ("[a]\ntrain='train'\ntest='test'\nlabel='x'", "no label by rule"),
+        ("[a]\ntrain='train'\ntest='test'\nlabel='objects'\nrule='nearest'\nfield='z'\nedges=[0.0, 1.0]\nkinds=['Car']", "no label by rule"),
+    ],
+)  # fmt: skip
+def test_what_an_entry_may_not_say(tmp_path: Path, text: str, named: str) -> None:
+    for split in ("train", "test"):
+        columns = {"image": images(4, len(split)), "x": [float("inf"), 0.5, 1.0, 2.0], "objects": [[1], [2], [3], [4]]}
+        write(tmp_path / "a", split, columns)
+    (tmp_path / "x.toml").write_text(text)
+    with pytest.raises(DataError, match=named):
+        open_source(DataConfig(source=f"{tmp_path / 'x.toml'}:a"))
+
+
+def test_a_suite_without_tasks_or_with_one_twice(root: Path, checkpoint: Path, tmp_path: Path, in_process: Vit) -> None:
+    (tmp_path / "none.toml").write_text("")
+    assert in_process("vtab", checkpoint, "--tasks", tmp_path / "none.toml").code == 3
+    assert in_process("vtab", checkpoint, "--tasks", tmp_path / "nowhere.toml").code == 3
+    twice = in_process("vtab", checkpoint, "--root", root, "--task", "pets", "--task", "pets", "--json").json
+    assert len(twice["tasks"]) == 1 == twice["tasks_of"]

@@ -10,7 +10,7 @@ import typer
 from vitcli import config
 from vitcli.cli import options
 from vitcli.cli.command import announce, print_result, reporting
-from vitcli.errors import UsageError
+from vitcli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from vitcli.data.inspection import Inspection
@@ -82,7 +82,8 @@ def data(
     options.check_written(written, force, dict.fromkeys(written, options.PNG))
     if label_errors is not None and not checkpoint:
         raise UsageError("--label-errors: labels are compared with a model's features", "name one with --checkpoint")
-    wrong = next((key for key in overrides if not key.startswith(("data.", "eval.", "model."))), None)
+    idle = {"data.fraction", "data.balanced", "data.unlabelled", "data.images", "data.classes", "data.source"}
+    wrong = next((k for k in overrides if not k.startswith(("data.", "eval.", "model.")) or k in idle), None)
     if wrong is not None:
         raise UsageError(
             f"{wrong} does not concern data", "it takes --set data.…, and with --checkpoint eval.… and model.…"
@@ -95,6 +96,10 @@ def data(
 
     source = open_source(settings.data)
     announce(source.notes, quiet=quiet)
+    if checkpoint and not any(split.labels is not None for split in source.splits.values()):
+        raise DataError(
+            f"{source.id} has no images with one label each", "--checkpoint looks for labels that are wrong"
+        )
     with reporting(quiet) as reporter:
         found = inspect(source, settings.data, near, reporter.progress)
     tree = found.as_json()
@@ -103,7 +108,9 @@ def data(
         from vitcli.evaluate.suspects import as_json, suspects_of
 
         with reporting(quiet) as reporter:
-            suspects, notes = suspects_of(source, checkpoint, device, precision, overrides, reporter.progress)
+            suspects, notes = suspects_of(
+                source, found.readable, checkpoint, device, precision, overrides, reporter.progress
+            )
         announce(notes, quiet=quiet)
         places = {(int(s), int(p)): i for i, (s, p) in enumerate(zip(found.split, found.position, strict=True))}
         tree["label_errors"] = [as_json(s, source, found.row(places[s.split, s.position])) for s in suspects]

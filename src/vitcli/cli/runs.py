@@ -114,10 +114,11 @@ def _subject(name: str) -> tuple[dict[str, Any], str, dict[str, Any]]:
     if runs.is_run(Path(name)):
         found = runs.read_run(Path(name))
         if found.model is not None and found.report:
-            scores = found.report.get("eval") or {}
+            scores = found.scores
             row = _row(name, found.model.name, found.model.cost().parameters, found.report, found.top1)
-            settings = runs.settings(Path(name)).get("run", {})
-            return row, found.model.kind, {"data": found.data, "parent": settings.get("init"), **scores}
+            own = runs.settings(Path(name)).get("run")
+            parent = own.get("init") if isinstance(own, dict) else None
+            return row, found.model.kind, {"data": found.data, "parent": parent, **scores}
         if found.model is not None:
             return _row(name, found.model.name, found.model.cost().parameters, {}, None), found.model.kind, {}
     from vitcli.weights.describe import describe
@@ -138,8 +139,8 @@ def _row(name: str, model: str, params: int, costs: dict[str, Any], top1: float 
         "run": name,
         "model": model,
         "params": params,
-        **{key: costs.get(key) for key in ("train_flops", "images_seen", "seconds")},
-        "top1": top1,
+        **{key: runs.number(costs.get(key)) for key in ("train_flops", "images_seen", "seconds")},
+        "top1": runs.number(top1),
     }
 
 

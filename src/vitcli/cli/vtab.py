@@ -73,12 +73,16 @@ def vtab(
 
     check_settings(overrides, method)
     place = Path(root).expanduser().resolve()
+    if tasks is not None and not tasks.is_file():
+        raise DataError(f"no file {tasks}", "--tasks takes a TOML file of data sets")
     entries = read_entries(tasks.expanduser().resolve() if tasks else None, tasks.resolve().parent if tasks else place)
+    if not entries.by_name:
+        raise DataError(f"{tasks} describes no data set", "a table a data set, such as [flowers] with train and test")
     path, notes = located(checkpoint)
     for note in () if quiet else notes:
         console.show_note(note)
     suite = Suite(
-        checkpoint=checkpoint or str(path), entries=entries, tasks=tuple(task or entries.by_name), method=method,
+        checkpoint=checkpoint or str(path), entries=entries, tasks=tuple(dict.fromkeys(task or entries.by_name)), method=method,
         out=Path(out or "runs/vtab"), overrides=overrides, img_size=options.size(img_size), device=device, precision=precision,
     )  # fmt: skip
     with reporting(quiet) as reporter:
@@ -109,10 +113,13 @@ def _text(tree: dict[str, Any]) -> list[str]:
         for row in (r for r in tree["tasks"] if r["group"] == group):
             state = "absent" if "absent" in row else "failed" if "failed" in row else f"of {row['n']:,}"
             lines.append(f"{row['task']:<{width}}  {_percent(row['top1']):>6}  {state}")
-        lines.append(_line(group or "all", mean, width))
+        if group:
+            lines.append(_line(group, mean, width))
     lines.append(_line("mean", tree, width))
     if tree["absent"]:
         lines.append(f"absent: {', '.join(tree['absent'])}")
+    if tree["failed"]:
+        lines.append(f"failed: {', '.join(tree['failed'])}")
     return lines
 
 

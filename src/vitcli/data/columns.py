@@ -290,38 +290,76 @@ def _holds_lists(table: datasets.Dataset, column: str) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def _set_values(table: datasets.Dataset, column: str) -> list[list[Any]]:
-    """The classes of each row, as names where the table names them; None stands for none of them."""
+def _set_values(table: datasets.Dataset, column: str) -> list[list[Any] | None]:
+    """The classes of each row, as names where the table names them; None where a row has no label at all. One that is no list is a set of
+    one. Raises DataError where they are neither integers nor text.
+    """
     import datasets
+    import pyarrow as pa
 
-    feature = getattr(table.info.features.get(column), "feature", None)
-    found = [row or [] for row in _column(table, column).to_pylist()]
+    found = _column(table, column)
+    kind = found.type.value_type if _holds_lists(table, column) else found.type
+    fitting = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
+    if not any(fits(kind) for fits in fitting):
+        raise DataError(
+            f"column {column!r} holds {found.type}, not classes",
+            "labels are class labels, integers or text, or lists of them",
+        )
+    rows = [row if row is None or isinstance(row, list) else [row] for row in found.to_pylist()]
+    feature = table.info.features.get(column)
+    feature = getattr(feature, "feature", feature)
     if isinstance(feature, datasets.ClassLabel):
         names = feature.names
-        return [[names[v] if isinstance(v, int) and 0 <= v < len(names) else v for v in row] for row in found]
-    return found
+        return [
+            None if row is None else [names[v] if isinstance(v, int) and 0 <= v < len(names) else v for v in row]
+            for row in rows
+        ]
+    return rows
 
 
 def _classes_of_sets(tables: Mapping[str, datasets.Dataset], column: str) -> tuple[tuple[Class, ...], dict[Any, int]]:
-    """As `_classes`, of the members of all sets."""
+    """As `_classes`, of the members of all sets. Raises DataError where there are none, or of different kinds."""
     import datasets
 
-    named: list[str] | None = None
-    values: set[Any] = set()
-    for table in (t for t in tables.values() if column in t.column_names):
-        feature = getattr(table.info.features.get(column), "feature", None)
-        named = named or (list(feature.names) if isinstance(feature, datasets.ClassLabel) else None)
-        values |= {v for row in _set_values(table, column) for v in row if isinstance(v, (str, int))}
-    known = list(named) if named else _ordered(values)
-    return tuple(Class(str(v)) for v in known), {v: i for i, v in enumerate(known)}
+    first = [s for s in sorted(tables, key=lambda split: split != "train") if column in tables[s].column_names]
+    features = [tables[split].info.features.get(column) for split in first]
+    features = [getattr(feature, "feature", feature) for feature in features]
+    named = next((f.names for f in features if isinstance(f, datasets.ClassLabel)), None)
+    values = [
+        {v for row in _set_values(tables[split], column) for v in row or [] if v is not None and v != -1}
+        for split in first
+    ]
+    kinds = {type(v) for part in values for v in part}
+    if len(kinds) > 1:
+        raise DataError(f"column {column!r} holds text and integers", "write all labels as text, or all as integers")
+    known = _ordered(values[0]) if named is None else [str(n) for n in named]
+    others = set().union(*values) - set(known)
+    texts = [v for v in known if isinstance(v, str)]
+    spelled: dict[Any, Any] = spelled_as(sorted(v for v in others if isinstance(v, str)), texts)
+    if named is None:
+        known = _ordered({*known, *(spelled.get(v, v) for v in others)})
+    if not known:
+        raise DataError(
+            f"column {column!r} names no class in any row", 'a label is a list of classes, such as ["cat", "dog"]'
+        )
+    index = {v: i for i, v in enumerate(known)}
+    index |= {v: index[spelled[v]] for v in others if spelled.get(v) in index}
+    return tuple(Class(str(v)) for v in known), index
 
 
-def _sets(table: datasets.Dataset, column: str, index: dict[Any, int], where: str) -> NDArray[np.bool_]:
-    """A row an image, a column a class. Raises DataError with the row of what is no class."""
+def _sets(table: datasets.Dataset, column: str, index: dict[Any, int], where: str) -> NDArray[np.bool_] | None:
+    """A row an image, a column a class; None where no row has a label. Raises DataError with the row of what is no class, or has none."""
+    values = _set_values(table, column)
+    if all(row is None for row in values):
+        return None
     result = np.zeros((len(table), len(index)), bool)
-    for row, members in enumerate(_set_values(table, column)):
+    for row, members in enumerate(values):
+        if members is None:
+            raise DataError(
+                f"{where}: row {row} has no label", "an image that shows none of the classes has an empty list"
+            )
         for member in members:
-            if not isinstance(member, (str, int)) or member not in index:
+            if member not in index:
                 raise DataError(
                     f"{where}: row {row} has {member!r} among its labels, not one of the {len(index)} classes",
                     "correct or remove this row",

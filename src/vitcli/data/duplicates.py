@@ -18,11 +18,11 @@ from vitcli.progress import Progress, silent
 
 SIDE = 32
 COARSE, FINE = 0.9, 0.8
-RATIO, SAME = 0.4, 0.998
+RATIO, SAME, _UNLIKE = 0.4, 0.998, 0.5
 _ROWS = 1024
 _SAMPLE, _AXES = 4096, 127
-_MOST_NEAR = 64
-"""Candidates of an image that are looked at closely: of ten thousand frames of one still picture each has as many."""
+_MOST_NEAR = 256
+"""Candidates of an image that are looked at closely: of a thousand frames of one still picture each has as many."""
 
 Thumbs = Int[np.ndarray, "images 32 32 3"]
 Pairs = Int[np.ndarray, "pairs 2"]
@@ -51,21 +51,28 @@ def near_pairs(thumbs: Thumbs, progress: Progress = silent) -> Pairs:
             found.append(candidates)
             likeness.append(_likeness(thumbs, candidates, own is mirrored))
         progress("comparing", min(start + _ROWS, len(thumbs)), len(thumbs))
-    pairs, alike = np.concatenate(found), np.concatenate(likeness)
-    usual = _usual(pairs, alike, len(thumbs))
-    stands_out = 1 - alike <= RATIO * (1 - usual[pairs].max(1))
-    return np.unique(pairs[(alike >= FINE) & (stands_out | (alike >= SAME))], axis=0)
+    pairs, places = np.unique(np.concatenate(found), axis=0, return_inverse=True)
+    distance = np.full(len(pairs), 2.0, np.float32)
+    np.minimum.at(distance, places.ravel(), 1 - np.concatenate(likeness))  # plain or mirrored
+    own = _own(pairs, distance, len(thumbs))
+    return pairs[(distance <= 1 - FINE) & ((distance <= own[pairs].min(1)) | (distance <= 1 - SAME))]
 
 
-def _usual(pairs: Pairs, alike: NDArray[np.float32], count: int) -> NDArray[np.float32]:
-    """How much each image is like its tenth nearest, mirrored or not."""
-    image, score = pairs.T.ravel(), np.tile(alike, 2)
-    order = np.lexsort((-score, image))
-    place = np.arange(len(order)) - np.searchsorted(image[order], image[order])
-    usual = np.full(count, 0.5, np.float32)
-    tenth = order[place == 9]
-    usual[image[tenth]] = np.maximum(score[tenth], 0.5)
-    return usual
+def _own(pairs: Pairs, distance: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """For each image the distance up to which others are copies of it, and not only like it as many are: the last one behind which the next
+    is more than 1 / RATIO times as far.
+    """
+    image, far = pairs.T.ravel(), np.tile(distance, 2)
+    order = np.lexsort((far, image))
+    image, far = image[order], far[order]
+    is_last = np.append(image[1:] != image[:-1], True) if len(image) else np.zeros(0, bool)
+    # an image with fewer candidates than are looked at has nothing else that is near
+    beyond = np.where(np.bincount(image, minlength=count) < _MOST_NEAR, _UNLIKE, 0.0)
+    behind = np.where(is_last, beyond[image], np.append(far[1:], 0.0))
+    parted = far <= RATIO * np.minimum(behind, _UNLIKE)
+    own = np.zeros(count, np.float32)
+    np.maximum.at(own, image[parted], far[parted])
+    return own
 
 
 def _candidates(likeness: Float[np.ndarray, "rows others"], start: int) -> Pairs:

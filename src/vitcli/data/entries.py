@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitcli import files
 from vitcli.config import DataConfig
+from vitcli.data.colour import BadImage
 from vitcli.data.columns import make_source
-from vitcli.data.decode import open_image
+from vitcli.data.decode import open_rgb, read_file
 from vitcli.data.folders import folder_source, shard_tables
 from vitcli.data.identity import Contents
 from vitcli.data.layout import list_folder, shards_by_split
@@ -27,12 +29,14 @@ from vitcli.data.loading import quiet
 from vitcli.data.split import Source, Split
 from vitcli.errors import DataError, did_you_mean
 from vitcli.plain import read_plain
+from vitcli.randomness import permutation
 
 if TYPE_CHECKING:
     import datasets
 
 VTAB = "vtab:"
 _LARGEST = 1 << 20
+_MOST_MEGAPIXELS = 89.0
 
 
 class Absent(DataError):
@@ -119,9 +123,30 @@ def _entry(where: str, name: str, values: Any) -> Entry:
         raise DataError(f"{where}: [{name}] lacks {missing[0]}", _HINT)
     given: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
     entry = Entry(name=name, **given)
+    _check_entry(where, entry)
     if entry.rule not in _RULES:
         raise DataError(f"{where}: [{name}] rule = {entry.rule!r}", did_you_mean(entry.rule, _RULES))
     return entry
+
+
+def _check_entry(where: str, entry: Entry) -> None:
+    """Raises DataError for a name that is no folder's, and for values that no rule takes."""
+    members: list[tuple[str, tuple[Any, ...], Any]] = [
+        ("edges", entry.edges, (int, float)),
+        ("kinds", entry.kinds, str),
+        ("set", entry.set, str),
+    ]
+    wrong = next((key for key, values, kind in members if not all(isinstance(v, kind) for v in values)), None)
+    if wrong is None and not (0 < entry.divide < math.inf):
+        wrong = "divide"
+    if wrong is None and (isinstance(entry.times, bool) or not 1 <= entry.times <= 255):
+        wrong = "times"
+    if wrong is None and entry.rule == "nearest" and (len(entry.edges) < 2 or list(entry.edges) != sorted(entry.edges)):
+        wrong = "edges"
+    if wrong is not None:
+        raise DataError(f"{where}: [{entry.name[:80]}] {wrong} = {str(getattr(entry, wrong))[:80]}", _HINT)
+    if not re.fullmatch(r"\w[\w.+-]{0,100}", entry.name):
+        raise DataError(f"{where}: {entry.name[:80]!r} is no name", "letters, digits, - _ + and . name a data set")
 
 
 def is_entry(text: str) -> bool:
@@ -147,7 +172,13 @@ def open_entry(text: str, config: DataConfig) -> Source:
 def source_of(entries: Entries, name: str, config: DataConfig) -> Source:
     """An entry as data with the splits train and test. Raises Absent, or DataError."""
     entry = entries.by_name[name]
-    folder = entries.root / (entry.path or entry.name)
+    inner = files.inside(str(entries.root), entry.path or entry.name)
+    if not inner:
+        raise DataError(
+            f"{entries.where}: [{name}] path = {entry.path[:200]!r} leads out of {entries.root}",
+            "data lie below the root",
+        )
+    folder = Path(inner)
     if not folder.is_dir():
         raise Absent(f"no folder {folder}", f"the data of {name} lie there, or elsewhere below another root")
     base = _base(entry, folder, config)
@@ -180,17 +211,24 @@ def _slice(source: Source, text: str) -> Split:
     found = re.fullmatch(r"([\w.-]+)(?:\[(\d+%?)?:(\d+%?)?\])?", text)
     if found is None:
         raise DataError(f"{text!r} is no part of a split", "write train, train[:90%] or train[100:200]")
-    part = source.whole(found[1])
+    part = _in_no_order(source.whole(found[1]))
     first, last = (_place(found[i], len(part), edge) for i, edge in ((2, 0), (3, len(part))))
     return part.subset(np.arange(first, max(first, last)))
+
+
+def _in_no_order(part: Split) -> Split:
+    """A split whose images come class after class, as those of class folders do, shuffled always alike; another as it is."""
+    labels = part.labels
+    if labels is None or len(labels) < 3 or labels[0] == labels[-1] or (np.diff(labels) < 0).any():
+        return part
+    return part.subset(permutation(0, "entry", 0, len(part)))
 
 
 def _place(text: str | None, count: int, otherwise: int) -> int:
     if text is None:
         return otherwise
-    if text.endswith("%"):
-        return min(count, math.floor(count * int(text[:-1]) / 100 + 0.5))
-    return min(count, int(text))
+    number = int(text.removesuffix("%")[:12])  # more digits are more than any split has
+    return min(count, math.floor(count * number / 100 + 0.5) if text.endswith("%") else number)
 
 
 def _joined(name: str, parts: Sequence[Split], times: int, id_: str) -> Split:
@@ -209,7 +247,10 @@ def _joined(name: str, parts: Sequence[Split], times: int, id_: str) -> Split:
     labels = None
     if all(part.labels is not None for part in parts):
         labels = np.concatenate([part.labels for part in parts if part.labels is not None])
-    return Split(name, whole, column, np.arange(len(whole), dtype=np.int64), labels, contents)
+    sets = None
+    if all(part.sets is not None for part in parts):
+        sets = np.concatenate([part.sets for part in parts if part.sets is not None])
+    return Split(name, whole, column, np.arange(len(whole), dtype=np.int64), labels, contents, sets=sets)
 
 
 def _brightened(table: datasets.Dataset, column: str, times: int) -> datasets.Dataset:
@@ -217,9 +258,14 @@ def _brightened(table: datasets.Dataset, column: str, times: int) -> datasets.Da
     import datasets
 
     items = []
-    for item in table[column]:
+    for row, item in enumerate(table[column]):
+        try:
+            blob = item["bytes"] if item["bytes"] is not None else read_file(item["path"] or "")
+            image, _ = open_rgb(blob, _MOST_MEGAPIXELS)
+        except (BadImage, OSError, ValueError) as error:
+            raise DataError(f"cannot read image {row}: {error}", "repair or remove it") from None
         stream = io.BytesIO()
-        open_image(item["bytes"]).point(lambda value: value * times).save(stream, "PNG")
+        image.point(lambda value: value * times).save(stream, "PNG")
         items.append({"bytes": stream.getvalue(), "path": item["path"]})
     features = datasets.Features({column: datasets.Image(decode=False)})
     return datasets.Dataset.from_dict({column: items}, features=features)
@@ -260,8 +306,11 @@ def _labelled(table: datasets.Dataset, entry: Entry, where: str) -> datasets.Dat
     labels = []
     for row, value in enumerate(values):
         try:
-            labels.append(int(rule(value, entry)))
-        except (TypeError, ValueError, KeyError, IndexError) as error:
+            label = rule(value, entry)
+            if isinstance(label, bool) or int(label) != label or label < 0:
+                raise ValueError(f"{label} is no class")
+            labels.append(int(label))
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
             raise DataError(
                 f"{where}: row {row} of column {entry.label!r} has no label by rule {entry.rule!r}: {str(error)[:100]}",
                 "is it laid out as in TFDS?",

@@ -38,6 +38,12 @@ class Inspection:
     exact: tuple[list[int], ...]
     near: tuple[list[int], ...]
 
+    @property
+    def readable(self) -> list[NDArray[np.int64]]:
+        """For each split the positions of its images that can be read."""
+        whole = self.sizes[:, 0] > 0
+        return [self.position[(self.split == i) & whole] for i in range(len(self.splits))]
+
     def row(self, index: int) -> dict[str, Any]:
         """Where an image is: `split`, `row` of its table, `part`, `path` where it has one."""
         split, position = self.splits[self.split[index]], int(self.position[index])
@@ -93,6 +99,7 @@ def inspect(source: Source, config: DataConfig, near: bool = True, progress: Pro
     positions = np.concatenate([np.arange(len(split)) for split in splits])
     thumbs, sizes, faults = _seen(splits, config, near, progress)
     digests = np.concatenate([split.digests(progress) for split in splits])
+    digests = np.where(sizes[:, 0] > 0, digests, np.uint64(0))  # what is no image is no copy of another
     exact = tuple(equal_groups(digests))
     copies = np.isin(np.arange(len(digests)), [i for group in exact for i in group[1:]])
     kept = np.flatnonzero((sizes[:, 0] > 0) & ~copies)

@@ -170,8 +170,16 @@ def _check_labels(table: Path, rows: Sequence[dict[str, Any]], name: str) -> Non
     kinds: dict[type, int] = {}
     for number, row in enumerate(rows, start=1):
         value = row.get(name)
-        if value is not None:
-            kinds.setdefault(type(value), number)
+        members = value if isinstance(value, list) else [value]
+        for member in members:
+            if member is not None:
+                kinds.setdefault(type(member), number)
+            if isinstance(member, (list, dict, float)):
+                raise DataError(
+                    f"{table}: row {number} has the label {str(value)[:80]}",
+                    "a label is text, an integer, or a list of them",
+                )
+        value = None if isinstance(value, list) else value
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise DataError(f"{table}: row {number} has the label {value}, a number of no class", "write it as text")
     if len(kinds) > 1:

@@ -41,15 +41,15 @@ def summary(evaluation: Evaluation, classes: Sequence[Class], real: RealLabels |
 
 
 def summary_of_sets(evaluation: SetEvaluation, classes: Sequence[Class]) -> dict[str, Any]:
-    """The fields of `vit eval --json` where labels are sets: `map`, and `ap` of each class in place of its top-1."""
+    """The fields of `vit eval --json` where labels are sets: `map`, and `ap` of each class; what is of one label an image is None."""
     _, shown = evaluation.tally.whole()
     rows = [
-        c.as_json() | {"n": int(n), "ap": precision}
+        c.as_json() | {"n": int(n), "top1": None, "ap": precision}
         for c, n, precision in zip(classes, shown.sum(0), evaluation.tally.per_class(), strict=True)
     ]
     return (
         evaluation.metrics
-        | {"classes": rows}
+        | {"classes": rows, "balanced_top1": None}
         | ({"unreadable": evaluation.unreadable} if evaluation.unreadable else {})
     )
 
@@ -173,19 +173,23 @@ def draw_labelled(
 
 def draw_classes(source: Source, max_megapixels: float, path: Path) -> None:
     """Some images of each class, a row a class, spread over all that it has. Raises ResourceError."""
-    parts = [part for part in source.splits.values() if part.labels is not None]
+    parts = [part for part in source.splits.values() if part.is_labelled]
     columns = 8 if len(source.classes) <= 14 else 5 if len(source.classes) <= 40 else 4
-    labels = [part.labels for part in parts if part.labels is not None]
     rows = []
     for index, item in enumerate(source.classes[:_MOST_ROWS]):
-        members = [(part, np.flatnonzero(own == index)) for part, own in zip(parts, labels, strict=True)]
+        members = [(part, _showing(part, index)) for part in parts]
         places = [(part, position) for part, positions in members for position in positions.tolist()]
         shown = [places[i] for i in np.unique(np.linspace(0, len(places) - 1, columns).astype(int))] if places else []
         tiles = tuple(sheets.Tile(_picture(part, position, max_megapixels)) for part, position in shown)
         rows.append(sheets.Row(item.name, f"{len(places):,} images", tiles))
     more = "" if len(source.classes) <= _MOST_ROWS else f", the first {_MOST_ROWS}"
-    total = sum(map(len, labels))
+    total = sum(map(len, parts))
     sheets.table(rows, f"{source.name}: {total:,} images of {len(source.classes):,} classes{more}", path)
+
+
+def _showing(part: Split, index: int) -> NDArray[np.int64]:
+    """The positions of the images that show a class."""
+    return np.flatnonzero(part.sets[:, index] if part.sets is not None else part.labels == index)
 
 
 def draw_groups(

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,13 +71,15 @@ def suspects_among(targets: NDArray[np.int64], chances: Float[np.ndarray, "image
 
 def suspects_of(
     source: Source,
+    readable: Sequence[NDArray[np.int64]],
     reference: str,
     device: str = "auto",
     precision: str = "auto",
     overrides: Overrides | None = None,
     progress: Progress = silent,
 ) -> tuple[list[Suspect], tuple[str, ...]]:
-    """The suspected labels of all labelled splits of `source` by the features of a checkpoint, and what to say.
+    """The suspected labels of all labelled splits of `source` by the features of a checkpoint, and what to say. `readable` are the
+    positions of each split that can be read.
 
     Raises CheckpointError, DataError or UsageError.
     """
@@ -84,7 +87,11 @@ def suspects_of(
     subject = Subject(
         description=described, img_size=size_for(described, None), data=data, machine=asked_machine(device, precision)
     )
-    labelled = [(i, split) for i, split in enumerate(source.splits.values()) if split.labels is not None]
+    labelled = [
+        (i, split.subset(readable[i]))
+        for i, split in enumerate(source.splits.values())
+        if split.labels is not None and len(readable[i])
+    ]
     if not labelled:
         raise DataError(f"{source.id} has no labels", "labels are compared with predictions")
     inference = subject.inference(progress)
@@ -93,7 +100,7 @@ def suspects_of(
     for _, part in parts[1:]:
         features = features.and_(part.features)
     chances = held_out_chances(features, len(source.classes))
-    where = [(i, int(position)) for i, part in parts for position in part.positions]
+    where = [(i, int(readable[i][position])) for i, part in parts for position in part.positions]
     found = []
     for index in suspects_among(features.targets, chances):
         label, row = int(features.targets[index]), chances[index]

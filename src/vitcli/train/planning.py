@@ -28,8 +28,10 @@ from vitcli.recipes.facts import Facts
 from vitcli.recipes.table import OURS, configure, default_recipe, evaluated_as_trained, fitted_to_data
 from vitcli.train import memory
 from vitcli.train.gathering import RunData, data_of, reading_of, unlabelled_of, with_dev
+from vitcli.train.label_kinds import of_sets, without_labels
 from vitcli.train.narration import said_of
 from vitcli.train.objectives.base import Objective
+from vitcli.train.objectives.classify import BALANCED
 from vitcli.train.objectives.table import objective_named
 from vitcli.train.plan import Plan, Request
 from vitcli.train.teacher import with_teacher
@@ -59,7 +61,7 @@ def make_plan(request: Request) -> Plan:
         request, replace(data, images=images), len(classes), parent, machine, new_head=bool(classes) and not keep_head
     )
     config, unsuited = _configured(request, reading, facts, parent, objective, keep_head)
-    config = _of_sets(config, data, overrides, objective)
+    config = of_sets(config, data, overrides, objective)
     config = with_teacher(_taught(config, objective, parent), classes, by_name=data.source is not None)
     objective.check(config)
     config, too_large = _in_memory(config, machine, overrides, data.source is None)
@@ -83,6 +85,7 @@ def make_plan(request: Request) -> Plan:
         warnings=(*data.warnings, *unsuited, *too_large, *_compared_apart(config, objective)),
         record=data.record,
     )
+    objective.check_classes(config, classes, plan.class_counts)
     return replace(plan, notes=(*notes, *data.notes, *further, *said_of(plan)))
 
 
@@ -226,7 +229,7 @@ def _configured(
     if recipe in OURS:
         own = objective.suited(own, facts)
     config = evaluated_as_trained(_with_overrides(own, overrides, parent), overrides)
-    config = _without_labels(config, overrides, objective)
+    config = without_labels(config, overrides, objective)
     model = config.model.with_head(facts.classes, parent is None or keep_head)
     config = replace(
         config,
@@ -248,7 +251,9 @@ def _configured(
         train=replace(
             config.train,
             low_res=_low_res(config, overrides),
-            class_weights=_from_anywhere(config.train.class_weights),
+            class_weights=config.train.class_weights
+            if config.train.class_weights == BALANCED
+            else _from_anywhere(config.train.class_weights),
         ),
     )
     check(config)
@@ -261,41 +266,6 @@ def _configured(
     return fitted_to_data(config, facts, overrides)
 
 
-def _of_sets(config: Config, data: RunData, overrides: Overrides, objective: type[Objective]) -> Config:
-    """`config` for data whose labels are sets: a sigmoid loss, and a new head that begins at how often a class is there. Raises UsageError for
-    what was asked for and takes one label an image.
-    """
-    if data.train is None or data.train.sets is None or not objective.needs_labels:
-        return config
-    if not objective.takes_sets or config.data.unlabelled:
-        raise UsageError(
-            f"train.objective = {config.train.objective} learns one label an image, and those of the data are sets",
-            "leave --objective, --teacher and --unlabelled out",
-        )
-    for name, usual_ in _OF_ONE_LABEL.items():
-        if overrides.get(name, usual_) not in (usual_, "bce" if name == "train.loss" else usual_):
-            raise UsageError(
-                f"{name} = {overrides[name]} takes one label an image, and those of the data are sets", "leave it out"
-            )
-    loss = "bce" if config.train.loss == "bce" else "sigmoid"
-    often = float(np.clip(data.train.sets.mean(), 1e-4, 1 - 1e-4))
-    values = dict(_OF_ONE_LABEL) | {"train.loss": loss, "eval.scores": "sigmoid"}
-    values["train.head_bias"] = overrides.get("train.head_bias", float(np.log(often / (1 - often))))
-    return check(apply(config, values))
-
-
-_OF_ONE_LABEL: Overrides = {
-    "train.loss": "sigmoid",
-    "train.label_smoothing": 0.0,
-    "train.head": "zero",
-    "train.keep": "auto",
-    "train.dev": 0.0,
-    "train.report_on": "held-out",
-    "data.balanced": False,
-}
-"""What takes one label an image, at what it is where labels are sets."""
-
-
 def _low_res(config: Config, overrides: Overrides) -> float:
     """Raises UsageError where smaller images were asked for, and the model takes none."""
     if config.model.takes_any_size:
@@ -303,35 +273,6 @@ def _low_res(config: Config, overrides: Overrides) -> float:
     if overrides.get("train.low_res"):
         raise UsageError(f"train.low_res: {config.model.name} takes images of one size alone", "leave it out")
     return 0.0
-
-
-_OF_LABELS = (
-    "train.loss",
-    "train.label_smoothing",
-    "train.class_weights",
-    "train.head_bias",
-    "train.head",
-    "train.keep",
-    "train.dev",
-    "train.report_on",
-    "data.balanced",
-    "augment.mixup",
-    "augment.cutmix",
-    "run.labels",
-)
-
-
-def _without_labels(config: Config, overrides: Overrides, objective: type[Objective]) -> Config:
-    """`config` without what concerns labels, where there are none to learn. Raises UsageError for what was asked of it."""
-    if objective.needs_labels:
-        return config
-    usual_ = {f"{s}.{k}": v for s, values in as_dict(Config()).items() for k, v in values.items()}
-    for name in _OF_LABELS:
-        if overrides.get(name, usual_[name]) != usual_[name]:
-            raise UsageError(
-                f"{name} concerns labels, and train.objective = {config.train.objective} learns none", "leave it out"
-            )
-    return apply(config, {name: usual_[name] for name in _OF_LABELS})
 
 
 def _check_sections(config: Config, overrides: Overrides) -> None:

@@ -53,11 +53,19 @@ def identity(plan: Plan) -> dict[str, Any]:
         "data": plan.source.identity(plan.request.progress) if plan.source else "none",
         "parent": (plan.parent.sha256 or str(plan.parent.path)) if plan.parent else "",
         **({"teacher": plan.config.train.teacher_digest} if plan.config.train.teacher else {}),
+        **_weights_of_classes(plan),
         **({_POOL: _digest(plan.unlabelled)} if plan.unlabelled is not None else {}),
     }
 
 
+def _weights_of_classes(plan: Plan) -> dict[str, Any]:
+    """What a file of class weights says, by its bytes."""
+    path = Path(plan.config.train.class_weights)
+    return {_WEIGHTS: files.sha256_file(path)} if plan.config.train.class_weights and path.is_file() else {}
+
+
 _POOL = "unlabelled"
+_WEIGHTS = "class weights"
 _IMAGES = "images"
 _VERSION = "vit"
 """Beside what makes runs the same: how many images each part had, and who wrote it, to say what changed."""
@@ -123,6 +131,8 @@ def differences(folder: Path, plan: Plan) -> str:
         found.insert(0, _data_changed(stored_config(folder).data.source, stored.get(_IMAGES), plan))
     if stored.get(_POOL) != identity(plan).get(_POOL):
         found.insert(0, "unlabelled: other images there than now")
+    if stored.get(_WEIGHTS) != identity(plan).get(_WEIGHTS):
+        found.insert(0, "class weights: the file says something else than then")
     if stored.get("parent") != identity(plan)["parent"]:
         found.insert(0, f"checkpoint: {stored_config(folder).run.init} there, {plan.config.run.init} now")
     return ("; ".join(found) or "what was asked for") + _versions(stored)

@@ -24,6 +24,7 @@ from vitcli.errors import CheckpointError
 from vitcli.weights.describe import Description
 from vitcli.weights.keys import keys_for
 from vitcli.weights.layouts import TRANSFORMERS_DEIT, TRANSFORMERS_DINOV2, TRANSFORMERS_SIGLIP, TRANSFORMERS_VIT, Layout
+from vitcli.weights.sidecar import MULTI_LABEL
 
 _BICUBIC, _BILINEAR = 3, 2  # Pillow's numbers
 
@@ -218,6 +219,7 @@ def transformers_labels(description: Description) -> dict[str, Any]:
         "dtype": "float32",
         "id2label": {str(index): name for index, name in enumerate(names)},
         "label2id": {name: index for index, name in enumerate(names)},
+        **({"problem_type": MULTI_LABEL} if description.eval.scores == "sigmoid" else {}),
     }
 
 

@@ -32,6 +32,9 @@ GELU = {
 
 POOLS = {"token": "cls", "avg": "mean"}
 
+MULTI_LABEL = "multi_label_classification"
+"""transformers' problem_type of a model whose labels are sets."""
+
 RUN_BY_OTHERS = "timm and transformers run it; vit has none of it"
 
 

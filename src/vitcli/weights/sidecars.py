@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vitcli.config import EvalConfig
 from vitcli.weights.sidecar import (
+    MULTI_LABEL,
     Sidecar,
     read_flat_yaml,
     read_json,
@@ -36,7 +37,10 @@ def read_sidecars(weights: Path, usual: EvalConfig, pooler: bool = False) -> Sid
             said = timm_says(config, usual, path)
         else:
             said = transformers_says(config, usual, path, pooler)
-            said = replace(said, eval=processor_says(processor, usual, steps) if processor else None)
+            of_sets = config.get("problem_type") == MULTI_LABEL
+            usual = replace(usual, scores="sigmoid") if of_sets else usual
+            without = usual if of_sets else None
+            said = replace(said, eval=processor_says(processor, usual, steps) if processor else without)
     if is_of_training(weights):
         path = weights.parent / "args.yaml"
         said = said.over(from_training(read_flat_yaml(path), usual, path))

@@ -137,6 +137,10 @@ class Objective(nn.Module):
         """Raises UsageError where it cannot learn with this model, or its settings do not fit."""
 
     @classmethod
+    def check_classes(cls, config: Config, classes: Sequence[Class], images: NDArray[np.int64]) -> None:
+        """Raises UsageError where its settings do not fit the classes, of which each has so many training images."""
+
+    @classmethod
     def checked_views(cls, config: Config, asked: int | None) -> int:
         """`augment.views`: those asked for, else its own or the configuration's. Raises UsageError where it cannot learn from them."""
         views = max(cls.views, config.augment.views) if asked is None else asked

@@ -32,8 +32,8 @@ class Classify(Objective):
     both labels of a mixed image counting in full (`bce`: facebookresearch/deit engine.py, as DeiT-III is trained).
 
     The first two are linear in the targets, so a mixed image's loss is the weighted sum of two, and smoothing ε puts
-    1 - ε + ε/K on the label and ε/K elsewhere. With class weights an image counts as much as its label does, or of sigmoid losses
-    a class as much as it does; over the training images their mean is one.
+    1 - ε + ε/K on the label and ε/K elsewhere. With class weights each class's part of an image's target counts as much as the class
+    does, as torch has it, and of sigmoid losses each class's own loss; over the labelled training images their mean is one.
     """
 
     unit = "nats"
@@ -92,8 +92,9 @@ class Classify(Objective):
 
     def of(self, logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
         if self.kind == "softmax" and self.class_weights is not None:
-            each = F.cross_entropy(logits, labels, label_smoothing=self.smoothing, reduction="none")
-            return (each * self.class_weights[labels]).mean()
+            return F.cross_entropy(
+                logits, labels, self.class_weights, reduction="none", label_smoothing=self.smoothing
+            ).mean()
         if self.kind == "softmax":
             return F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
         if self.class_weights is not None:
@@ -126,9 +127,9 @@ class Classify(Objective):
         return measured | ({"unreadable": unreadable} if unreadable else {})
 
     @classmethod
-    def check(cls, config: Config) -> None:
-        if config.train.class_weights not in ("", BALANCED):
-            read_weights(Path(config.train.class_weights))
+    def check_classes(cls, config: Config, classes: Sequence[Class], images: NDArray[np.int64]) -> None:
+        if config.train.class_weights:
+            weights_of(config.train.class_weights, classes, images)
 
 
 BALANCED = "balanced"
@@ -140,7 +141,7 @@ def weights_of(asked: str, classes: Sequence[Class], images: NDArray[np.int64]) 
     for a file that does not name each class once.
     """
     if asked == BALANCED:
-        weights = np.where(images > 0, 1 / np.maximum(images, 1), 0.0)
+        weights = 1 / np.maximum(images, 1)
     else:
         named = read_weights(Path(asked))
         found = match([Class(name) for name in named], classes)
@@ -162,10 +163,12 @@ def read_weights(path: Path) -> dict[str, float]:
     try:
         text = read_plain(path, _LARGEST).decode("utf-8-sig")
         if text.lstrip()[:1] == "{":
-            pairs = list(json.loads(text).items())
+            pairs = json.loads(text, object_pairs_hook=list)
         else:
             lines = (line.rpartition("\t") for line in text.splitlines() if line.strip())
             pairs = [(name.strip(), float(number)) for name, _, number in lines]
+        if any(isinstance(number, (bool, str, list)) for _, number in pairs):
+            raise ValueError("weights are numbers")
         found = {str(name): float(number) for name, number in pairs}
         if not found or not all(0 < number < 1e9 for number in found.values()) or len(found) < len(pairs):
             raise ValueError("weights are positive numbers, one a class")
