@@ -82,8 +82,11 @@ class Split:
         """The path of the image at each position, where it has one."""
         if not len(positions):
             return []
-        items = self.table.select_columns([self.image_column]).select(self.rows[positions])
-        found = [(item[self.image_column] or {}).get("path") for item in items]
+        alone = self.table.select_columns([self.image_column]).flatten()  # so that no image's bytes are read
+        column = f"{self.image_column}.path"
+        if column not in alone.column_names:
+            return [None] * len(positions)
+        found = alone.select_columns([column]).select(self.rows[positions])[column]
         return [path and path_in(path) for path in found]
 
     def digests(self, progress: Progress = silent) -> Digests:
