@@ -1,8 +1,9 @@
 """Images that are the same: byte for byte, or the same picture encoded anew, resized, squashed or mirrored.
 
-A picture is looked at as 32 x 32 pixels. Two are near duplicates where their coarse forms (16 x 16, without brightness and contrast)
-have a correlation of `COARSE`, and what lies between 3 and 9 pixels of the 32, which unlike pictures do not share, one of `FINE`, one
-of the two mirrored or not. Both are measured: see docs/log.md.
+A picture is looked at as 32 x 32 pixels. Two are near duplicates, one of them mirrored or not, where their coarse forms (16 x 16, without
+brightness and contrast, colours counting half) have a correlation of `COARSE`, and the brightness between 3 and 9 pixels of the 32, which
+unlike pictures do not share, one of `FINE`; and where that stands out from what else is like either of them, since of digits or
+icons many are alike. What was measured stands in docs/log.md.
 """
 
 from __future__ import annotations
@@ -19,6 +20,12 @@ from vitcli.progress import Progress, silent
 SIDE = 32
 COARSE, FINE = 0.9, 0.8
 RATIO, SAME, _UNLIKE = 0.4, 0.998, 0.5
+_SMOOTH_BELOW, _LEVELS = 0.5, 20.0
+"""Levels of brightness of 255: what is finer than 9 pixels in a smooth picture, and the difference of two that is no likeness."""
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_OPPONENT = np.stack([_LUMA, np.array([0.5, -0.25, -0.25]) / 2, np.array([-0.25, -0.25, 0.5]) / 2], 1).astype(
+    np.float32
+)
 _ROWS = 1024
 _SAMPLE, _AXES = 4096, 127
 _MOST_NEAR = 256
@@ -89,16 +96,19 @@ def _candidates(likeness: Float[np.ndarray, "rows others"], start: int) -> Pairs
 
 
 def _unit(values: Float[np.ndarray, "images numbers"]) -> Float[np.ndarray, "images numbers"]:
-    """Without mean, of length one; an image of one colour stays at zero, since it is like no other."""
-    centred = values - values.mean(1, keepdims=True)
-    length = np.linalg.norm(centred, axis=1, keepdims=True)
-    return centred / np.where(length > 4, length, np.inf)
+    """Of length one; an image of one colour stays at zero, since it is like no other."""
+    length = np.linalg.norm(values, axis=1, keepdims=True)
+    return values / np.where(length > 4, length, np.inf)
 
 
 def _coarse(thumbs: Thumbs, mirrored: bool) -> Float[np.ndarray, "images numbers"]:
+    """Brightness and, counting half, two differences of colour at half the resolution."""
     thumbs = thumbs[:, :, ::-1] if mirrored else thumbs
     half = SIDE // 2
-    blocks = thumbs.reshape(len(thumbs), half, 2, half, 2, 3).mean((2, 4), dtype=np.float32)
+    blocks = thumbs.reshape(len(thumbs), half, 2, half, 2, 3).mean((2, 4), dtype=np.float32) @ _OPPONENT
+    blocks[..., 0] -= blocks[..., 0].mean(
+        (1, 2), keepdims=True
+    )  # how bright an image is does not count, its colour does
     return _unit(blocks.reshape(len(thumbs), -1))
 
 
@@ -132,21 +142,28 @@ def _box(width: int) -> Float[np.ndarray, "32 32"]:
 _SMOOTH, _BROAD = _box(3), _box(9)
 
 
-def _fine(thumbs: Thumbs) -> Float[np.ndarray, "images numbers"]:
-    """What lies between a mean over 3 and one over 9 pixels."""
-    values = thumbs.transpose(0, 3, 1, 2).astype(np.float32)
+def _fine(thumbs: Thumbs) -> tuple[Float[np.ndarray, "images numbers"], NDArray[np.bool_]]:
+    """What lies between a mean over 3 and one over 9 pixels of the brightness, of colours JPEG keeps half the resolution; and of which
+    images that is next to nothing.
+    """
+    values = thumbs.astype(np.float32) @ _LUMA
     smooth = _SMOOTH @ values @ _SMOOTH.T
-    return _unit((smooth - _BROAD @ smooth @ _BROAD.T).reshape(len(thumbs), -1))
+    band = (smooth - _BROAD @ smooth @ _BROAD.T)[:, 4:-4, 4:-4].reshape(len(thumbs), -1)  # at the edge a slope has some
+    return _unit(band), np.abs(band).mean(1) < _SMOOTH_BELOW
 
 
 def _likeness(thumbs: Thumbs, pairs: Pairs, mirrored: bool) -> NDArray[np.float32]:
-    """The fine correlation of each pair, -1 where the coarse one is too small."""
+    """The fine correlation of each pair, -1 where the coarse one is too small. Smooth pictures, such as gradients, have nothing fine, and are
+    alike where their pixels are.
+    """
     result = np.zeros(len(pairs), np.float32)
     for start in range(0, len(pairs), _ROWS):
         first, second = thumbs[pairs[start : start + _ROWS, 0]], thumbs[pairs[start : start + _ROWS, 1]]
         first = first[:, :, ::-1] if mirrored else first
         coarse = (_coarse(first, False) * _coarse(second, False)).sum(1)
-        fine = (_fine(first) * _fine(second)).sum(1)
+        (one, is_smooth), (other, too) = _fine(first), _fine(second)
+        apart = np.abs(first.astype(np.float32) - second).mean((1, 2, 3))
+        fine = np.where(is_smooth | too, np.where(is_smooth & too, 1 - apart / _LEVELS, -1), (one * other).sum(1))
         result[start : start + _ROWS] = np.where(coarse >= COARSE, fine, -1)
     return result
 
