@@ -18,11 +18,12 @@ from vitcli.text import visible
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where HOME is read-only, it says where its fonts go
+
 BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#777777"  # of Okabe and Ito's palette, told apart without colour vision
 
 
 def new_figure(width: float, height: float) -> Figure:
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where HOME is read-only, it says where its fonts go
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=120, layout="constrained")

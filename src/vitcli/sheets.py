@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from vitcli.text import visible
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont
+
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where HOME is read-only, it says where its fonts go
 
 SIDE = 128
 """Pixels of a picture's longer side."""

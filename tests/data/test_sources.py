@@ -462,7 +462,7 @@ def test_a_split_without_any_label_is_not_held_out(tmp_path: Path, missing: int 
     assert source.held_out_split == "validation"
 
 
-@pytest.mark.parametrize("values", [[[0], [1, 2], [0]], [0.5, 1.5, 0.5], [{"a": 1}, {"a": 2}, {"a": 1}]])
+@pytest.mark.parametrize("values", [[[0.5], [1.5, 2.0], [0.5]], [0.5, 1.5, 0.5], [{"a": 1}, {"a": 2}, {"a": 1}]])
 def test_labels_that_are_no_classes_are_an_error(tmp_path: Path, values: list[Any]) -> None:
     write_parquet(tmp_path / "train.parquet", {"label": values}, typed=False)
     with pytest.raises(DataError, match="label"):

@@ -39,9 +39,12 @@ class Table:
         self.done = self.errors = 0
         own = {"made by": _MARK} | {k: v for k, v in about.items() if k != "checkpoint"} | {"columns": columns}
         self.lock = self._entered()
+        self.parts: dict[Path, None] = {}
         try:
             self._begin(json.loads(as_json(own)), force)
-        except BaseException:
+        except BaseException as error:
+            if not isinstance(error, UsageError) and not any(self.folder.glob("part-*")):
+                self._remove_own()
             self.lock.close()
             raise
 
@@ -49,7 +52,16 @@ class Table:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if not self.parts:  # nothing was saved, and nothing stays
+            self._remove_own()
         self.lock.close()
+
+    def _remove_own(self) -> None:
+        with contextlib.suppress(OSError):
+            files.remove_leftovers(self.folder)
+            for path in (*self.parts, self.folder / _ABOUT, self.folder / _LOCK):
+                path.unlink(missing_ok=True)
+            self.folder.rmdir()
 
     def _entered(self) -> IO[str]:
         """The folder's lock, which ends with the process. Nothing is written into a folder that is not a table's."""
@@ -150,10 +162,7 @@ class Table:
         self.flush()
         size = sum(part.stat().st_size for part in self.parts)
         files.write_file(self.out, self._join, size)
-        for path in (*self.parts, self.folder / _ABOUT, self.folder / _LOCK):
-            path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self.folder.rmdir()
+        self._remove_own()
 
     # --- by format ---
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vitcli.classes import Class, match
 from vitcli.config import Config
+from vitcli.config_values import shown
 from vitcli.data.batch import Batch
 from vitcli.data.split import Split
 from vitcli.errors import UsageError
@@ -152,7 +153,7 @@ def weights_of(asked: str, classes: Sequence[Class], images: NDArray[np.int64]) 
             fault = (
                 f"has no weight for {missing!r}" if missing is not None else f"names {wrong!r}, no class of the data"
             )
-            raise UsageError(f"train.class_weights: {asked} {fault}", "it gives each class one weight")
+            raise UsageError(f"train.class_weights: {shown(asked)} {fault}", "it gives each class one weight")
         weights = np.array([values[i] for i in range(len(classes))])
     total = float((weights * images).sum())
     return (weights * (images.sum() / total if total > 0 else 1.0)).astype(np.float32)
@@ -175,7 +176,7 @@ def read_weights(path: Path) -> dict[str, float]:
         return found
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
-            f"train.class_weights: cannot read {path}: {str(error)[:200]}",
+            f"train.class_weights: cannot read {shown(str(path))}: {getattr(error, 'strerror', None) or str(error)[:200]}",
             "balanced, or a file: a JSON object, or a class, a tab and its weight a line",
         ) from None
 
