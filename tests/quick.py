@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,7 +99,10 @@ def answer(asked: socket.socket) -> None:
 @contextlib.contextmanager
 def quick_vit(folder: Path) -> Iterator[Path]:
     """A folder for PATH with such a `vit`."""
-    address = str(folder / "socket")
+    short = tempfile.mkdtemp(
+        prefix="vit-", dir="/tmp" if Path("/tmp").is_dir() else None
+    )  # a socket's name has 100 letters
+    address = str(Path(short) / "socket")
     server = subprocess.Popen([sys.executable, __file__, address], stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None and server.stdout.readline() == "ready\n"
@@ -109,6 +114,7 @@ def quick_vit(folder: Path) -> Iterator[Path]:
     finally:
         server.kill()
         server.communicate()
+        shutil.rmtree(short, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -177,7 +177,7 @@ def test_addresses_are_read_and_patterns_and_folders_there_too(place: Path, tmp_
     assert scores == pytest.approx([row["score"] for row in same], abs=1e-6)
 
 
-# --- what a review found -----------------------------------------------------------------------------------
+# --- faults that were found -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("force", [False, True])

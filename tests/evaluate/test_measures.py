@@ -236,7 +236,7 @@ def test_a_thumbnail_fits_its_square_and_keeps_its_shape(width: int, height: int
     )
 
 
-# --- what a review found -----------------------------------------------------------------------------------
+# --- faults that were found -----------------------------------------------------------------------------------
 
 
 def test_files_are_checked_before_anything_is_computed(checkpoint: Path, class_folders: Path, in_process: Vit) -> None:

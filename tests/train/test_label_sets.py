@@ -269,7 +269,7 @@ def test_class_weights_stand_in_the_report_beside_balanced_top1(class_folders: P
         api.train("pretrain", data=str(class_folders), steps=1, overrides={"train.class_weights": "nowhere.tsv"})
 
 
-# --- what a review found -----------------------------------------------------------------------------------
+# --- faults that were found -----------------------------------------------------------------------------------
 
 
 def parquet_of(folder: Path, **splits: pa.Array) -> Path:

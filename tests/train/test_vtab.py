@@ -220,7 +220,7 @@ def test_an_entry_that_is_none_is_refused_by_its_field(
         open_source(data)
 
 
-# --- what a review found -----------------------------------------------------------------------------------
+# --- faults that were found -----------------------------------------------------------------------------------
 
 
 def test_class_folders_are_not_cut_class_by_class(tmp_path: Path) -> None:
