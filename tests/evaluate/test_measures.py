@@ -282,3 +282,12 @@ def test_numbers_are_imagenets_only_where_all_classes_are(class_folders: Path, t
     found = planned.measure()
     assert planned.real is not None and planned.real.warnings == ()
     assert planned.real.score(found.positions, found.top[:, 0])["real"] == found.metrics["top1"]
+
+
+def test_a_table_s_ending_is_taken_as_it_is_written(checkpoint: Path, class_folders: Path, in_process: Vit) -> None:
+    given = ["eval", checkpoint, "--data", class_folders]
+    assert in_process(*given, "--predictions", "p.CSV").code == 2
+    assert in_process(*given, "--calibrate", "c.SAFETENSORS").code == 2
+    assert in_process("predict", checkpoint, class_folders, "--out", "p.Parquet").code == 2
+    assert list(Path().iterdir()) == []
+    assert in_process(*given, "--confusion", "c.PNG").code == 0

@@ -159,14 +159,16 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{last:02}" if hours else f"{minutes}:{last:02}"
 
 
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f} %"
+
+
 def score_text(scores: dict[str, Any]) -> str:
     """Top-1 of a classifier, mean average precision where labels are sets; of another objective's scores every number."""
     if "map" in scores:
-        precision = "–" if scores["map"] is None else f"{100 * scores['map']:.2f} %"
-        return f"mAP {precision} on {scores['n']:,} images of {scores['split']}"
+        return f"mAP {percent(scores['map'])} on {scores['n']:,} images of {scores['split']}"
     if "top1" in scores:
-        top1 = "–" if scores["top1"] is None else f"{100 * scores['top1']:.2f} %"
-        return f"top-1 {top1} on {scores['n']:,} images of {scores['split']}"
+        return f"top-1 {percent(scores['top1'])} on {scores['n']:,} images of {scores['split']}"
     return ", ".join(f"{name} {value:.4g}" for name, value in scores.items() if isinstance(value, (int, float)))
 
 

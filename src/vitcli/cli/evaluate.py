@@ -99,10 +99,10 @@ Worst = Annotated[
 ]
 _SHOWN_CLASSES = 20
 _ENDINGS = {
-    "--predictions": (".parquet", ".csv", ".jsonl"),
+    "--predictions": options.TABLES,
     "--calibrate": (".safetensors",),
-    "--confusion": (".png", ".svg"),
-    "--reliability": (".png", ".svg"),
+    "--confusion": options.PICTURES,
+    "--reliability": options.PICTURES,
     "--worst": options.PNG,
 }
 
@@ -148,13 +148,11 @@ def eval_(
     from vitcli import api
 
     with reporting(quiet) as reporter:
-        plans = [
-            api.plan_evaluation(
-                checkpoint, data, split, img_size=size, labels=labels, classes=classes, real=real, device=device,
-                precision=precision, overrides=overrides, progress=reporter.progress,
-            )
-            for size in sizes
-        ]  # fmt: skip
+        first = api.plan_evaluation(
+            checkpoint, data, split, img_size=sizes[0], labels=labels, classes=classes, real=real, device=device,
+            precision=precision, overrides=overrides, progress=reporter.progress,
+        )  # fmt: skip
+    plans = [first, *(first.at(size) for size in sizes[1:] if size)]
     if announced(plans[0], json=json, quiet=quiet, dry_run=dry_run):
         return
     if plans[0].split.sets is not None:
@@ -228,13 +226,13 @@ def _check_sets(written: dict[str, Path | None]) -> None:
 def _text_of_sets(tree: dict[str, Any]) -> list[str]:
     lines = [
         f"split       {tree['split']}, {tree['n']:,} images",
-        f"mAP         {_percent(tree['map'])} (mean average precision of the classes)",
-        f"top-1       {_percent(tree['top1'])} (the best class is one of the image's)",
+        f"mAP         {console.percent(tree['map'])} (mean average precision of the classes)",
+        f"top-1       {console.percent(tree['top1'])} (the best class is one of the image's)",
     ]
     lines += [f"loss        {tree['loss']:.4f} nats"] if tree["loss"] is not None else []
     seen = sorted((c for c in tree["classes"] if c["n"]), key=lambda c: c["ap"])[:_SHOWN_CLASSES]
     width = max((len(c["name"]) for c in seen), default=0)
-    return lines + [f"  {c['name']:<{width}}  {_percent(c['ap']):>8}  of {c['n']:,}" for c in seen]
+    return lines + [f"  {c['name']:<{width}}  {console.percent(c['ap']):>8}  of {c['n']:,}" for c in seen]
 
 
 def _title(planned: EvaluationPlan, tree: dict[str, Any]) -> str:
@@ -243,43 +241,39 @@ def _title(planned: EvaluationPlan, tree: dict[str, Any]) -> str:
     return f"{planned.description.model.name} on {planned.source.name} {tree['split']}, {tree['n']:,} images{top1}"
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.2f} %"
-
-
 def _text_of_sizes(rows: list[dict[str, Any]]) -> list[str]:
     key, name = ("map", "mAP") if "map" in rows[0] else ("top1", "top-1")
     lines = [f"{'size':<11} {name:>8} {'loss':>8} {'images/s':>9}"]
     for row in rows:
         size = f"{row['img_size'][0]} x {row['img_size'][1]}"
         loss = "–" if row["loss"] is None else f"{row['loss']:.4f}"
-        lines.append(f"{size:<11} {_percent(row[key]):>8} {loss:>8} {row['images_per_second']:>9,.0f}")
+        lines.append(f"{size:<11} {console.percent(row[key]):>8} {loss:>8} {row['images_per_second']:>9,.0f}")
     return lines
 
 
 def _text(tree: dict[str, Any]) -> list[str]:
-    lines = [f"split       {tree['split']}, {tree['n']:,} images", f"top-1       {_percent(tree['top1'])}"]
+    lines = [f"split       {tree['split']}, {tree['n']:,} images", f"top-1       {console.percent(tree['top1'])}"]
     if tree["top5"] is not None:
-        lines.append(f"top-5       {_percent(tree['top5'])}")
+        lines.append(f"top-5       {console.percent(tree['top5'])}")
     if "real" in tree:
-        lines.append(f"ReaL        {_percent(tree['real'])} of {tree['real_n']:,} images")
+        lines.append(f"ReaL        {console.percent(tree['real'])} of {tree['real_n']:,} images")
     if tree["n"]:
         lines += [
-            f"balanced    {_percent(tree['balanced_top1'])} (mean of the classes)",
+            f"balanced    {console.percent(tree['balanced_top1'])} (mean of the classes)",
             f"loss        {tree['loss']:.4f} nats",
-            f"calibration {_percent(tree['ece'])} expected error",
+            f"calibration {console.percent(tree['ece'])} expected error",
             f"speed       {tree['images_per_second']:,.0f} images/s",
         ]
     if "calibration" in tree:
         fitted = tree["calibration"]
         lines.append(
             f"temperature {fitted['temperature']:.3f}, fitted on {fitted['fitted_on']:,} images; on the other {fitted['n']:,} the expected "
-            f"error goes from {_percent(fitted['ece_before'])} to {_percent(fitted['ece'])}"
+            f"error goes from {console.percent(fitted['ece_before'])} to {console.percent(fitted['ece'])}"
         )
     seen = [c for c in tree["classes"] if c["n"]]
     if len(seen) > _SHOWN_CLASSES:
         seen = sorted(seen, key=lambda c: c["top1"])[:_SHOWN_CLASSES]
         lines.append(f"the {_SHOWN_CLASSES} classes with the lowest top-1:")
     width = max((len(c["name"]) for c in seen), default=0)
-    lines += [f"  {c['name']:<{width}}  {_percent(c['top1']):>8}  of {c['n']:,}" for c in seen]
+    lines += [f"  {c['name']:<{width}}  {console.percent(c['top1']):>8}  of {c['n']:,}" for c in seen]
     return lines

@@ -202,15 +202,16 @@ def of_a_run(parameters: dict[str, Any]) -> Overrides:
 
 
 def check_written(written: dict[str, Path | None], force: bool, endings: dict[str, tuple[str, ...]]) -> None:
-    """The files that options name, before any work: `endings` are those that an option takes. Raises UsageError, also for a file that two
-    name, or ResourceError.
+    """The files that options name, before any work: `endings` are those that an option takes, a picture's in any case. Raises UsageError,
+    also for a file that two name, or ResourceError.
     """
     seen: dict[Path, str] = {}
     for option, path in written.items():
         if path is None:
             continue
         known = endings.get(option)
-        if known is not None and path.suffix.lower() not in known:
+        ending = path.suffix.lower() if path.suffix.lower() in PICTURES else path.suffix
+        if known is not None and ending not in known:
             raise UsageError(f"{option} {path}: unknown ending {path.suffix!r}", f"known: {', '.join(known)}")
         other = seen.setdefault(path.absolute(), option)
         if other != option:
@@ -218,7 +219,7 @@ def check_written(written: dict[str, Path | None], force: bool, endings: dict[st
         files.check_out(path, force)
 
 
-PNG = (".png",)
+PICTURES, PNG, TABLES = (".png", ".svg"), (".png",), (".parquet", ".csv", ".jsonl")
 
 
 def given(value: str, default: str) -> str | None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from vitcli import files
 from vitcli.cli import console, options
 from vitcli.cli.command import announce, reporting
 from vitcli.errors import Interrupted, Stopped, UsageError
@@ -99,15 +98,11 @@ def predict(
     command after a kill or a signal goes on where it was.
     """
     overrides = options.overrides(None, set_, eval__batch_size=batch_size, eval__top_k=top_k)
-    if out is not None:
-        files.check_out(out, force)
+    options.check_written({"--out": out}, force, {"--out": options.TABLES})
     if embedding and not json and (out is None or out.suffix == ".csv"):
         raise UsageError("--embedding: a line of text or of CSV holds no list", "add --json, or --out F.parquet")
     from vitcli import api
-    from vitcli.evaluate import report
 
-    if out is not None:
-        report.check_table(out, "--out")
     planned = api.plan_prediction(
         checkpoint, img_size=options.size(img_size), labels=labels, classes=classes, min_score=min_score, embedding=embedding,
         device=device, precision=precision, overrides=overrides,

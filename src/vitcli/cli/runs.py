@@ -48,7 +48,7 @@ def runs_(folder: Folder = "", json: options.Json = False) -> None:
 def _table(rows: list[dict[str, Any]]) -> list[str]:
     shown = [
         (
-            str(row["run"]), row["model"] or "?", Path(row["data"] or "?").name or "?", _percent(row["top1"]), row["status"],
+            str(row["run"]), row["model"] or "?", Path(row["data"] or "?").name or "?", console.percent(row["top1"]), row["status"],
             (row["time"] or "")[:16].replace("T", " "), _bytes(row["bytes"]),
         )
         for row in rows
@@ -65,10 +65,6 @@ def _aligned(rows: list[tuple[str, ...]], right: set[int]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.2f} %"
 
 
 def _bytes(count: int) -> str:
@@ -160,7 +156,7 @@ def _compared(rows: list[dict[str, Any]]) -> list[str]:
     shown = [
         (
             row["run"], row["model"], number(row["params"], ",.0f"), number(row["train_flops"], ".3g"),
-            number(row["images_seen"], ",.0f"), number(row["seconds"], ",.0f"), _percent(row["top1"]), "*" if row["on_front"] else "",
+            number(row["images_seen"], ",.0f"), number(row["seconds"], ",.0f"), console.percent(row["top1"]), "*" if row["on_front"] else "",
         )
         for row in rows
     ]  # fmt: skip

@@ -242,12 +242,17 @@ def _classes(tables: Mapping[str, datasets.Dataset], column: str) -> tuple[tuple
     features = [table.info.features.get(column) for table in tables.values()]
     named = next((f.names for f in features if isinstance(f, datasets.ClassLabel)), None)
     values = [{v for v in _values(table, column) if not isinstance(v, _Stray)} for table in tables.values()]
-    known = _ordered(values[0]) if named is None else [str(n) for n in named]
+    return _named(named, values)
+
+
+def _named(names: Sequence[Any] | None, values: Sequence[set[Any]]) -> tuple[tuple[Class, ...], dict[Any, int]]:
+    """The classes and the index of each value, of a table's `names` or of the values of each split, the training images' first."""
+    known = _ordered(values[0]) if names is None else [str(n) for n in names]
     others = set().union(*values) - set(known)
     spelled: dict[Any, Any] = spelled_as(
         sorted(v for v in others if isinstance(v, str)), [v for v in known if isinstance(v, str)]
     )
-    if named is None:
+    if names is None:
         known = _ordered({*known, *(spelled.get(v, v) for v in others)})
     index = {v: i for i, v in enumerate(known)}
     index |= {v: index[spelled[v]] for v in others if spelled.get(v) in index}
@@ -332,19 +337,11 @@ def _classes_of_sets(tables: Mapping[str, datasets.Dataset], column: str) -> tup
     kinds = {type(v) for part in values for v in part}
     if len(kinds) > 1:
         raise DataError(f"column {column!r} holds text and integers", "write all labels as text, or all as integers")
-    known = _ordered(values[0]) if named is None else [str(n) for n in named]
-    others = set().union(*values) - set(known)
-    texts = [v for v in known if isinstance(v, str)]
-    spelled: dict[Any, Any] = spelled_as(sorted(v for v in others if isinstance(v, str)), texts)
-    if named is None:
-        known = _ordered({*known, *(spelled.get(v, v) for v in others)})
-    if not known:
+    if not named and not any(values):
         raise DataError(
             f"column {column!r} names no class in any row", 'a label is a list of classes, such as ["cat", "dog"]'
         )
-    index = {v: i for i, v in enumerate(known)}
-    index |= {v: index[spelled[v]] for v in others if spelled.get(v) in index}
-    return tuple(Class(str(v)) for v in known), index
+    return _named(named, values)
 
 
 def _sets(table: datasets.Dataset, column: str, index: dict[Any, int], where: str) -> NDArray[np.bool_] | None:

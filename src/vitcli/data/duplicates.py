@@ -106,9 +106,8 @@ def _coarse(thumbs: Thumbs, mirrored: bool) -> Float[np.ndarray, "images numbers
     thumbs = thumbs[:, :, ::-1] if mirrored else thumbs
     half = SIDE // 2
     blocks = thumbs.reshape(len(thumbs), half, 2, half, 2, 3).mean((2, 4), dtype=np.float32) @ _OPPONENT
-    blocks[..., 0] -= blocks[..., 0].mean(
-        (1, 2), keepdims=True
-    )  # how bright an image is does not count, its colour does
+    # how bright an image is does not count, its colour does
+    blocks[..., 0] -= blocks[..., 0].mean((1, 2), keepdims=True)
     return _unit(blocks.reshape(len(thumbs), -1))
 
 

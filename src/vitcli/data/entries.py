@@ -169,8 +169,8 @@ def open_entry(text: str, config: DataConfig) -> Source:
     return source_of(entries, name, config)
 
 
-def source_of(entries: Entries, name: str, config: DataConfig) -> Source:
-    """An entry as data with the splits train and test. Raises Absent, or DataError."""
+def folder_of(entries: Entries, name: str) -> Path:
+    """Where the data of an entry lie. Raises Absent, or DataError for a path that leads out of the root."""
     entry = entries.by_name[name]
     inner = files.inside(str(entries.root), entry.path or entry.name)
     if not inner:
@@ -181,7 +181,13 @@ def source_of(entries: Entries, name: str, config: DataConfig) -> Source:
     folder = Path(inner)
     if not folder.is_dir():
         raise Absent(f"no folder {folder}", f"the data of {name} lie there, or elsewhere below another root")
-    base = _base(entry, folder, config)
+    return folder
+
+
+def source_of(entries: Entries, name: str, config: DataConfig) -> Source:
+    """An entry as data with the splits train and test. Raises Absent, or DataError."""
+    entry = entries.by_name[name]
+    base = _base(entry, folder_of(entries, name), config)
     train, val = _slice(base, entry.train), _slice(base, entry.val) if entry.val else None
     test = _slice(base, entry.test)
     if any(entries.examples):

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -44,10 +45,14 @@ class Inspection:
         whole = self.sizes[:, 0] > 0
         return [self.position[(self.split == i) & whole] for i in range(len(self.splits))]
 
+    @cached_property
+    def _paths(self) -> list[list[str | None]]:
+        return [split.paths(np.arange(len(split))) for split in self.splits]
+
     def row(self, index: int) -> dict[str, Any]:
         """Where an image is: `split`, `row` of its table, `part`, `path` where it has one."""
         split, position = self.splits[self.split[index]], int(self.position[index])
-        path = split.paths(np.array([position]))[0]
+        path = self._paths[self.split[index]][position]
         found: dict[str, Any] = {"split": split.name, "row": int(split.rows[position]), "part": str(self.part[index])}
         return found | ({"path": path} if path else {})
 

@@ -313,6 +313,13 @@ def by_class(labels: Labels, purpose: str) -> Rows:
     return order[np.argsort(labels[order], kind="stable")]
 
 
+def folds_of(labels: Labels, count: int, purpose: str) -> Rows:
+    """The fold of each label, 0..count-1, in which every class has its share to within one image."""
+    fold = np.empty(len(labels), np.int64)
+    fold[by_class(labels, purpose)] = np.arange(len(labels)) % count
+    return fold
+
+
 def stratified(labels: Labels, count: int, purpose: str) -> Rows:
     """`count` positions, in order, in which every class has its share to within one image."""
     places = (np.arange(count) + 0.5) * len(labels) / count

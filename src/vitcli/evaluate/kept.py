@@ -49,7 +49,22 @@ class Embedded:
 
 def embedded(inference: Inference, split: Split, keep: bool) -> Embedded:
     """The features of a split, computed now or, with `keep`, by an earlier command. Raises DataError."""
-    place = files.cache_home() / "features" / f"{_key(inference, split)}.npz" if keep else None
+    (found,) = embedded_parts(inference, [split], keep)
+    return found
+
+
+def embedded_parts(inference: Inference, splits: Sequence[Split], keep: bool) -> list[Embedded]:
+    """As `embedded`, of several splits by the same weights. Raises DataError."""
+    start = _of_model(inference) if keep else None
+    return [_embedded(inference, split, start) for split in splits]
+
+
+def _embedded(inference: Inference, split: Split, start: hashlib._Hash | None) -> Embedded:
+    place = None
+    if start is not None:
+        digest = start.copy()
+        digest.update(split.digests(inference.progress).tobytes())
+        place = files.cache_home() / "features" / f"{digest.hexdigest()[:32]}.npz"
     found = _read(place) if place is not None else None
     if found is None:
         values, positions = embeddings_of(inference, split)
@@ -59,8 +74,8 @@ def embedded(inference: Inference, split: Split, keep: bool) -> Embedded:
     return Embedded(split, found[0].astype(np.float64), found[1])
 
 
-def _key(inference: Inference, split: Split) -> str:
-    """Of whatever features depend on: the weights, how images are prepared, the images, the arithmetic."""
+def _of_model(inference: Inference) -> hashlib._Hash:
+    """Of whatever features depend on beside the images: the weights, how images are prepared, the arithmetic."""
     view, how, machine = inference.view, inference.preprocessing, inference.machine
     text = [
         _FORMAT,
@@ -76,8 +91,7 @@ def _key(inference: Inference, split: Split) -> str:
     for name, tensor in sorted(inference.model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    digest.update(split.digests(inference.progress).tobytes())
-    return digest.hexdigest()[:32]
+    return digest
 
 
 def _read(place: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:

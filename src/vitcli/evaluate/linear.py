@@ -25,7 +25,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitcli.data.split import by_class
+from vitcli.data.split import folds_of
 from vitcli.errors import DataError
 from vitcli.evaluate.features import Features
 
@@ -53,14 +53,13 @@ class Probe:
     tried: tuple[dict[str, float | str], ...]
     solver: Solver = "softmax"
 
-    def predicted(self, features: Features) -> NDArray[np.int64]:
-        """The class of each image."""
-        logits = features.values @ self.weight.double().numpy().T + self.bias.double().numpy()
-        return np.asarray(logits.argmax(1))
+    def logits(self, features: Features) -> NDArray[np.float64]:
+        """`[images, classes]`."""
+        return np.asarray(features.values @ self.weight.double().numpy().T + self.bias.double().numpy())
 
     def right_on(self, features: Features) -> NDArray[np.bool_]:
         """Which of these images it classifies rightly."""
-        return np.asarray(self.predicted(features) == features.targets)
+        return np.asarray(self.logits(features).argmax(1) == features.targets)
 
     def top1_on(self, features: Features) -> float:
         """Part of these images that it classifies rightly."""
@@ -78,8 +77,7 @@ def linear_probe(
     """
     if len(np.unique(features.targets)) < 2:
         raise DataError("the images for the linear probe are all of one class", "a classifier needs two")
-    fold = np.empty(len(features), np.int64)
-    fold[by_class(features.targets, "folds")] = np.arange(len(features)) % _FOLDS
+    fold = folds_of(features.targets, _FOLDS, "folds")
     tested = range(1 if len(features) > _ONE_FOLD_ABOVE else min(_FOLDS, len(features)))
     standard = _Standard(features)
     spaces, whole = _folds(standard, [fold == f for f in tested], balanced)

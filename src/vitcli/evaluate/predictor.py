@@ -84,7 +84,8 @@ def _answers(inference: Inference, images: torch.Tensor, classes: Sequence[Class
     """What is said of each image, apart from its path."""
     features = inference.features(images) if wanted.embedding else None
     logits = (inference.logits(images) if features is None else inference.logits_of_features(images, features)).cpu()
-    top = ranked(logits, inference.preprocessing.top_k)
+    order = ranked(logits, len(classes))
+    top = order[:, : inference.preprocessing.top_k]
     all_chances = inference.chances(logits)
     chances = all_chances.gather(1, top)
     embeddings = [] if features is None else features.cpu().tolist()
@@ -93,9 +94,8 @@ def _answers(inference: Inference, images: torch.Tensor, classes: Sequence[Class
         first = topk[0] if scores[0] >= wanted.min_score else {"label": None, "score": scores[0]}
         row = {**first, "topk": topk}
         if wanted.sets:
-            order = ranked(logits[index : index + 1], len(classes))[0].tolist()
-            reached = [(i, float(all_chances[index, i])) for i in order if all_chances[index, i] >= wanted.min_score]
-            row["labels"] = [_named(classes[i]) | {"score": score} for i, score in reached]
+            reached = [(i, float(all_chances[index, i])) for i in order[index].tolist()]
+            row["labels"] = [_named(classes[i]) | {"score": s} for i, s in reached if s >= wanted.min_score]
         yield row | ({"embedding": embeddings[index]} if features is not None else {})
 
 

@@ -13,7 +13,7 @@ from vitcli.data.split import Source, Split, also_trained, fraction_of
 from vitcli.errors import DataError, UsageError, did_you_mean
 from vitcli.evaluate.features import Features, thinned
 from vitcli.evaluate.fewshot import fewshot
-from vitcli.evaluate.kept import check_file, embedded, write_features
+from vitcli.evaluate.kept import check_file, embedded_parts, write_features
 from vitcli.evaluate.linear import SOLVERS, linear_probe
 from vitcli.evaluate.nearest import knn
 from vitcli.evaluate.subject import Subject, asked_machine, chosen_data, size_for
@@ -68,10 +68,8 @@ class ProbePlan(Subject):
         """The fields of `vit probe --json`. Raises CheckpointError, DataError or ResourceError."""
         features = self.features
         inference = self.inference(progress)
-        parts = [
-            embedded(inference, part, self.settings.cache)
-            for part in (thinned(self.train, self.settings.images), self.held_out)
-        ]
+        splits = [thinned(self.train, self.settings.images), self.held_out]
+        parts = embedded_parts(inference, splits, self.settings.cache)
         if features is not None:
             about = (
                 self.as_json() | {"grid": list(replace(self.description.vit, img_size=self.img_size).grid)}

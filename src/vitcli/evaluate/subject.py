@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from vitcli.classes import Class
 from vitcli.config import DataConfig, RunConfig, Size, parse_value
@@ -41,6 +41,10 @@ class Subject:
             "model": self.description.model.name,
             "img_size": list(self.img_size),
         }
+
+    def at(self, img_size: Size) -> Self:
+        """The same at another image size. Raises UsageError for one that the model cannot take."""
+        return replace(self, img_size=size_for(self.description, img_size))
 
     def inference(self, progress: Progress = silent) -> Inference:
         """With the weights loaded. Raises CheckpointError."""

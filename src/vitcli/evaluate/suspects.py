@@ -14,11 +14,11 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from vitcli.config import Overrides
-from vitcli.data.split import Source, by_class
+from vitcli.data.split import Source, folds_of
 from vitcli.errors import DataError
 from vitcli.evaluate.calibration import fitted_temperature
 from vitcli.evaluate.features import Features
-from vitcli.evaluate.kept import embedded
+from vitcli.evaluate.kept import embedded_parts
 from vitcli.evaluate.linear import linear_probe
 from vitcli.evaluate.subject import Subject, asked_machine, size_for
 from vitcli.progress import Progress, silent
@@ -41,13 +41,12 @@ class Suspect:
 
 def held_out_chances(features: Features, classes: int) -> Float[np.ndarray, "images classes"]:
     """The probability of each class by a linear probe of the other four fifths of the images, at the temperature that suits them all."""
-    fold = np.empty(len(features), np.int64)
-    fold[by_class(features.targets, "suspects")] = np.arange(len(features)) % _FOLDS
+    fold = folds_of(features.targets, _FOLDS, "suspects")
     logits = np.zeros((len(features), classes))
     for index in range(_FOLDS):
-        rest, here = features.rows(fold != index), fold == index
-        probe = linear_probe(rest, classes, solvers=("closed",))
-        logits[here] = features.values[here] @ probe.weight.double().numpy().T + probe.bias.double().numpy()
+        here = fold == index
+        probe = linear_probe(features.rows(~here), classes, solvers=("closed",))
+        logits[here] = probe.logits(features.rows(here))
     found = torch.from_numpy(logits)
     return (found / fitted_temperature(found, torch.from_numpy(features.targets))).softmax(1).numpy()
 
@@ -95,12 +94,16 @@ def suspects_of(
     if not labelled:
         raise DataError(f"{source.id} has no labels", "labels are compared with predictions")
     inference = subject.inference(progress)
-    parts = [(i, embedded(inference, split, keep=True)) for i, split in labelled]
-    features = parts[0][1].features
-    for _, part in parts[1:]:
+    parts = embedded_parts(inference, [split for _, split in labelled], keep=True)
+    features = parts[0].features
+    for part in parts[1:]:
         features = features.and_(part.features)
     chances = held_out_chances(features, len(source.classes))
-    where = [(i, int(readable[i][position])) for i, part in parts for position in part.positions]
+    where = [
+        (i, int(readable[i][position]))
+        for (i, _), part in zip(labelled, parts, strict=True)
+        for position in part.positions
+    ]
     found = []
     for index in suspects_among(features.targets, chances):
         label, row = int(features.targets[index]), chances[index]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitcli.config import Config, Overrides, Size, apply, parse_set
-from vitcli.data.entries import Absent, Entries, source_of
+from vitcli.data.entries import Absent, Entries, folder_of
 from vitcli.errors import UsageError, VitError, did_you_mean
 from vitcli.evaluate.probe import METHODS, plan_probe
 from vitcli.progress import Progress, silent
@@ -41,7 +41,7 @@ class Suite:
         """Raises UsageError for a method or a task that there is not."""
         if self.method not in (FINETUNE, *METHODS):
             raise UsageError(f"unknown method {self.method!r}", did_you_mean(self.method, [FINETUNE, *METHODS]))
-        several = next((key for key in _ONE_NUMBER if len(self.overrides.get(key, "1")) > 1), None)
+        several = next((key for key in _ONE_NUMBER if len(self.overrides.get(key, ())) > 1), None)
         if several is not None:
             raise UsageError(f"{several} has several values", "a table has one score a task: give one")
         wrong = next((task for task in self.tasks if task not in self.entries.by_name), None)
@@ -61,7 +61,7 @@ def run_suite(
         entry = suite.entries.by_name[task]
         row: dict[str, Any] = {"task": task, "group": entry.group, "top1": None, "n": None}
         try:
-            source_of(suite.entries, task, Config().data)
+            folder_of(suite.entries, task)
             say(f"{task}: {suite.method}")
             row |= _finetuned(suite, task, log()) if suite.method == FINETUNE else _probed(suite, task, progress)
         except Absent as error:
