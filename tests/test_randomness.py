@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from vitcli.randomness import generator, permutation, uniforms
+from vitcli import randomness
+from vitcli.randomness import generator, permutation, step_uniforms
+
+Rows = NDArray[np.int64]
+
+
+def uniforms(seed: int, purpose: str, epochs: Rows, samples: Rows, count: int) -> NDArray[np.float64]:
+    tensors = (torch.from_numpy(numbers) for numbers in (epochs, samples))
+    return randomness.uniforms(seed, purpose, *tensors, count).numpy()
+
 
 SEEDS = st.integers(0, 2**63 - 1)
 
@@ -109,3 +121,50 @@ def test_numbers_are_pinned() -> None:
 
 PINNED = [[0.23370810887847404, 0.5548371173695313], [0.2167329084517423, 0.8414987508822135]]
 PINNED_ORDER = [3, 0, 5, 7, 1, 4, 2, 6]
+
+
+# --- on the device -------------------------------------------------------------------------------------------
+
+
+def splitmix(seed: int, purpose: str, epochs: Rows, samples: Rows, count: int) -> NDArray[np.float64]:
+    """The numbers by numpy's unsigned integers."""
+    golden = np.uint64(0x9E3779B97F4A7C15)
+
+    def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+    with np.errstate(over="ignore"):
+        key = mix(np.array([seed], np.uint64) * golden + np.uint64(zlib.crc32(purpose.encode())))
+        row = mix(mix(key + samples.astype(np.uint64) * golden) ^ (epochs.astype(np.uint64) + golden))
+        bits = mix(row[:, None] + np.arange(1, count + 1, dtype=np.uint64) * golden)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31, 2**62 + 12345, 2**63 - 1])
+def test_a_million_addresses_have_the_numbers_of_numpy_on_every_device(seed: int) -> None:
+    random = np.random.default_rng(seed % 2**32)
+    epochs, samples = random.integers(0, 2**40, 250_000), random.integers(0, 2**62, 250_000)
+    expected = splitmix(seed, "geometry-1", epochs, samples, 4)
+    for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
+        tensors = (torch.from_numpy(numbers).to(device) for numbers in (epochs, samples))
+        found = randomness.uniforms(seed, "geometry-1", *tensors, 4)
+        assert found.device.type == device and np.array_equal(found.cpu().numpy(), expected)
+
+
+def test_a_step_draws_by_its_number_whether_it_is_known_to_the_host_or_a_tensor() -> None:
+    for step in (0, 7, 10**9):
+        known = step_uniforms(3, "drop-path", step, 5, 4)
+        assert torch.equal(known, step_uniforms(3, "drop-path", torch.tensor(step), 5, 4))
+        assert np.array_equal(known.numpy(), splitmix(3, "drop-path", np.full(5, step), np.arange(5), 4))
+        assert torch.equal(step_uniforms(3, "drop-path", step, 3, 4), known[:3]), "images of the batch do not matter"
+    assert not torch.isclose(step_uniforms(3, "drop-path", 7, 5, 4), step_uniforms(3, "drop-path", 8, 5, 4)).any()
+
+
+def test_numbers_are_the_same_within_a_compiled_graph() -> None:
+    epochs, samples = torch.arange(40), torch.arange(40) * 7919
+    compiled = torch.compile(
+        lambda e, s: randomness.uniforms(2**63 - 1, "crop", e, s, 9), fullgraph=True, backend="aot_eager"
+    )
+    assert torch.equal(compiled(epochs, samples), randomness.uniforms(2**63 - 1, "crop", epochs, samples, 9))

@@ -226,7 +226,20 @@ class RunConfig:
         "keep a block's input alone for the backward pass and compute the block again: a third slower, less memory, the same result",
         compared=False,
     )
-    compile: bool = key(False, "torch.compile: a minute or more at the start, and no faster on the CPUs measured")
+    compile: bool | None = key(
+        None,
+        "torch.compile: half a minute or more at the start, and no faster on the CPUs measured; empty: on a GPU, where the run is long "
+        "enough for it to pay",
+        compared=False,
+    )
+    replay: bool | None = key(
+        None,
+        "an update as one CUDA graph; empty: on a GPU, where launching its operations takes longer than half of it",
+        compared=False,
+    )
+    deterministic: bool = key(
+        False, "on a GPU, equal commands give equal bits: slower kernels, and nothing is chosen by a clock"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,13 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 
+from vitcli import host
 from vitcli.config import RunConfig
 from vitcli.config_values import check_bounds
 from vitcli.errors import ResourceError
@@ -35,21 +36,38 @@ class Machine:
     device: torch.device
     bf16: bool
     threads: int
+    _: KW_ONLY
     attention: AttentionPath | None = None  # None: the fastest for device and length
-    compile: bool = False
+    compile: bool | None = False  # None: where a run is long enough for it to pay
     tf32: bool = False
+    replay: bool | None = False  # of a recorded update; None: where launching takes longer than computing
 
     @property
     def precision(self) -> Precision:
         return "bf16" if self.bf16 else "tf32" if self.tf32 else "fp32"
 
-    def at(self, precision: str, threads: int) -> Machine:
-        """The same machine set to another precision and number of threads, as a saved run's. One that it lacks stays."""
+    @property
+    def numbers(self) -> torch.device:
+        """Where random numbers are made."""
+        return host.numbers_of(self.device)
+
+    def at(self, precision: str, threads: int, compile: bool | None = None, replay: bool | None = None) -> Machine:
+        """The same machine set to another precision, number of threads, compilation and replay, as a saved run's. A precision that it lacks
+        stays.
+        """
         if precision not in ("fp32", "tf32", "bf16") or (precision == "tf32" and not _has_tf32(self.device)):
             precision = self.precision
         torch.set_num_threads(threads)
         _set_tf32(precision == "tf32")
-        return replace(self, bf16=precision == "bf16", tf32=precision == "tf32", threads=threads)
+        compile, replay = self.compile if compile is None else compile, self.replay if replay is None else replay
+        return replace(
+            self,
+            bf16=precision == "bf16",
+            tf32=precision == "tf32",
+            threads=threads,
+            compile=compile,
+            replay=replay,
+        )
 
     def as_json(self, tokens: int) -> dict[str, Any]:
         return {
@@ -58,7 +76,8 @@ class Machine:
             "precision": self.precision,
             "threads": self.threads,
             "attention": self.attention or best_path(self.device.type, tokens),
-            "compile": self.compile,
+            "compile": bool(self.compile),
+            "replay": bool(self.replay),
             "torch": torch.__version__,
         }
 
@@ -73,11 +92,9 @@ class Machine:
             torch.mps.manual_seed(seed)
 
     def place(self, model: M) -> M:
-        """`model` on the device, with the attention path and, in place, the compilation that were asked for."""
+        """`model` on the device, with the attention path that was asked for."""
         model.to(self.device)
         model.use_attention(self.attention)
-        if self.compile:
-            model.compile()
         return model
 
 
@@ -96,9 +113,26 @@ def set_up(run: RunConfig) -> Machine:
     precision = _precision(run.precision, device)
     _set_tf32(precision == "tf32")
     attention: AttentionPath | None = None if run.attention == "auto" else run.attention
+    # what is left open is chosen where there is something to choose, and not by a clock where equal runs must have equal bits
+    left = None if device.type == "cuda" and not run.deterministic else False
+    if run.deterministic:
+        _be_deterministic()
     return Machine(
-        device, precision == "bf16", torch.get_num_threads(), attention, run.compile, tf32=precision == "tf32"
+        device,
+        precision == "bf16",
+        torch.get_num_threads(),
+        attention=attention,
+        compile=left if run.compile is None else run.compile,
+        tf32=precision == "tf32",
+        replay=left if run.replay is None else run.replay,
     )
+
+
+def _be_deterministic() -> None:
+    """Kernels that add in the same order every time, where CUDA has them."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
 
 
 def _precision(asked: str, device: torch.device) -> Precision:
@@ -185,6 +219,11 @@ def _has_bf16_units() -> bool:
     except OSError:
         return True
     return "flags" not in flags or "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a GPU says are free; 0 of other devices, where nothing is kept apart from the host's."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0
 
 
 def seconds_of(work: Callable[[], Any], device: torch.device) -> float:

@@ -34,8 +34,8 @@ def pictures(n: int, height: int = 24, width: int = 20, seed: int = 0) -> Tensor
 
 
 def draw_of(seed: int, ids: np.ndarray):
-    epochs = np.zeros(len(ids), np.int64)
-    return lambda purpose, count: uniforms(seed, purpose, epochs, ids, count)
+    epochs, samples = torch.zeros(len(ids), dtype=torch.long), torch.from_numpy(ids)
+    return lambda purpose, count: uniforms(seed, purpose, epochs, samples, count)
 
 
 def close(ours: Tensor, theirs: Tensor) -> None:
@@ -53,7 +53,7 @@ def close(ours: Tensor, theirs: Tensor) -> None:
 @settings(max_examples=25, deadline=None)
 def test_a_factor_is_torchvisions(which: int, function, strength: float, u: float, seed: int) -> None:
     images = pictures(2, seed=seed)
-    numbers = np.full((2, 4), u)
+    numbers = torch.full((2, 4), u, dtype=torch.float64)
     numbers[1] = 1 - u
     strengths = tuple(strength if i == which else 0.0 for i in range(4))
     ours = jitter_(images.clone(), strengths, numbers)
@@ -78,7 +78,7 @@ def test_a_hue_is_turned_as_colorsys_and_torchvision_turn_it(turn: float, seed: 
 
 
 def test_the_order_is_brightness_contrast_saturation_hue() -> None:
-    images, u = pictures(3), np.random.default_rng(1).random((3, 4))
+    images, u = pictures(3), torch.rand(3, 4, dtype=torch.float64)
     at_once = jitter_(images.clone(), (0.4, 0.3, 0.2, 0.1), u)
     one_by_one = images.clone()
     for i, strength in enumerate((0.4, 0.3, 0.2, 0.1)):
@@ -99,8 +99,8 @@ def test_gray_is_the_luma_and_solarization_starts_at_128() -> None:
 @settings(max_examples=25, deadline=None)
 def test_a_blur_is_torchvisions_with_a_deviation_that_follows_the_side(height: int, width: int, u: float) -> None:
     images = pictures(2, height, width)
-    sigmas = SIGMA[0] + (SIGMA[1] - SIGMA[0]) * np.array([u, 1 - u])
-    for image, ours, sigma in zip(images, blur(images, sigmas), sigmas, strict=True):
+    sigmas = SIGMA[0] + (SIGMA[1] - SIGMA[0]) * torch.tensor([u, 1 - u], dtype=torch.float64)
+    for image, ours, sigma in zip(images, blur(images, sigmas), sigmas.tolist(), strict=True):
         sizes = [2 * int(np.ceil(6 * side / 224)) + 1 for side in (width, height)]
         close(ours, reference.gaussian_blur(image / 255, sizes, [sigma * width / 224, sigma * height / 224]))
 
@@ -109,7 +109,7 @@ def test_a_blur_is_torchvisions_with_a_deviation_that_follows_the_side(height: i
 def test_small_sides_are_not_blurred(size: tuple[int, int]) -> None:
     images = pictures(2, *size)
     images[:] = images[:, :, :, :1]  # the same along the row
-    torch.testing.assert_close(blur(images, np.array([2.0, 2.0])), images)
+    torch.testing.assert_close(blur(images, torch.tensor([2.0, 2.0])), images)
 
 
 # --- which images --------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def test_three_does_exactly_one_of_three_to_each_image_and_jitters_after_it() ->
     for kind in (grays, solarized, blurred):
         assert float(kind.float().mean()) == pytest.approx(1 / 3, abs=0.03)
     sigmas = SIGMA[0] + (SIGMA[1] - SIGMA[0]) * draw("blur", 2)[:, 1]
-    assert torch.equal(changed[blurred], blur(images[blurred], sigmas[blurred.numpy()]))
+    assert torch.equal(changed[blurred], blur(images[blurred], sigmas[blurred]))
     jittered = photometric(images.clone(), AugmentConfig(three=True, jitter=(0.3, 0.3, 0.3, 0.0)), draw)
     assert torch.equal(jittered, jitter_(changed, (0.3, 0.3, 0.3, 0.0), draw("jitter", 5)[:, 1:]))
 
@@ -189,7 +189,7 @@ def test_three_does_exactly_one_of_three_to_each_image_and_jitters_after_it() ->
 @settings(max_examples=10, deadline=None)
 def test_views_differ_and_what_is_not_asked_for_changes_nothing(seed: int, layers: int) -> None:
     pixels = pictures(6, 16, 16).to(torch.uint8)
-    sizes, epochs, ids = np.full((6, 2), 16, np.int32), np.zeros(6, np.int64), np.arange(6)
+    sizes, epochs, ids = torch.full((6, 2), 16), torch.zeros(6, dtype=torch.long), torch.arange(6)
     plain = AugmentConfig(randaugment_layers=layers, erase=0.5)
     jittered = replace(plain, jitter=(0.4, 0.4, 0.4, 0.1), gray=0.2, blur=0.5, solarize=0.2)
 

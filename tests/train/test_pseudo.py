@@ -338,7 +338,7 @@ def test_labelled_and_pseudo_labelled_images_have_targets_side_by_side(
             seen = np.rint((image.numpy().transpose(1, 2, 0) * 0.5 + 0.5) * 255)
             assert np.array_equal(seen, np.asarray(Image.open(path))), "the image is the one that has this target"
         assert np.allclose(before.targets.numpy(), targets, atol=1e-5)
-        weight = batch.weight
+        weight = float(batch.weight)
         assert (weight != 1) == bool(mixing) or mixing == "cutmix"
         mixed = weight * targets + (1 - weight) * np.roll(targets, 1, axis=0)
         assert np.allclose(batch.targets.numpy(), mixed, atol=1e-5)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from torch import Tensor
 
+from vitcli import host
 from vitcli.config import EvalConfig, Size
 
 Images = Float[Tensor, "batch 3 height width"]
@@ -29,7 +28,7 @@ class Batch:
     labels: Int[Tensor, " batch"] | None
     ids: Int[Tensor, " batch"]
     partner_labels: Int[Tensor, " batch"] | None = None
-    weight: float = 1.0
+    weight: Float[Tensor, ""] | float = 1.0
     targets: Float[Tensor, "batch classes"] | None = None
 
     @property
@@ -43,6 +42,21 @@ class Batch:
         """The same batch at another size, by an antialiased bilinear resize."""
         views = tuple(F.interpolate(v, size, mode="bilinear", align_corners=False, antialias=True) for v in self.views)
         return replace(self, views=views)
+
+    def to(self, device: torch.device) -> Batch:
+        """All but the ids, which no step asks for."""
+
+        def moved(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t.to(device)
+
+        return replace(
+            self,
+            views=tuple(v.to(device) for v in self.views),
+            labels=moved(self.labels),
+            partner_labels=moved(self.partner_labels),
+            weight=self.weight.to(device) if isinstance(self.weight, Tensor) else self.weight,
+            targets=moved(self.targets),
+        )
 
     def rows(self, part: slice) -> Batch:
         """A micro-batch, or a process's share."""
@@ -65,11 +79,16 @@ def to_float(pixels: Int[Tensor, "batch 3 height width"]) -> Images:
     return pixels.to(torch.float32)
 
 
+def one_hot(labels: Int[Tensor, " batch"], classes: int) -> Float[Tensor, "batch classes"]:
+    """1 at each label. torch's own reads the largest label first."""
+    targets = torch.zeros(len(labels), classes, device=labels.device)
+    return targets.scatter_(1, labels.unsqueeze(1), 1.0)
+
+
 def normalise_(images: Images, config: EvalConfig) -> Images:
     """(x / 255 - mean) / std for each channel, in place."""
-    mean = torch.tensor(config.mean, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(config.std, device=images.device).view(1, 3, 1, 1)
+    mean, std = (host.constants(values, images.device).view(1, 3, 1, 1) for values in (config.mean, config.std))
     return images.sub_(255 * mean).div_(255 * std)
 
 
-Uniforms = NDArray[np.float64]
+Uniforms = Float[Tensor, "batch count"]

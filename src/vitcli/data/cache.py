@@ -139,6 +139,11 @@ class Images:
                 self.cached.discard()
         return pixels, self.cached.sizes[positions]
 
+    @property
+    def is_cached(self) -> bool:
+        """Whether each image was decoded once for all."""
+        return self.cached is not None
+
     def ids(self, positions: Rows) -> Rows:
         """Their rows in the table."""
         return self.split.rows[positions]

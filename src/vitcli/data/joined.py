@@ -25,6 +25,10 @@ class Joined:
         return self.first.view
 
     @property
+    def is_cached(self) -> bool:
+        return self.first.is_cached and self.second.is_cached
+
+    @property
     def damage(self) -> str:
         return self.first.damage or self.second.damage
 

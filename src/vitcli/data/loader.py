@@ -12,21 +12,25 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vitcli.config import Config
-from vitcli.data.augment import Augmenter, mix
-from vitcli.data.batch import Batch
+from vitcli.data.augment import Augmenter, mixed
+from vitcli.data.batch import Batch, one_hot
 from vitcli.data.cache import Images
 from vitcli.data.joined import Drawn, Joined
 from vitcli.data.prefetch import ahead
+from vitcli.data.upload import Sent, Upload
 from vitcli.randomness import permutation
 
 _COPY = 2**40
 """Between the addresses of an image's repeats: more than there are images."""
 _IMAGES_TOGETHER, _BYTES_TOGETHER = 1024, 16_000_000
+_IMAGES_ON_GPU, _BYTES_ON_GPU = 8192, 256_000_000
+"""What is augmented at once: on a CPU what its caches hold, on a GPU what makes its launches few."""
+_AT_ONCE = 4096
+"""Images that are read at once where all of them go to the device."""
 
 
 class Order:
@@ -73,7 +77,11 @@ class Order:
 
 
 class TrainLoader:
-    """The batches of a run. Its only state is the step number."""
+    """The batches of a run. Its only state is the step number.
+
+    What is known of the samples lies on the device from the first batch on: labels, addresses, and, where `room` bytes are
+    enough for them, the decoded images themselves. Then a batch costs the host no more than the numbers of its samples.
+    """
 
     def __init__(
         self,
@@ -82,11 +90,12 @@ class TrainLoader:
         config: Config,
         device: torch.device,
         drawn: Drawn | None = None,
+        room: int = 0,
     ) -> None:
         """`labels` are of every position of `images`, a number or a row of a matrix of sets; `drawn` says what an epoch draws: else each
         that can be read, once.
         """
-        self.images, self.config, self.device = images, config, device
+        self.images, self.config, self.device, self.room = images, config, device, room
         if drawn is None:
             assert isinstance(images, Images)
             drawn = Drawn(images.valid)
@@ -99,6 +108,9 @@ class TrainLoader:
         balanced = self.labels if config.data.balanced else None
         self.order = Order(len(drawn.positions), config.run.seed, balanced, config.augment.repeats)
         self.augment = Augmenter(config.augment, config.eval, config.model.img_size, config.run.seed)
+        # float64 and int64 are what addresses are mixed with; where a device has none, images are augmented by the CPU
+        self.upload = Upload(device if device.type == "cuda" else torch.device("cpu"))
+        self._known: _Known | None = None
 
     def epoch(self, step: int) -> float:
         """Passes over the data before `step`."""
@@ -115,58 +127,99 @@ class TrainLoader:
         """The global batch of `step`, augmented and mixed, on the device. Raises DataError."""
         return self._augmented(self._read(step, 1))[0]
 
+    def ids(self, step: int) -> NDArray[np.int64]:
+        """The rows in the table of the images of `step`."""
+        size = self.config.train.batch_size
+        samples, _ = self.order.take(step * size, size)
+        return self.images.ids(self.drawn.positions[samples])
+
+    # --- what lies on the device ---
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether the images lie there: where they have room, and each is decoded once anyway."""
+        pixels = 3 * math.prod(self.images.view.size)
+        return self.images.is_cached and len(self.drawn.positions) * pixels <= self.room
+
+    def _on_device(self) -> _Known:
+        """Brought there once. Raises DataError."""
+        if self._known is not None:
+            return self._known
+
+        def moved(array: NDArray[Any] | None) -> Tensor | None:
+            return None if array is None else self.upload.receive(self.upload.send((array,)))[0]
+
+        pixels = sizes = None
+        if self.is_resident:
+            count = len(self.drawn.positions)
+            shape = (count, 3, *self.images.view.size)
+            pixels = torch.empty(shape, dtype=torch.uint8, device=self.upload.device)
+            sizes = torch.empty((count, 2), dtype=torch.int32, device=self.upload.device)
+            for start in range(0, count, _AT_ONCE):
+                here = slice(start, start + _AT_ONCE)
+                for whole, part in zip((pixels, sizes), self.images.read(self.drawn.positions[here]), strict=True):
+                    whole[here] = torch.from_numpy(part).to(whole.device)
+        soft = self.drawn.soft
+        self._known = _Known(
+            pixels,
+            sizes,
+            labels=moved(self.labels),
+            sets=moved(self.sets),
+            soft=None if soft is None else moved(soft.astype(np.float32, copy=False)),
+        )
+        return self._known
+
+    # --- batches ---
+
     def _read(self, step: int, count: int) -> _Read:
+        """On its way to the device. May be called by any thread."""
         size = self.config.train.batch_size
         samples, epochs = self.order.take(step * size, count * size)
-        different, places = np.unique(samples, return_inverse=True) if self.order.repeats > 1 else (samples, ...)
-        pixels, sizes = self.images.read(self.drawn.positions[different])
         copies = self.order.copies(step * size, count * size)
         if self.drawn.copies is not None:
             copies = copies + self.order.repeats * self.drawn.copies[samples]
-        addresses = self.drawn.positions[samples] + _COPY * copies
-        return _Read(step, samples, epochs, addresses, np.ascontiguousarray(pixels[places]), sizes[places])
+        positions = self.drawn.positions[samples]
+        numbers = np.stack([samples, epochs, positions, positions + _COPY * copies, self.images.ids(positions)])
+        if self.is_resident:
+            return _Read(step, numbers, self.upload.send((numbers,)))
+        different, places = np.unique(samples, return_inverse=True) if self.order.repeats > 1 else (samples, ...)
+        pixels, sizes = self.images.read(self.drawn.positions[different])
+        return _Read(step, numbers, self.upload.send((numbers, pixels[places], sizes[places])))
 
     def _augmented(self, read: _Read) -> list[Batch]:
         """The batches of consecutive steps, augmented together and mixed one by one."""
-        positions = self.drawn.positions[read.samples]
-        pixels = torch.from_numpy(read.pixels)
-        if self.device.type == "cuda":
-            pixels = pixels.pin_memory().to(self.device, non_blocking=True)
-        pixels = pixels.to(self.device)
-        views = [
-            self.augment(pixels, read.sizes, read.epochs, read.addresses, view)
-            for view in range(self.config.augment.views)
-        ]
-        labels = None if self.labels is None else torch.from_numpy(self.labels[read.samples]).to(self.device)
-        ids = torch.from_numpy(self.images.ids(positions))
-        targets = None if labels is None else self._targets(labels, positions)
-        if self.sets is not None:
-            targets = torch.from_numpy(self.sets[read.samples].astype(np.float32)).to(self.device)
-        whole, size = Batch(tuple(views), labels, ids, targets=targets), self.config.train.batch_size
-        return [
-            mix(whole.rows(slice(i * size, (i + 1) * size)), self.config.augment, self.config.run.seed, read.step + i)
-            for i in range(len(positions) // size)
-        ]
+        known = self._on_device()
+        numbers, *decoded = self.upload.receive(read.sent)
+        samples, epochs, positions, addresses, _ = numbers.unbind()
+        if known.pixels is not None and known.sizes is not None:
+            decoded = [known.pixels.index_select(0, samples), known.sizes.index_select(0, samples)]
+        pixels, sizes = decoded
+        views = [self.augment(pixels, sizes, epochs, addresses, view) for view in range(self.config.augment.views)]
+        labels = None if known.labels is None else known.labels.index_select(0, samples)
+        targets = None if labels is None else self._targets(labels, positions, known.soft)
+        if known.sets is not None:
+            targets = known.sets.index_select(0, samples).float()
+        whole = Batch(tuple(views), labels, torch.from_numpy(read.numbers[4]), targets=targets)
+        count = len(samples) // self.config.train.batch_size
+        steps = torch.arange(read.step, read.step + count, device=samples.device)
+        batches = mixed(whole, self.config.augment, self.config.run.seed, steps)
+        return batches if self.upload.device == self.device else [batch.to(self.device) for batch in batches]
 
-    def _targets(self, labels: Tensor, positions: NDArray[np.int64]) -> Tensor | None:
+    def _targets(self, labels: Tensor, positions: Tensor, soft: Tensor | None) -> Tensor | None:
         """The distributions that images learn, where some of them are a teacher's."""
-        soft, start = self.drawn.soft, self.drawn.start
         if soft is None:
             return None
-        classes, smoothing = soft.shape[1], self.config.train.label_smoothing
-        targets = F.one_hot(labels, classes).float() * (1 - smoothing) + smoothing / classes
-        own = positions >= start
-        targets[torch.from_numpy(own).to(labels.device)] = torch.from_numpy(soft[positions[own] - start]).to(
-            labels.device
-        )
-        return targets
+        classes, smoothing, own = soft.shape[1], self.config.train.label_smoothing, positions - self.drawn.start
+        targets = one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
+        return torch.where(own[:, None] >= 0, soft.index_select(0, own.clamp(min=0)), targets)
 
     def _together(self) -> int:
         """How many batches are augmented at once: small ones cost as many calls as large ones."""
-        size = self.config.train.batch_size
+        size, on_gpu = self.config.train.batch_size, self.upload.device.type == "cuda"
+        images, most = (_IMAGES_ON_GPU, _BYTES_ON_GPU) if on_gpu else (_IMAGES_TOGETHER, _BYTES_TOGETHER)
         views = self.config.augment.views * 12 * math.prod(self.config.model.img_size)  # bytes of an image
-        fitting = min(_IMAGES_TOGETHER // size, _BYTES_TOGETHER // (size * views))
-        return max(1, min(fitting, self._memory() // 2))
+        fitting = min(images // size, most // (size * views))
+        return max(1, fitting if self.is_resident else min(fitting, self._memory() // 2))
 
     def _memory(self) -> int:
         """How many batches of decoded images data.memory_mb has room for."""
@@ -188,12 +241,22 @@ class TrainLoader:
 
 
 @dataclass(frozen=True, eq=False)
+class _Known:
+    """Of every sample, on the device."""
+
+    pixels: Tensor | None
+    sizes: Tensor | None
+    labels: Tensor | None
+    sets: Tensor | None
+    soft: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
 class _Read:
-    """The images of one or more consecutive steps as they lie in the cache, with their addresses."""
+    """The images of one or more consecutive steps: rows of `numbers` are samples, epochs, positions, addresses and ids. With them
+    pixels as they lie in the cache and original sizes are sent, unless all of them are on the device.
+    """
 
     step: int
-    samples: NDArray[np.int64]
-    epochs: NDArray[np.int64]
-    addresses: NDArray[np.int64]
-    pixels: NDArray[np.uint8]
-    sizes: NDArray[np.int32]
+    numbers: NDArray[np.int64]
+    sent: Sent

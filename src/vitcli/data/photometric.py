@@ -12,10 +12,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
-from numpy.typing import NDArray
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from vitcli import host
 from vitcli.config import AugmentConfig
 from vitcli.data.batch import Images, Uniforms
 
@@ -34,11 +34,11 @@ def photometric(images: Images, config: AugmentConfig, draw: Draw) -> Images:
     In place where all images take part.
     """
     if config.three:
-        which = np.floor(3 * draw("three", 1)[:, 0])
+        which = torch.floor(3 * draw("three", 1)[:, 0])
         sigmas = _sigmas(draw("blur", 2))
         images = _on(images, which == 0, lambda part, _: grayscale(part))
         images = _on(images, which == 1, lambda part, _: solarize(part))
-        images = _on(images, which == 2, lambda part, rows: blur(part, sigmas[rows]))
+        images = _on(images, which == 2, lambda part, own: blur(part, own(sigmas)))
         return _jittered(images, config, draw)
     images = _jittered(images, config, draw)
     if config.gray > 0:
@@ -46,13 +46,13 @@ def photometric(images: Images, config: AugmentConfig, draw: Draw) -> Images:
     if config.blur > 0:
         u = draw("blur", 2)
         sigmas = _sigmas(u)
-        images = _on(images, u[:, 0] < config.blur, lambda part, rows: blur(part, sigmas[rows]))
+        images = _on(images, u[:, 0] < config.blur, lambda part, own: blur(part, own(sigmas)))
     if config.solarize > 0:
         images = _on(images, draw("solarize", 1)[:, 0] < config.solarize, lambda part, _: solarize(part))
     return images
 
 
-def _sigmas(u: Uniforms) -> NDArray[np.float64]:
+def _sigmas(u: Uniforms) -> Float[Tensor, " batch"]:
     return SIGMA[0] + (SIGMA[1] - SIGMA[0]) * u[:, 1]
 
 
@@ -60,16 +60,23 @@ def _jittered(images: Images, config: AugmentConfig, draw: Draw) -> Images:
     if not any(config.jitter):
         return images
     u = draw("jitter", 5)
-    return _on(images, u[:, 0] < config.jitter_p, lambda part, rows: jitter_(part, config.jitter, u[rows, 1:]))
+    return _on(images, u[:, 0] < config.jitter_p, lambda part, own: jitter_(part, config.jitter, own(u[:, 1:])))
 
 
-def _on(images: Images, chosen: NDArray[np.bool_], change: Callable[[Images, NDArray[np.int64]], Images]) -> Images:
-    """`images` with `change` of those that are chosen; it is told their numbers, and may work in place."""
-    rows = np.flatnonzero(chosen)
-    if len(rows) in (0, len(images)):
-        return change(images, rows) if len(rows) else images
-    at = torch.from_numpy(rows).to(images.device)
-    return images.index_copy_(0, at, change(images.index_select(0, at), rows))
+Own = Callable[[Tensor], Tensor]
+"""Of numbers of all images those of the images that are changed."""
+
+
+def _on(images: Images, chosen: Bool[Tensor, " batch"], change: Callable[[Images, Own], Images]) -> Images:
+    """`images` with `change` of those that are chosen, which may work in place."""
+    if not host.can_read(images):
+        return torch.where(chosen.view(-1, 1, 1, 1), change(images.clone(), lambda numbers: numbers), images)
+    at = torch.from_numpy(np.flatnonzero(chosen.numpy()))
+    if len(at) == len(images):
+        return change(images, lambda numbers: numbers)
+    if not len(at):
+        return images
+    return images.index_copy_(0, at, change(images.index_select(0, at), lambda numbers: numbers.index_select(0, at)))
 
 
 # --- operations --------------------------------------------------------------------------------------------
@@ -97,8 +104,7 @@ def jitter_(images: Images, strengths: tuple[float, float, float, float], u: Uni
     """
 
     def numbers(which: int, low: float, high: float) -> Float[Tensor, "batch 1 1 1"]:
-        values = (low + (high - low) * u[:, which]).astype(np.float32)
-        return torch.from_numpy(values).to(images.device).view(-1, 1, 1, 1)
+        return (low + (high - low) * u[:, which]).float().view(-1, 1, 1, 1)
 
     def factors(which: int) -> Float[Tensor, "batch 1 1 1"]:
         return numbers(which, max(0.0, 1 - strengths[which]), 1 + strengths[which])
@@ -144,21 +150,21 @@ def turn_hue_(images: Images, turns: Float[Tensor, "batch 1 1 1"]) -> None:
         images[:, channel] = torch.addcmul(value, chroma, share, value=-1)
 
 
-def blur(images: Images, sigmas: NDArray[np.float64]) -> Images:
+def blur(images: Images, sigmas: Float[Tensor, " batch"]) -> Images:
     """A Gaussian of each image's own deviation, in pixels of a 224-pixel image, cut off at three of the largest; borders reflect."""
     for axis in (2, 3):
         scale = images.shape[axis] / 224
         if SIGMA[1] * scale >= _SHARP:
-            images = _blurred(images, torch.from_numpy(sigmas * scale), math.ceil(3 * SIGMA[1] * scale), axis)
+            images = _blurred(images, sigmas * scale, math.ceil(3 * SIGMA[1] * scale), axis)
     return images
 
 
-def _blurred(images: Images, sigmas: Tensor, radius: int, axis: int) -> Images:
+def _blurred(images: Images, sigmas: Float[Tensor, " batch"], radius: int, axis: int) -> Images:
     """Along one axis, by whole shifted copies: each image has a kernel of its own, and sums in the same order in any batch."""
     side = images.shape[axis]
-    weights = torch.exp(-0.5 * (torch.arange(radius + 1) / sigmas[:, None]) ** 2)
+    weights = torch.exp(-0.5 * (torch.arange(radius + 1, device=images.device) / sigmas[:, None]) ** 2)
     weights /= weights[:, :1] + 2 * weights[:, 1:].sum(1, keepdim=True)
-    weight = weights.float().to(images.device).T.reshape(radius + 1, -1, 1, 1, 1).unbind(0)
+    weight = weights.float().T.reshape(radius + 1, -1, 1, 1, 1).unbind(0)
     padded = F.pad(images, (0, 0, radius, radius) if axis == 2 else (radius, radius, 0, 0), mode="reflect")
     result = images * weight[0]
     for k in range(1, radius + 1):

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
-from numpy.typing import NDArray
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from vitcli import host
 from vitcli.data.batch import Images, Uniforms
 
 MAX_LEVEL = 10
 
 GRAY = 128.0
+
+Operation = Callable[[Tensor, float, Tensor], Tensor]
+Matrices = Float[Tensor, "batch 2 3"]
 
 
 def randaugment_layer(images: Images, magnitude: float, u: Uniforms) -> Images:
@@ -24,15 +28,57 @@ def randaugment_layer(images: Images, magnitude: float, u: Uniforms) -> Images:
     `images` hold whole numbers 0..255. `u` is `[batch, 4]`: the operation, the sign, a position. Shifts and
     the cut-out's size are in pixels of a 224-pixel image and scale with the side.
     """
-    choice = np.minimum((u[:, 0] * len(OPERATIONS)).astype(int), len(OPERATIONS) - 1)
-    order = np.argsort(choice, kind="stable")  # an operation's images lie together, so that it works in place
-    numbers = torch.from_numpy(u[order, 1:].astype(np.float32)).to(images.device)
+    choice = (u[:, 0] * len(OPERATIONS)).long().clamp(max=len(OPERATIONS) - 1)
+    if not host.can_read(images):
+        return _all_at_once(images, magnitude, choice, u[:, 1:].float())
+    order = torch.argsort(choice, stable=True)  # an operation's images lie together, so that it works in place
+    numbers = u[order, 1:].float()
     sorted_ = rows_of(images, order)
-    ends = np.searchsorted(choice[order], np.arange(len(OPERATIONS)), side="right")
+    ends = np.searchsorted(choice[order].numpy(), np.arange(len(OPERATIONS)), side="right")
     for operation, start, end in zip(OPERATIONS, (0, *ends[:-1]), ends, strict=True):
         if end > start:
             sorted_[start:end] = operation(sorted_[start:end], magnitude, numbers[start:end])
-    return rows_of(sorted_, np.argsort(order))
+    return rows_of(sorted_, torch.argsort(order))
+
+
+def _all_at_once(
+    images: Images, magnitude: float, choice: Int[Tensor, " batch"], u: Float[Tensor, "batch 3"]
+) -> Images:
+    """The same without asking which image drew what: each kind of operation for all images, with numbers at which it changes
+    nothing for those that drew another.
+    """
+
+    def drew(*names: Operation) -> Bool[Tensor, "batch 1 1 1"]:
+        hit = [choice == OPERATIONS.index(name) for name in names]
+        return torch.stack(hit).any(0).view(-1, 1, 1, 1)
+
+    # what a value becomes by itself: a table for each image and channel
+    levels = torch.arange(256.0, device=images.device).expand(len(images), 3, 1, 256)
+    table = levels
+    for operation in (invert, posterize, solarize, brightness, solarize_add):
+        table = torch.where(drew(operation), operation(levels, magnitude, u), table)
+    low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
+    table = torch.where(drew(autocontrast), _between(levels, low, high), table)
+    table = torch.where(drew(equalize), _equalized(_counts(images), levels.long()).float(), table)
+    table = torch.where(drew(contrast), _blend(_mean_gray(images), levels, _enhancement(magnitude)), table)
+    images = table.flatten(1, 2).gather(2, images.long().flatten(2)).view_as(images)
+    # what is drawn towards gray, or towards its neighbours
+    base = torch.where(drew(color), _gray(images), images)
+    if min(images.shape[2:]) >= 3:
+        base = torch.where(drew(sharpness), _smooth(images), base)
+    images = _blend(base, images, _enhancement(magnitude))
+    # what moves, and what is cut out
+    matrix = _matrices(images)
+    for operation, moved in (
+        (rotate, rotation(images, magnitude, u)),
+        (shear_x, shear(images, magnitude, u, 0)),
+        (shear_y, shear(images, magnitude, u, 1)),
+        (translate_x, translation(images, magnitude, u, 0)),
+        (translate_y, translation(images, magnitude, u, 1)),
+    ):
+        matrix = torch.where(drew(operation).squeeze(3), moved, matrix)
+    images = _affine(images, matrix)
+    return torch.where(drew(cutout), cutout(images, magnitude, u), images)
 
 
 def _signs(u: Tensor) -> Tensor:
@@ -55,22 +101,36 @@ def _gray(images: Tensor) -> Tensor:
 
 
 def autocontrast(images: Tensor, magnitude: float, u: Tensor) -> Tensor:
-    low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
-    scaled = ((images - low) * (255 / (high - low).clamp(min=1))).floor_().clamp_(0, 255)
-    return torch.where(high > low, scaled, images)
+    return _between(images, images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True))
+
+
+def _between(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Stretched so that these become 0 and 255."""
+    scaled = ((values - low) * (255 / (high - low).clamp(min=1))).floor_().clamp_(0, 255)
+    return torch.where(high > low, scaled, values)
 
 
 def equalize(images: Tensor, magnitude: float, u: Tensor) -> Tensor:
+    return _equalized(_counts(images), images.long()).to(images.dtype)
+
+
+def _counts(images: Tensor) -> Int[Tensor, "batch channels 256"]:
+    """How many pixels have each value."""
     n, channels = images.shape[:2]
-    values = images.long().reshape(n * channels, -1)
-    offset = 256 * torch.arange(n * channels, device=images.device).unsqueeze(1)
-    counts = torch.bincount((values + offset).view(-1), minlength=256 * n * channels).view(n * channels, 256)
-    last = (counts > 0).long().mul(torch.arange(256, device=images.device)).amax(1, keepdim=True)
-    step = (counts.sum(1, keepdim=True) - counts.gather(1, last)) // 255
-    before = counts.cumsum(1) - counts
-    table = ((before + step // 2) // step.clamp(min=1)).clamp_(0, 255)
-    result = torch.where(step > 0, table.gather(1, values), values)
-    return result.view_as(images).to(images.dtype)
+    offset = 256 * torch.arange(n * channels, device=images.device).view(n, channels, 1, 1)
+    places = (images.long() + offset).flatten()
+    counts = torch.zeros(n * channels * 256, dtype=torch.long, device=images.device)
+    return counts.scatter_add_(0, places, torch.ones_like(places)).view(n, channels, 256)
+
+
+def _equalized(counts: Int[Tensor, "batch channels 256"], values: Tensor) -> Tensor:
+    """Of whole numbers `[batch, channels, rows, columns]` what makes each as frequent as any other."""
+    levels = torch.arange(256, device=values.device)
+    last = (counts > 0).long().mul(levels).amax(2, keepdim=True)
+    step = (counts.sum(2, keepdim=True) - counts.gather(2, last)) // 255
+    before = counts.cumsum(2) - counts
+    table = torch.where(step > 0, ((before + step // 2) // step.clamp(min=1)).clamp_(0, 255), levels)
+    return table.gather(2, values.flatten(2)).view_as(values)
 
 
 def invert(images: Tensor, magnitude: float, u: Tensor) -> Tensor:
@@ -95,9 +155,12 @@ def color(images: Tensor, magnitude: float, u: Tensor) -> Tensor:
 
 
 def contrast(images: Tensor, magnitude: float, u: Tensor) -> Tensor:
-    # the mean in whole numbers, whose sum does not depend on the number of threads
-    mean = (_gray(images).long().sum((1, 2, 3), keepdim=True) / (images.shape[2] * images.shape[3]) + 0.5).floor()
-    return _blend(mean, images, _enhancement(magnitude))
+    return _blend(_mean_gray(images), images, _enhancement(magnitude))
+
+
+def _mean_gray(images: Tensor) -> Tensor:
+    """In whole numbers, whose sum does not depend on the number of threads."""
+    return (_gray(images).long().sum((1, 2, 3), keepdim=True) / (images.shape[2] * images.shape[3]) + 0.5).floor()
 
 
 def brightness(images: Tensor, magnitude: float, u: Tensor) -> Tensor:
@@ -107,11 +170,16 @@ def brightness(images: Tensor, magnitude: float, u: Tensor) -> Tensor:
 def sharpness(images: Tensor, magnitude: float, u: Tensor) -> Tensor:
     if min(images.shape[2:]) < 3:
         return images
+    return _blend(_smooth(images), images, _enhancement(magnitude))
+
+
+def _smooth(images: Tensor) -> Tensor:
+    """Pillow's SMOOTH, the border as it is."""
     kernel = torch.ones(3, 1, 3, 3, device=images.device)
     kernel[:, :, 1, 1] = 5
     smooth = images.clone()
     smooth[:, :, 1:-1, 1:-1] = (F.conv2d(images, kernel / 13, groups=3) + 0.5).floor_()
-    return _blend(smooth, images, _enhancement(magnitude))
+    return smooth
 
 
 def _affine(images: Tensor, matrix: Float[Tensor, "batch 2 3"]) -> Tensor:
@@ -128,42 +196,46 @@ def _matrices(images: Tensor) -> Tensor:
     return torch.eye(2, 3, device=images.device).repeat(len(images), 1, 1)
 
 
-def rotate(images: Tensor, magnitude: float, u: Tensor) -> Tensor:
+def rotation(images: Tensor, magnitude: float, u: Tensor) -> Matrices:
     angle = _signs(u) * math.radians(30 * magnitude / MAX_LEVEL)
     height, width = images.shape[2:]
     matrix = _matrices(images)
     matrix[:, 0, 0] = matrix[:, 1, 1] = angle.cos()
     matrix[:, 0, 1], matrix[:, 1, 0] = angle.sin() * height / width, -angle.sin() * width / height
-    return _affine(images, matrix)
+    return matrix
 
 
-def _shear(images: Tensor, magnitude: float, u: Tensor, axis: int) -> Tensor:
+def shear(images: Tensor, magnitude: float, u: Tensor, axis: int) -> Matrices:
     matrix = _matrices(images)
     sides = (images.shape[3], images.shape[2])
     matrix[:, axis, 1 - axis] = _signs(u) * 0.3 * magnitude / MAX_LEVEL * sides[1 - axis] / sides[axis]
-    return _affine(images, matrix)
+    return matrix
 
 
-def _translate(images: Tensor, magnitude: float, u: Tensor, axis: int) -> Tensor:
+def translation(images: Tensor, magnitude: float, u: Tensor, axis: int) -> Matrices:
     matrix = _matrices(images)
     matrix[:, axis, 2] = _signs(u) * 2 * (100 / 224) * magnitude / MAX_LEVEL
-    return _affine(images, matrix)
+    return matrix
+
+
+def rotate(images: Tensor, magnitude: float, u: Tensor) -> Tensor:
+    return _affine(images, rotation(images, magnitude, u))
 
 
 def shear_x(images: Tensor, magnitude: float, u: Tensor) -> Tensor:
-    return _shear(images, magnitude, u, 0)
+    return _affine(images, shear(images, magnitude, u, 0))
 
 
 def shear_y(images: Tensor, magnitude: float, u: Tensor) -> Tensor:
-    return _shear(images, magnitude, u, 1)
+    return _affine(images, shear(images, magnitude, u, 1))
 
 
 def translate_x(images: Tensor, magnitude: float, u: Tensor) -> Tensor:
-    return _translate(images, magnitude, u, 0)
+    return _affine(images, translation(images, magnitude, u, 0))
 
 
 def translate_y(images: Tensor, magnitude: float, u: Tensor) -> Tensor:
-    return _translate(images, magnitude, u, 1)
+    return _affine(images, translation(images, magnitude, u, 1))
 
 
 def cutout(images: Tensor, magnitude: float, u: Tensor) -> Tensor:
@@ -196,6 +268,6 @@ OPERATIONS = (
 )
 
 
-def rows_of(images: Tensor, order: NDArray[np.int64]) -> Tensor:
+def rows_of(images: Tensor, order: Int[Tensor, " batch"]) -> Tensor:
     """images[order], which torch does ten times slower than index_select, and setting them slower still."""
-    return images.index_select(0, torch.from_numpy(order).to(images.device))
+    return images.index_select(0, order)

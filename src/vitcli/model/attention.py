@@ -51,10 +51,11 @@ def attend(
 ) -> Float[Tensor, "batch heads tokens dim"]:
     """attention_weights(q, k, bias) v, by `path` or the best one; with a bias `plain` and `recompute` are the same."""
     chosen = path or best_path(qkv.device.type, qkv.shape[3])
-    if chosen == "fused":
+    compiling = torch.compiler.is_compiling()  # which takes the products apart by itself
+    if chosen == "fused" or (compiling and chosen == "recompute"):
         q, k, v = qkv.unbind(0)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    if bias is not None:
+    if bias is not None or compiling:
         q, k, v = qkv.unbind(0)
         return attention_weights(q, k, bias) @ v
     result: Tensor = _Products.apply(qkv, chosen == "plain")

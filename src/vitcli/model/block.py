@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from vitcli import host
 from vitcli.config import ModelConfig
 from vitcli.model.attention import Attention
 from vitcli.model.linear import Linear
@@ -43,7 +45,7 @@ class LayerScale(nn.Module):
 
 class Block(nn.Module):
     """x + f(LN x) twice, or with `norm_place` post LN(x + f(x)). `keep` says for each image whether its residual branch is computed at
-    all (DropPath).
+    all, or counts (DropPath).
     """
 
     def __init__(self, config: ModelConfig, drop_path: float) -> None:
@@ -88,11 +90,15 @@ class Block(nn.Module):
         return self.after(self.norm2, self._add(x, x, self.mlp_branch, transformed))
 
     def _add(self, x: Tensor, source: Tensor, branch: Branch, keep: Bool[Tensor, " batch"] | None) -> Tensor:
-        """x + branch(source), the branch computed for the images in `keep` alone."""
+        """x + branch(source), the branch computed for the images in `keep` alone where that is known before it begins."""
         if keep is None or self.drop_path == 0:
             return x + branch(source)
-        rows = keep.nonzero().squeeze(1)
+        scale = 1 / (1 - self.drop_path)
+        if not host.can_read(keep):
+            added = branch(source)
+            return x + added * (keep * scale).to(added.dtype)[:, None, None]
+        rows = torch.from_numpy(np.flatnonzero(keep.numpy()))
         if not len(rows):
             return x
         kept = branch(source.index_select(0, rows))
-        return x.index_add(0, rows, kept.to(x.dtype), alpha=1 / (1 - self.drop_path))
+        return x.index_add(0, rows, kept.to(x.dtype), alpha=scale)

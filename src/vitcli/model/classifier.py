@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vitcli.config import Architecture, Size
 from vitcli.families.table import FAMILIES
 from vitcli.model.attention import AttentionPath
+from vitcli.randomness import Step
 
 
 class Classifier(nn.Module):
@@ -69,8 +70,10 @@ class Classifier(nn.Module):
         finally:
             self._also_takes = before
 
-    def draw(self, seed: int, step: int, batch: int) -> Tensor | None:
-        """What a training step draws for the images of a global batch, its last axis, from (seed, step); None: nothing."""
+    def draw(self, seed: int, step: Step, batch: int, device: torch.device | None = None) -> Tensor | None:
+        """What a training step draws for the images of a global batch, its last axis, from (seed, step) and on `device`;
+        None: nothing.
+        """
         return None
 
     def use_attention(self, path: AttentionPath | None) -> None:

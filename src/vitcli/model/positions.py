@@ -6,7 +6,6 @@ Relative positions are no table; they are a bias of attention (model/attention.p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -32,7 +31,7 @@ def position_table(
         halves = [across.unsqueeze(1).expand(-1, grid[0], -1, -1), down.unsqueeze(2).expand(-1, -1, grid[1], -1)]
         return torch.cat(halves, dim=-1).flatten(1, 2)
     if config.positions == "sincos":
-        return _fixed(grid, config.width, device or torch.device("cpu"))
+        return sines_and_cosines(grid, config.width, device).unsqueeze(0)
     return torch.zeros(1, grid[0] * grid[1], config.width, device=device)
 
 
@@ -87,18 +86,13 @@ def start_as_sines(tensors: Mapping[str, Tensor], config: ModelConfig, scale: fl
         tensors["row_embed"].copy_(scale * sines_and_cosines((rows, 1), width)[:, width // 2 :])
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)
-def _fixed(grid: Size, width: int, device: torch.device) -> Float[Tensor, "1 patches width"]:
-    return sines_and_cosines(grid, width).unsqueeze(0).to(device)
-
-
-def sines_and_cosines(grid: Size, width: int) -> Float[Tensor, "patches width"]:
+def sines_and_cosines(grid: Size, width: int, device: torch.device | None = None) -> Float[Tensor, "patches width"]:
     """A quarter of the width each: sine and cosine of the column, sine and cosine of the row, at wavelengths of 2π to 20,000π
     (MAE, util/pos_embed.py).
     """
     quarter = -(-width // 4)
-    rates = 10_000.0 ** (-torch.arange(quarter) / quarter)
-    row, column = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    rates = 10_000.0 ** (-torch.arange(quarter, device=device) / quarter)
+    places = (torch.arange(side, device=device) for side in grid)
+    row, column = torch.meshgrid(*places, indexing="ij")
     angles = [place.reshape(-1, 1) * rates for place in (column, row)]
     return torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1)[:, :width]

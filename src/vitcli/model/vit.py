@@ -12,12 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vitcli import host
 from vitcli.config import Architecture, ModelConfig, Size
 from vitcli.model.attention import Attention, AttentionPath
 from vitcli.model.block import Block, LayerScale
@@ -25,7 +25,7 @@ from vitcli.model.classifier import Classifier
 from vitcli.model.linear import linear
 from vitcli.model.posemb import resize_patch_embedding
 from vitcli.model.positions import position_table, resized_positions, start_as_sines
-from vitcli.randomness import generator
+from vitcli.randomness import Step, step_uniforms
 
 TOKENS = ("pos_embed", "column_embed", "row_embed", "cls_token", "dist_token", "reg_token")
 """Parameters beside the layers: learned vectors that are added to tokens, or are tokens."""
@@ -219,15 +219,15 @@ class ViT(Classifier):
         of_class, of_teacher = self.read(images, keep)
         return [self.head(of_class), self.head_dist(of_teacher)]
 
-    def draw(self, seed: int, step: int, batch: int) -> Bool[Tensor, "depth 2 batch"] | None:
-        """DropPath: whether each branch is computed for an image."""
+    def draw(
+        self, seed: int, step: Step, batch: int, device: torch.device | None = None
+    ) -> Bool[Tensor, "depth 2 batch"] | None:
+        """DropPath: whether each branch counts for an image."""
         rates = drop_path_rates(self.config)
         if not any(rates):
             return None
-        drawn = [
-            generator(seed, "drop-path", step, layer).random((2, batch)) >= rate for layer, rate in enumerate(rates)
-        ]
-        return torch.from_numpy(np.stack(drawn))
+        u = step_uniforms(seed, "drop-path", step, batch, 2 * len(rates), device).T.unflatten(0, (len(rates), 2))
+        return u >= host.constants(rates, u.device).view(-1, 1, 1)
 
     def use_checkpointing(self, on: bool) -> None:
         self.checkpointing = on

@@ -78,7 +78,7 @@ def bench(
     for model, done, batch, first, seconds in measured:
         learned = objective_named(config.train.objective).training_flops(replace(config, model=model), 1)
         rate = batch / seconds * (learned if done == "train" else 2 * flops.macs(model))
-        compiled = machine.compile and done == "train"
+        compiled = bool(machine.compile) and done == "train"
         results.append(
             Speed(
                 model=model.name, mode=done, precision=precision, compile=compiled, batch_size=batch, images_per_second=batch / seconds, tflops=rate / 1e12, share_of_peak=rate / peak,
@@ -151,7 +151,7 @@ def _training(config: Config, machine: Machine, batch: int) -> Iterator[None]:
 
 
 def _inference(config: Config, machine: Machine, batch: int) -> Iterator[None]:
-    model = replace(machine, compile=False).place(_initial(config)).eval()
+    model = machine.place(_initial(config)).eval()
     images, _ = _images(config.model, batch, machine)
     with torch.inference_mode(), frozen(model, machine.bf16):
         while True:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,42 +20,64 @@ class Lamb(torch.optim.Optimizer):
     directions of length zero. apex also scales gradients down to a global norm of 1, which is optim.clip here.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float]) -> None:
-        super().__init__(list(groups), {"lr": lr, "betas": betas, "weight_decay": 0.0})
+    found_inf: Tensor | None = None
+    """As torch's gradient scaler sets it for fused optimizers: where it holds 1, nothing changes."""
+
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], capturable: bool = False
+    ) -> None:
+        """With `capturable` counters lie beside the weights, and nothing is asked of them."""
+        defaults = {"lr": lr, "betas": betas, "weight_decay": 0.0, "capturable": capturable}
+        super().__init__(list(groups), defaults)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        done = 1.0 if self.found_inf is None else 1 - self.found_inf
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
             if not weights:
                 continue
-            updates = self._directions(weights, *group["betas"])
+            updates = self._directions(weights, group["betas"], group["capturable"])
             if group["weight_decay"]:
                 torch._foreach_add_(updates, weights, alpha=group["weight_decay"])
                 torch._foreach_mul_(updates, _ratios(weights, updates))
-            torch._foreach_add_(weights, updates, alpha=-group["lr"])
+            if isinstance(group["lr"], Tensor):
+                torch._foreach_mul_(updates, group["lr"] * done)
+                torch._foreach_sub_(weights, updates)
+            else:
+                torch._foreach_add_(weights, updates, alpha=-group["lr"])
 
-    def _directions(self, weights: list[Tensor], beta1: float, beta2: float) -> list[Tensor]:
+    def _directions(self, weights: list[Tensor], betas: tuple[float, float], capturable: bool) -> list[Tensor]:
         """Adam's, of new tensors; the averages take the gradients in."""
+        beta1, beta2 = betas
         for p in weights:
             if not self.state[p]:
                 self.state[p] = {
-                    "step": torch.tensor(0.0),
+                    "step": torch.zeros((), device=p.device if capturable else "cpu"),
                     "exp_avg": torch.zeros_like(p),
                     "exp_avg_sq": torch.zeros_like(p),
                 }
         gradients = [p.grad for p in weights if p.grad is not None]
         steps, means, squares = ([self.state[p][what] for p in weights] for what in ("step", "exp_avg", "exp_avg_sq"))
-        for step in steps:
-            step += 1
-        counts = [step.item() for step in steps]
-        torch._foreach_lerp_(means, gradients, 1 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+        if self.found_inf is None:
+            torch._foreach_add_(steps, 1)
+        else:
+            torch._foreach_add_(steps, [1 - self.found_inf] * len(steps))
+        if self.found_inf is None:
+            torch._foreach_lerp_(means, gradients, 1 - beta1)
+            torch._foreach_mul_(squares, beta2)
+            torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+        else:  # an average that takes itself in stays as it is
+            for mean, square, gradient in zip(means, squares, gradients, strict=True):
+                mean.lerp_(torch.where(self.found_inf > 0, mean, gradient), 1 - beta1)
+                square.lerp_(torch.where(self.found_inf > 0, square, gradient.square()), 1 - beta2)
         roots = torch._foreach_sqrt(squares)
-        torch._foreach_div_(roots, [math.sqrt(1 - beta2**count) for count in counts])
+        counts = (
+            torch.stack(steps).clamp(min=1).double()
+        )  # an update that was refused before any was made has nothing to correct
+        torch._foreach_div_(roots, list((1 - beta2**counts).sqrt().unbind()))
         torch._foreach_add_(roots, EPSILON)
-        updates = torch._foreach_div(means, [1 - beta1**count for count in counts])
+        updates = torch._foreach_div(means, list((1 - beta1**counts).unbind()))
         torch._foreach_div_(updates, roots)
         return list(updates)
 

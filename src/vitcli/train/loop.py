@@ -10,13 +10,16 @@ from bisect import bisect_left
 from dataclasses import replace
 from typing import Any
 
-from vitcli import files
+import torch
+
+from vitcli import files, host
 from vitcli.data.batch import Batch
 from vitcli.errors import DivergedError, Interrupted, ResourceError, is_out_of_memory
-from vitcli.machine import peak_flops
+from vitcli.machine import Machine, peak_flops
 from vitcli.runs import WEIGHTS
 from vitcli.train import artifacts, runfolder
 from vitcli.train.clock import Anchor
+from vitcli.train.execution import Execution, Timing, compile_seconds
 from vitcli.train.monitor import Monitor
 from vitcli.train.optim import lr_factor
 from vitcli.train.progressive import size_at, slower
@@ -24,9 +27,13 @@ from vitcli.train.runlog import read_lines
 from vitcli.train.scoring import Scoring
 from vitcli.train.selection import Selection
 from vitcli.train.session import Session
-from vitcli.train.step import Update, train_step
+from vitcli.train.step import DIVERGED_HINT, Update, train_step
 
 Report = dict[str, Any]
+
+
+_LOOK_EVERY = 10
+"""Steps after which a device that the host does not wait for is asked whether its numbers are still finite."""
 
 
 class Loop:
@@ -43,6 +50,7 @@ class Loop:
         try:
             return self._finish()
         except Interrupted:
+            self._check()
             session.save("saved", Interrupted.code)
             session.writer.wait()
             runfolder.write_status(session.folder, "saved", session.at.step, Interrupted.code)
@@ -79,6 +87,9 @@ class Loop:
         at.saved_at = time.monotonic()
         session.signals.is_training = True
         self._begin_clock()
+        self.execution = Execution(
+            session.trainer, lambda *arguments: train_step(*arguments), self._seconds_to_come, self._tell_choice
+        )
         monitor = None if session.trainer.objective.needs_labels else Monitor(session)
         since, then = at.step, time.monotonic()
         batches = session.loader.batches(at.step)
@@ -86,6 +97,7 @@ class Loop:
             while not clock.finished(at.step):
                 # between two steps: an evaluation, whose time is not the steps'
                 if self._evaluation_is_due():
+                    self._check()
                     self.scoring.evaluate()
                     since, then = at.step, time.monotonic()
                 if monitor is not None and monitor.look_if_due():
@@ -93,23 +105,46 @@ class Loop:
                 update = self._step(next(batches))
                 # how far the run is, of which the next learning rate follows
                 if clock.is_due(at.step, session.seconds()):
+                    self._check()
                     self._keep(clock.estimate(at.step, session.seconds(), self.scoring.reserve))
                 if at.step % self.config.train.log_every_steps == 0 or at.step == 1 or clock.finished(at.step):
+                    self._check()  # and all steps so far are done, not only launched
                     now = time.monotonic()
                     rate = (at.step - since) * self.config.train.batch_size / max(now - then, 1e-9)
                     since, then = at.step, now
                     self._log_step(update, rate)
                 # what came from outside, and what is to be kept
+                if at.step % _LOOK_EVERY == 0:
+                    self._check()
                 session.stop_if_signalled()
                 if session.images.damage and session.images.damage not in session.log.warnings:
                     session.log("warning", text=session.images.damage)
                 if self._save_is_due():
+                    self._check()
                     session.save("running")
                 session.writer.check()
+        self._check()
         if monitor is not None:
             monitor.look_if_due()
 
     # --- time ---
+
+    def _seconds_to_come(self) -> float:
+        """Of training, by the speed of the steps so far."""
+        session, step = self.session, self.session.at.step
+        if session.clock.budget is not None:
+            return max(0.0, session.clock.budget - session.seconds() - self.scoring.reserve)
+        return (session.clock.total(step) - step) * self.execution.timing.done
+
+    def _tell_choice(self, machine: Machine, timing: Timing) -> None:
+        ways = {"compiled": machine.compile, "replayed as one CUDA graph": machine.replay}
+        text = " and ".join(way for way, taken in ways.items() if taken) or "launched one operation after the other"
+        cost = (
+            f", which takes about {compile_seconds(self.session.trainer.model.layers):.0f} s once"
+            if machine.compile
+            else ""
+        )
+        self.session.log("note", text=f"updates are {text}{cost}: launching was {timing.launch_share:.0%} of one")
 
     def _begin_clock(self) -> None:
         """With a time budget: measure from here. No step is faster than its matrix products at the machine's peak."""
@@ -149,18 +184,32 @@ class Loop:
         height, width = batch.images.shape[2:]
         try:
             with trainer.model.taking((height, width)):
-                update = train_step(trainer, batch, step)
+                update = self.execution(batch, step)
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise self._out_of_memory() from None
             raise
-        except DivergedError as error:
-            session.keep_last_good_step()
-            kept = f"; step {session.at.saved_step} is kept" if session.at.saved_step > 0 else ""
-            raise DivergedError(error.message + kept, error.hint) from None
+        if host.can_read(trainer.watch.admitted):
+            self._check()
         session.at.step = step + 1
         trainer.after_update(step, progress)
         return update
+
+    def _check(self) -> None:
+        """Raises DivergedError where an update was refused, with the weights before it; waits for the device."""
+        session = self.session
+        if host.read(session.trainer.watch.admitted):
+            return
+        failure = session.trainer.watch.failure()
+        assert failure is not None
+        session.at.step = failure.step
+        ids = ", ".join(str(i) for i in session.loader.ids(failure.step)[:8].tolist())
+        session.keep_last_good_step()
+        kept = f"; step {session.at.saved_step} is kept" if session.at.saved_step > 0 else ""
+        raise DivergedError(
+            f"the loss is {failure.loss} and the gradient's norm {failure.grad_norm} at step {failure.step + 1} (samples {ids} …){kept}",
+            DIVERGED_HINT,
+        )
 
     def _at_its_size(self, batch: Batch) -> Batch:
         """At a smaller size in the first part of the run (train.low_res); where images grow, steps get slower."""
@@ -200,20 +249,21 @@ class Loop:
     def _log_step(self, update: Update, rate: float) -> None:
         session = self.session
         step = session.at.step
+        loss, norm, *metrics = torch.stack([update.loss.float(), update.grad_norm, *update.metrics.values()]).tolist()
         session.record(
             "step",
             step=step,
             epoch=session.loader.epoch(step),
             images_seen=step * self.config.train.batch_size,
-            loss=update.loss,
+            loss=loss,
             lr=self.config.optim.lr * self.factor,
-            grad_norm=update.grad_norm,
+            grad_norm=norm,
             images_per_second=rate,
             seconds=session.seconds(),
             total=session.clock.total(step),
             metrics={
-                name: number if math.isfinite(number := float(value)) else None
-                for name, value in update.metrics.items()
+                name: number if math.isfinite(number) else None
+                for name, number in zip(update.metrics, metrics, strict=True)
             },
         )
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from vitcli import host
 from vitcli.config import OptimConfig
 from vitcli.model.classifier import Classifier
 from vitcli.train.lamb import Lamb
@@ -87,10 +89,12 @@ class SGD(torch.optim.SGD):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        found_inf = getattr(self, "found_inf", None)
+        done: Any = 1.0 if found_inf is None else 1 - found_inf
         for group in self.param_groups:
             decayed = [p for p in group["params"] if p.grad is not None]
             if group["decoupled_decay"] and decayed:
-                torch._foreach_mul_(decayed, 1 - group["lr"] * group["decoupled_decay"])
+                torch._foreach_mul_(decayed, 1 - group["lr"] * group["decoupled_decay"] * done)
         super().step()
 
 
@@ -99,6 +103,9 @@ class Optimizer:
 
     All but LAMB decay alike, decoupled: a matrix shrinks by its rate times `optim.weight_decay` of itself in every update.
     `bf16` orthogonalises in bfloat16, which takes four times as long as float32 where the hardware has no units for it.
+
+    On a device that the host does not wait for, rates are tensors beside the parameters, and an update that is not to be
+    made is left out by the kernels, which all read the same flag.
     """
 
     def __init__(
@@ -124,6 +131,8 @@ class Optimizer:
                 "parts": parts,
             }
             (matrices if muon else others).append(group)
+        every = [p for group in matrices + others for p in group["params"]]
+        self.is_deferred = fused and bool(every) and not host.can_read(every[0])
         self.parts: list[torch.optim.Optimizer] = []
         if matrices:
             dtype = torch.bfloat16 if bf16 else torch.float32
@@ -133,19 +142,38 @@ class Optimizer:
                 group["decoupled_decay"] = group.pop("weight_decay")
             self.parts.append(SGD(others, lr=config.lr, momentum=config.momentum, fused=fused))
         elif others and config.name == "lamb":
-            self.parts.append(Lamb(others, config.lr, config.betas))
+            self.parts.append(Lamb(others, config.lr, config.betas, self.is_deferred))
         elif others:
-            self.parts.append(torch.optim.AdamW(others, lr=config.lr, betas=config.betas, fused=fused))
-        self.parameters = [p for part in self.parts for group in part.param_groups for p in group["params"]]
+            capturable = self.is_deferred
+            adamw = torch.optim.AdamW(others, lr=config.lr, betas=config.betas, fused=fused, capturable=capturable)
+            self.parts.append(adamw)
+        self.groups: list[dict[str, Any]] = [group for part in self.parts for group in part.param_groups]
+        self.parameters = [p for group in self.groups for p in group["params"]]
+        if self.is_deferred:
+            device = every[0].device
+            self._base = host.constants([group["base_lr"] for group in self.groups], device)
+            self._factor, self._rates = torch.ones((), device=device), self._base.clone()
+            for target, now in zip(self.groups, self._rates.unbind(), strict=True):
+                target["lr"] = now
 
     def set_factor(self, factor: float) -> None:
         """Set every rate to its base times `factor`."""
-        for part in self.parts:
-            for group in part.param_groups:
-                group["lr"] = group["base_lr"] * factor
+        if self.is_deferred:
+            self._factor.fill_(factor)
+            return
+        for group in self.groups:
+            group["lr"] = group["base_lr"] * factor
 
-    def step(self) -> None:
+    @torch.no_grad()
+    def step(self, admitted: Bool[Tensor, ""] | None = None) -> None:
+        """Update the parameters, unless `admitted` is false."""
+        if admitted is not None and not self.is_deferred and not host.read(admitted):
+            return
+        if self.is_deferred:
+            torch.mul(self._base, self._factor, out=self._rates)
+        refused = (~admitted).float() if admitted is not None and self.is_deferred else None
         for part in self.parts:
+            part.found_inf = refused  # type: ignore[attr-defined]
             part.step()
 
     def zero_grad(self) -> None:
@@ -203,16 +231,22 @@ class Average:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        self._learned = {name for name, _ in model.named_parameters()}
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """θ̄ ← d·θ̄ + (1 - d)·θ with d = min(decay, (1 + step) / (10 + step))."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        parameters = {name for name, _ in model.named_parameters()}
-        for name, tensor in model.state_dict().items():
-            if name in parameters:
-                self.weights[name].lerp_(tensor, 1 - decay)
-            else:
+    def update(self, model: nn.Module, step: int, admitted: Float[Tensor, ""] | None = None) -> None:
+        """θ̄ ← d·θ̄ + (1 - d)·θ with d = min(decay, (1 + step) / (10 + step)), where `admitted` is 1; 0 leaves it as it is."""
+        share = 1 - min(self.decay, (1 + step) / (10 + step))
+        now = model.state_dict()
+        own, new = ([tensors[name] for name in tensors if name in self._learned] for tensors in (self.weights, now))
+        if admitted is None or host.can_read(admitted):
+            torch._foreach_lerp_(own, new, share)
+        else:
+            steps = torch._foreach_sub(new, own)
+            torch._foreach_mul_(steps, admitted * share)
+            torch._foreach_add_(own, steps)
+        for name, tensor in now.items():
+            if name not in self._learned:
                 self.weights[name].copy_(tensor)
 
     def restore(self, weights: dict[str, Tensor]) -> None:

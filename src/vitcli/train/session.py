@@ -20,7 +20,7 @@ from vitcli.data.loader import TrainLoader
 from vitcli.data.split import Split
 from vitcli.errors import CheckpointError, DivergedError, Interrupted
 from vitcli.evaluate.inference import Inference
-from vitcli.machine import Machine
+from vitcli.machine import Machine, free_memory
 from vitcli.model.classifier import Classifier, build
 from vitcli.progress import Progress
 from vitcli.train import pseudo, runfolder, state
@@ -106,7 +106,7 @@ class Session:
         plan, config = self.plan, self.config
         if plan.unlabelled is None:
             assert isinstance(self.images, Images)
-            return TrainLoader(self.images, plan.targets, config, self.machine.device)
+            return TrainLoader(self.images, plan.targets, config, self.machine.device, room=self._room())
         assert isinstance(self.images, Joined) and plan.targets is not None
         settings: PseudoConfig = config.settings_of("pseudo")
         described, model = loaded(config.train.teacher)
@@ -125,7 +125,11 @@ class Session:
             pseudo.targets_of(pseudo_labels, settings),
         )
         labels = np.concatenate([plan.targets, pseudo_labels.labels])
-        return TrainLoader(self.images, labels, config, self.machine.device, drawn)
+        return TrainLoader(self.images, labels, config, self.machine.device, drawn, self._room())
+
+    def _room(self) -> int:
+        """Bytes of the device's memory for the images: what it says is free, less twice what training is estimated to need."""
+        return max(0, free_memory(self.machine.device) - 2 * self.plan.memory().total)
 
     def initial_model(self, restored: bool = False) -> Classifier:
         """The model as a run begins: random, or the weights that it starts from. One that is `restored` is overwritten by the saved step."""
@@ -257,7 +261,7 @@ class Session:
         values: dict[str, Any] = {
             "loader": self.loader.state(self.at.step),
             "seconds": self.seconds(),
-            "runtime": self.machine.as_json(self.config.model.tokens),
+            "runtime": self.trainer.machine.as_json(self.config.model.tokens),
         }
         if self.start is not None:
             groups |= self.start.groups()
@@ -279,7 +283,7 @@ def machine_of(plan: Plan, saved: state.Saved | None, folder: Path, log: Log) ->
         return machine
     then = _known(saved, folder)
     if then["device"] == machine.device.type:
-        machine = machine.at(then["precision"], then["threads"])
+        machine = machine.at(then["precision"], then["threads"], then.get("compile"), then.get("replay"))
     now = machine.as_json(plan.config.model.tokens)
     changed = [f"{k} {then[k]} → {now[k]}" for k in now if then.get(k, now[k]) != now[k]]
     if changed:

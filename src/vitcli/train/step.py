@@ -1,17 +1,17 @@
-"""One update of the weights."""
+"""One update of the weights, of which the host asks nothing back."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from vitcli import host
 from vitcli.data.batch import Batch
-from vitcli.errors import DivergedError
 from vitcli.model.held import held
-from vitcli.randomness import generator
+from vitcli.randomness import Step, generator
 from vitcli.train.trainer import Trainer
 
 DIVERGED_HINT = "lower --set optim.lr=…, lengthen optim.warmup_steps, or clip gradients with optim.clip=1"
@@ -19,23 +19,32 @@ DIVERGED_HINT = "lower --set optim.lr=…, lengthen optim.warmup_steps, or clip 
 
 @dataclass(frozen=True)
 class Update:
-    loss: float  # nats, mean over the batch
-    grad_norm: float  # before clipping
-    metrics: dict[str, Tensor]  # the objective's own, means over the batch, on its device
+    """On the device, and to be read when there is time."""
+
+    loss: Float[Tensor, ""]  # nats, mean over the batch
+    grad_norm: Float[Tensor, ""]  # before clipping
+    metrics: dict[str, Tensor]  # the objective's own, means over the batch
 
 
 def train_step(trainer: Trainer, batch: Batch, step: int) -> Update:
-    """Forward and backward in micro-batches, clip, update. Raises DivergedError, without updating, where the loss
-    or the gradient is not a finite number.
+    """Forward and backward in micro-batches, clip, update. Where the loss or the gradient is not a finite number nothing is updated,
+    from then on, and `trainer.watch` says which step it was.
 
     Micro-batches change nothing but memory, except that what draws from torch's own generator, such as element dropout, draws
     from (seed, step, micro-batch).
+    """
+    return update(trainer, batch, step)
+
+
+def update(trainer: Trainer, batch: Batch, step: Step) -> Update:
+    """The same, where `step` may be a tensor: then torch's own generator is left alone, and nothing depends on what only the host knows,
+    so that it can be recorded and replayed.
     """
     model, objective, optimizer, config = trainer.model, trainer.objective, trainer.optimizer, trainer.config
     # what is random is drawn for the whole batch, and each micro-batch takes its rows
     noise = objective.draw(model, batch, config.run.seed, step)
     size, parts = len(batch) // config.train.accumulate, config.train.accumulate
-    total = 0.0
+    losses: list[Tensor] = []
     metrics: dict[str, Tensor] = {}
     optimizer.zero_grad()
     model.train()
@@ -43,20 +52,17 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> Update:
     with held(model):
         for index in range(parts):
             rows = slice(index * size, (index + 1) * size)
-            trainer.machine.seed(int(generator(config.run.seed, "dropout", step, index).integers(2**62)))
+            if isinstance(step, int):
+                trainer.machine.seed(int(generator(config.run.seed, "dropout", step, index).integers(2**62)))
             with torch.autocast(trainer.machine.device.type, torch.bfloat16, enabled=trainer.machine.bf16):
                 result = objective(model, batch.rows(rows), noise.rows(rows))
             # gradients add up, so that the sum over micro-batches is the gradient of the batch's mean
             (result.loss / parts).backward()
-            total += float(result.loss.detach()) / parts
+            losses.append(result.loss.detach())
             for name, value in result.metrics.items():
-                mean = torch.as_tensor(value).detach().float() / parts
+                mean = host.tensor(value, trainer.machine.device).detach().float() / parts
                 metrics[name] = metrics[name] + mean if name in metrics else mean
-    norm = float(optimizer.clip(config.optim.clip))
-    if not (math.isfinite(total) and math.isfinite(norm)):
-        ids = ", ".join(str(i) for i in batch.ids[:8].tolist())
-        raise DivergedError(
-            f"the loss is {total} and the gradient's norm {norm} at step {step + 1} (samples {ids} …)", DIVERGED_HINT
-        )
-    optimizer.step()
-    return Update(total, norm, metrics)
+    loss = losses[0] if parts == 1 else torch.stack(losses).mean()
+    norm = optimizer.clip(config.optim.clip)
+    optimizer.step(trainer.watch.admits(step, loss, norm))
+    return Update(loss, norm, metrics)

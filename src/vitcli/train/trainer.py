@@ -13,6 +13,7 @@ from vitcli.model.classifier import Classifier
 from vitcli.train.objectives.base import Objective
 from vitcli.train.objectives.table import objective_named
 from vitcli.train.optim import Average, Optimizer, trained
+from vitcli.train.watch import Watch
 from vitcli.weights.checkpoint import Tensors
 
 
@@ -32,12 +33,17 @@ class Trainer:
             bf16=machine.bf16,
         )
         self.average = Average(self.model, config.train.ema) if config.train.ema else None
+        self.watch = Watch(machine.device)
+
+    def compile(self) -> None:
+        """Compile the forward and the backward pass, the loss included."""
+        self.objective.compile(dynamic=False)
 
     @torch.no_grad()
     def after_update(self, step: int, progress: float) -> None:
         """The average and the objective follow the model."""
         if self.average is not None:
-            self.average.update(self.model, step)
+            self.average.update(self.model, step, self.watch.admitted)
         self.objective.after_update(self.model, step, progress)
 
     # --- weights ---

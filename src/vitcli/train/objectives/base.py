@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vitcli import flops
+from vitcli import flops, host
 from vitcli.classes import Class
 from vitcli.config import Config
 from vitcli.config_values import usual
@@ -22,6 +22,7 @@ from vitcli.errors import UsageError
 from vitcli.evaluate.inference import Inference
 from vitcli.families.base import Activations
 from vitcli.model.classifier import Classifier
+from vitcli.randomness import Step
 from vitcli.recipes.facts import Facts
 
 
@@ -102,9 +103,11 @@ class Objective(nn.Module):
         """What the report says of it beside the scores."""
         return {}
 
-    def draw(self, model: Classifier, batch: Batch, seed: int, step: int) -> Noise:
-        """What a step draws for the global batch, by its address."""
-        keep = model.draw(seed, step, len(batch))
+    def draw(self, model: Classifier, batch: Batch, seed: int, step: Step) -> Noise:
+        """What a step draws for the global batch, by its address. Where this takes no more of `step` than randomness.step_uniforms does, an update
+        can be recorded and replayed.
+        """
+        keep = model.draw(seed, step, len(batch), host.numbers_of(batch.images.device))
         return Noise(None if keep is None else keep.to(batch.images.device))
 
     def forward(self, model: Classifier, batch: Batch, noise: Noise) -> Loss:

@@ -17,7 +17,7 @@ from torch import Tensor
 from vitcli.classes import Class, match
 from vitcli.config import Config
 from vitcli.config_values import shown
-from vitcli.data.batch import Batch
+from vitcli.data.batch import Batch, one_hot
 from vitcli.data.split import Split
 from vitcli.errors import UsageError
 from vitcli.evaluate.evaluator import evaluate
@@ -99,9 +99,7 @@ class Classify(Objective):
         if self.kind == "softmax":
             return F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
         if self.class_weights is not None:
-            smooth = (
-                F.one_hot(labels, logits.shape[1]).float() * (1 - self.smoothing) + self.smoothing / logits.shape[1]
-            )
+            smooth = one_hot(labels, logits.shape[1]) * (1 - self.smoothing) + self.smoothing / logits.shape[1]
             return self._binary(logits, smooth).sum(1).mean()
         picked = logits.gather(1, labels[:, None]).squeeze(1)
         target = (1 - self.smoothing) * picked + self.smoothing * logits.mean(1)
@@ -184,8 +182,8 @@ def read_weights(path: Path) -> dict[str, float]:
 def _present(batch: Batch, logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
     """1 for each label of which an image has a part, else 0."""
     assert batch.labels is not None
-    targets = torch.zeros_like(logits)
-    for labels, weight in ((batch.labels, batch.weight), (batch.partner_labels, 1 - batch.weight)):
-        if labels is not None and weight > 0:
-            targets.scatter_(1, labels[:, None], 1.0)
-    return targets
+    own = one_hot(batch.labels, logits.shape[1])
+    if batch.partner_labels is None:
+        return own
+    partner = one_hot(batch.partner_labels, logits.shape[1])
+    return torch.maximum(own * (batch.weight > 0), partner * (batch.weight < 1))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vitcli import flops
+from vitcli import flops, host
 from vitcli.classes import Class
 from vitcli.config import Config, DistillConfig
 from vitcli.data.batch import Batch
@@ -41,11 +41,18 @@ class Distill(Classify):
         self.evaluation = config.eval
         own, teacher = loaded(config.train.teacher)
         self.preprocessing, self.own_classes = own.eval, own.classes
-        self._teacher = (teacher.requires_grad_(False),)  # in a tuple, it is no submodule
+        self._teacher = (teacher.requires_grad_(False).eval(),)  # in a tuple, it is no submodule
         self.outputs: Tensor | None = None
 
     def begin(self, classes: Sequence[Class]) -> None:
-        self.outputs = outputs_of(self.own_classes, classes)
+        device = next(self._teacher[0].parameters()).device
+        self.outputs = outputs_of(self.own_classes, classes).to(device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distill:
+        """The teacher moves to another device with what is a submodule."""
+        self._teacher[0]._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        return self
 
     def forward(self, model: Classifier, batch: Batch, noise: Noise) -> Loss:
         both = [logits.float() for logits in model.logits(batch.images, noise.keep)]
@@ -67,17 +74,16 @@ class Distill(Classify):
     @torch.no_grad()
     def opinion(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
         """The teacher's logits, in the order of the student's classes."""
-        teacher = self._teacher[0].to(images.device).eval()
+        teacher = self._teacher[0]
         seen, size = pixels(images, self.evaluation), tuple(teacher.config.img_size)
         if tuple(seen.shape[2:]) != size:
             how = self.preprocessing.interpolation
             seen = F.interpolate(seen, size, mode=how, align_corners=False, antialias=True).clamp(0, 1)
         mean, std = (
-            torch.tensor(v, device=images.device).view(1, 3, 1, 1)
-            for v in (self.preprocessing.mean, self.preprocessing.std)
+            host.constants(v, images.device).view(1, 3, 1, 1) for v in (self.preprocessing.mean, self.preprocessing.std)
         )
         logits: Tensor = teacher((seen - mean) / std).float()
-        return logits if self.outputs is None else logits[:, self.outputs.to(logits.device)]
+        return logits if self.outputs is None else logits.index_select(1, self.outputs)
 
     # --- before it exists ---
 

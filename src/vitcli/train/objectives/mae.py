@@ -20,6 +20,7 @@ from vitcli.model.linear import Linear
 from vitcli.model.positions import sines_and_cosines
 from vitcli.model.vit import cut, pasted
 from vitcli.plots import contact_sheet
+from vitcli.randomness import Step
 from vitcli.recipes.facts import Facts
 from vitcli.train.objectives.base import Extra, Loss, Noise, Objective, of_generator
 from vitcli.train.objectives.tokens import check_part, initialise, part_of, patched, pixels, shuffled, taken, vit
@@ -60,7 +61,7 @@ class MAE(Objective):
         initialise(self, draw)
         nn.init.normal_(self.mask_token, std=0.02, generator=draw)
 
-    def draw(self, model: Classifier, batch: Batch, seed: int, step: int) -> Shuffled:
+    def draw(self, model: Classifier, batch: Batch, seed: int, step: Step) -> Shuffled:
         return Shuffled(
             super().draw(model, batch, seed, step).keep, shuffled(vit(model), batch.images, seed, "mae", step)
         )
@@ -87,7 +88,7 @@ class MAE(Objective):
         tokens = self.embed(tokens)
         prefix = encoder.config.prefix_tokens
         masks = self.mask_token.to(tokens.dtype).expand(len(images), order.shape[1] - seen, -1)
-        places = sines_and_cosines(grid, self.norm.weight.shape[0]).to(order.device)[order]
+        places = sines_and_cosines(grid, self.norm.weight.shape[0], order.device)[order]
         x = torch.cat([tokens[:, :prefix], torch.cat([tokens[:, prefix:], masks], dim=1) + places], dim=1)
         for block in self.blocks:
             x = block(x)

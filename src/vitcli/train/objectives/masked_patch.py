@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from vitcli import host
 from vitcli.config import Config, EvalConfig, MaskedPatchConfig, ModelConfig, Size
 from vitcli.data.batch import Batch
 from vitcli.errors import UsageError
@@ -17,7 +17,7 @@ from vitcli.families.base import Activations
 from vitcli.model.classifier import Classifier
 from vitcli.model.linear import Linear
 from vitcli.model.vit import cut
-from vitcli.randomness import generator
+from vitcli.randomness import Step, step_uniforms
 from vitcli.recipes.facts import Facts
 from vitcli.train.objectives.base import Extra, Loss, Noise, Objective, of_generator
 from vitcli.train.objectives.tokens import check_part, initialise, part_of, patched, pixels, shuffled, taken, vit
@@ -70,11 +70,13 @@ class MaskedPatch(Objective):
         initialise(self, draw)
         nn.init.normal_(self.mask_token, std=0.02, generator=draw)
 
-    def draw(self, model: Classifier, batch: Batch, seed: int, step: int) -> Corruption:
+    def draw(self, model: Classifier, batch: Batch, seed: int, step: Step) -> Corruption:
         order = shuffled(vit(model), batch.images, seed, "masked-patch", step)
         chosen = order[:, : part_of(order.shape[1], self.settings.part)]
-        numbers = generator(seed, "corruption", step).random((2, *chosen.shape), dtype=np.float32)
-        kind, place = torch.from_numpy(numbers).to(order.device)
+        numbers = step_uniforms(
+            seed, "corruption", step, len(batch), 2 * chosen.shape[1], host.numbers_of(batch.images.device)
+        ).to(order.device)
+        kind, place = numbers.chunk(2, dim=1)
         # another patch of the image: one of the others, counted on from the patch itself
         others = (chosen + 1 + (place * (order.shape[1] - 1)).long().clamp(max=order.shape[1] - 2)) % order.shape[1]
         masked = kind < self.settings.masked

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from vitcli import host
 from vitcli.config import Architecture, Config, EvalConfig, ModelConfig, format_size
 from vitcli.errors import UsageError
 from vitcli.model.classifier import Classifier
 from vitcli.model.vit import ViT
-from vitcli.randomness import generator
+from vitcli.randomness import Step, step_uniforms
 from vitcli.train.progressive import stages
 
 
@@ -50,11 +50,11 @@ def part_of(patches: int, part: float) -> int:
     return int(patches * part + 1e-9)
 
 
-def shuffled(model: ViT, images: Tensor, seed: int, purpose: str, step: int) -> Int[Tensor, "images patches"]:
+def shuffled(model: ViT, images: Tensor, seed: int, purpose: str, step: Step) -> Int[Tensor, "images patches"]:
     """The patches of each image in an order of its own, by its address."""
     rows, columns = model.grid_of(images)
-    numbers = generator(seed, purpose, step).random((len(images), rows * columns), dtype=np.float32)
-    return torch.from_numpy(numbers).argsort(dim=1, stable=True).to(images.device)
+    numbers = step_uniforms(seed, purpose, step, len(images), rows * columns, host.numbers_of(images.device))
+    return numbers.argsort(dim=1, stable=True).to(images.device)
 
 
 def taken(
@@ -72,7 +72,7 @@ def vit(model: Classifier) -> ViT:
 def pixels(images: Float[Tensor, "batch 3 *rest"], config: EvalConfig) -> Float[Tensor, "batch 3 *rest"]:
     """Normalised values as they were in 0..1."""
     shape = [1, 3, *[1] * (images.ndim - 2)]
-    mean, std = (torch.tensor(v, device=images.device).view(shape) for v in (config.mean, config.std))
+    mean, std = (host.constants(v, images.device).view(shape) for v in (config.mean, config.std))
     return images * std + mean
 
 

@@ -13,14 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitcli import flops
+from vitcli import flops, host
 from vitcli.config import Config, VisregConfig
 from vitcli.data.batch import Batch
 from vitcli.errors import UsageError
 from vitcli.families.base import Activations
 from vitcli.model.classifier import Classifier
 from vitcli.model.linear import Linear
-from vitcli.randomness import generator
+from vitcli.randomness import Step, step_uniforms
 from vitcli.recipes.facts import Facts, is_mild, is_tiny
 from vitcli.train.objectives.base import Extra, Loss, Noise, Objective, of_generator
 from vitcli.train.objectives.tokens import initialise
@@ -76,13 +76,13 @@ class Visreg(Objective):
         ]
         self.weight = weight_of(self.settings)
 
-    def draw(self, model: Classifier, batch: Batch, seed: int, step: int) -> Drawn:
-        images, views = len(batch), len(batch.views)
-        keep = model.draw(seed, step, images * views)
+    def draw(self, model: Classifier, batch: Batch, seed: int, step: Step) -> Drawn:
+        images, views, numbers = len(batch), len(batch.views), host.numbers_of(batch.images.device)
+        keep = model.draw(seed, step, images * views, numbers)
         if keep is not None:
             keep = keep.view(*keep.shape[:-1], views, images).to(batch.images.device)
-        numbers = torch.Generator().manual_seed(int(generator(seed, "directions", step).integers(2**62)))
-        directions = torch.randn(self.settings.width, self.settings.slices, generator=numbers)
+        u = step_uniforms(seed, "directions", step, self.settings.width, self.settings.slices, numbers)
+        directions = torch.special.ndtri(u.clamp(min=2.0**-54)).float()
         return Drawn(keep, (directions / directions.norm(dim=0)).to(batch.images.device))
 
     def forward(self, model: Classifier, batch: Batch, noise: Noise) -> Loss:
@@ -184,7 +184,7 @@ def visreg(z: Projections, directions: Directions) -> Terms:
     mean = z.mean(dim=1, keepdim=True)
     deviation = (z - mean).norm(dim=1, keepdim=True) / math.sqrt(z.shape[1]) + _EPS
     sliced = ((z - mean) / deviation.detach()) @ directions
-    distance = sliced.sort(dim=1).values - quantiles(z.shape[1]).to(z.device, z.dtype).view(1, -1, 1)
+    distance = sliced.sort(dim=1).values - quantiles(z.shape[1], z.device).to(z.dtype).view(1, -1, 1)
     return {
         "centre": mean.square().mean(),
         "scale": (deviation - 1).square().mean(),
@@ -192,9 +192,9 @@ def visreg(z: Projections, directions: Directions) -> Terms:
     }
 
 
-def quantiles(count: int) -> Float[Tensor, " count"]:
+def quantiles(count: int, device: torch.device | None = None) -> Float[Tensor, " count"]:
     """Φ⁻¹(i / (count + 1)) for i = 1 … count."""
-    return torch.special.ndtri(torch.arange(1, count + 1, dtype=torch.float64) / (count + 1))
+    return torch.special.ndtri(torch.arange(1, count + 1, dtype=torch.float64, device=device) / (count + 1))
 
 
 def sigreg(z: Projections, directions: Directions) -> Terms:

@@ -1,0 +1,201 @@
+"""How updates are executed: each operation launched by the host, some of them compiled into one, or all replayed as one recording.
+
+A GPU that computes faster than a host can launch waits for most of its time. A recording (a CUDA graph) of one whole update, from
+what is random to the last weight, is launched at once. It reads memory at fixed addresses alone: the batch is copied there, and
+its step, rates and refusals are tensors. torch.compile costs its time once and makes fewer operations of many.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from vitcli.data.batch import Batch
+from vitcli.machine import Machine
+from vitcli.train.step import Update, update
+from vitcli.train.trainer import Trainer
+
+T = TypeVar("T")
+Recording = tuple[T, Callable[[], None]]
+"""What the recorded work returned, whose tensors each replay fills anew, and the replay."""
+
+_MEASURED = (2, 5)
+"""Steps of a session, from 0, that are timed: the first ones hold costs that come once."""
+_WARM_UP = 2
+"""Updates that are launched before one of the same shape is recorded: libraries reserve memory and compile in the first."""
+_LAUNCH_BOUND = 0.5
+"""Part of an update that launching it takes, from which on it is recorded."""
+_PAYS = 6
+"""Times the cost of compiling that a run has still to go for torch.compile to pay: it saved a fifth to a quarter of a step of ViT-B/16
+and L/16 on an H100, so that at five times it only breaks even."""
+_COMPILING, _COMPILING_A_BLOCK = 14.0, 1.0
+"""Seconds: 26 for the 12 blocks of ViT-B/16, 38 for the 24 of L/16 on the same machine."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Of one update: until the host had launched it, and until the device had done it, in seconds."""
+
+    launched: float
+    done: float
+
+    @property
+    def launch_share(self) -> float:
+        return min(1.0, self.launched / max(self.done, 1e-9))
+
+
+def compile_seconds(blocks: int) -> float:
+    """About what torch.compile takes for a model."""
+    return _COMPILING + _COMPILING_A_BLOCK * blocks
+
+
+def chosen(machine: Machine, timing: Timing, rest: float, blocks: int, records: bool) -> Machine:
+    """`machine` with what it left open decided: compiled where at least `_PAYS` times the cost of it is to come of the `rest` seconds of the
+    run, recorded where launching takes much of an update and `records` says that it can be.
+    """
+    compiles = machine.compile if machine.compile is not None else rest >= _PAYS * compile_seconds(blocks)
+    bound = timing.launch_share >= _LAUNCH_BOUND
+    return replace(machine, compile=compiles, replay=records and (bound if machine.replay is None else machine.replay))
+
+
+def can_record(trainer: Trainer) -> bool:
+    """Whether an update depends on nothing but tensors: element dropout draws from torch's own generator."""
+    return trainer.machine.device.type == "cuda" and not getattr(trainer.config.model, "dropout", 0.0)
+
+
+class Execution:
+    """Updates one after the other. `launch` is train_step; `rest` says how many seconds are still to come, `tell` what was chosen."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        launch: Callable[[Trainer, Batch, int], Update],
+        rest: Callable[[], float],
+        tell: Callable[[Machine, Timing], None],
+    ) -> None:
+        self.trainer, self.launch, self.rest, self.tell = trainer, launch, rest, tell
+        self.calls = 0
+        self.replay: Replay | None = None
+        self.timing = Timing(0.0, 1.0)
+        self._apply()
+
+    def __call__(self, batch: Batch, step: int) -> Update:
+        if self.replay is not None:
+            return self.replay(batch, step)
+        if not self._is_open or self.calls > _MEASURED[1]:
+            return self.launch(self.trainer, batch, step)
+        timed = self.calls >= _MEASURED[0]
+        self.calls += 1
+        result = self._timed(batch, step) if timed else self.launch(self.trainer, batch, step)
+        if self.calls > _MEASURED[1]:
+            self._choose()
+        return result
+
+    @property
+    def _is_open(self) -> bool:
+        machine = self.trainer.machine
+        return machine.device.type == "cuda" and (machine.compile is None or machine.replay is None)
+
+    def _timed(self, batch: Batch, step: int) -> Update:
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        result = self.launch(self.trainer, batch, step)
+        launched = time.perf_counter() - started
+        torch.cuda.synchronize()
+        timing = Timing(launched, time.perf_counter() - started)
+        if self.calls == _MEASURED[0] + 1 or timing.done < self.timing.done:
+            self.timing = timing
+        return result
+
+    def _choose(self) -> None:
+        trainer = self.trainer
+        blocks = trainer.model.layers
+        trainer.machine = chosen(trainer.machine, self.timing, self.rest(), blocks, can_record(trainer))
+        self.tell(trainer.machine, self.timing)
+        self._apply()
+
+    def _apply(self) -> None:
+        """Do as the machine says."""
+        if self.trainer.machine.compile:
+            self.trainer.compile()
+        if self.trainer.machine.replay and can_record(self.trainer):
+            self.replay = Replay(self.trainer, recorded, _aside)
+
+
+class Replay:
+    """Updates of a trainer, each shape of batch recorded once. `record` makes a recording of what it calls; `aside` calls what comes
+    before, on a stream that may be recorded next.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        record: Callable[[Callable[[], Update]], Recording[Update]],
+        aside: Callable[[Callable[[], Update]], Update],
+    ) -> None:
+        self.trainer, self.record, self.aside = trainer, record, aside
+        self.address = torch.zeros((), dtype=torch.long, device=trainer.machine.numbers)
+        self._seen: dict[Any, int] = {}
+        self._recorded: dict[Any, tuple[Batch, Recording[Update]]] = {}
+
+    def __call__(self, batch: Batch, step: int) -> Update:
+        """Make update `step`. What it returns is overwritten by the next one."""
+        self.address.fill_(step)
+        shape = _shape(batch)
+        if shape not in self._recorded:
+            self._seen[shape] = self._seen.get(shape, 0) + 1
+            if self._seen[shape] <= _WARM_UP:
+                return self.aside(lambda: update(self.trainer, batch, self.address))
+            fixed = _copied(batch)
+            self._recorded[shape] = fixed, self.record(lambda: update(self.trainer, fixed, self.address))
+        fixed, (result, replay) = self._recorded[shape]
+        _fill(fixed, batch)
+        replay()
+        return result
+
+
+def recorded(body: Callable[[], T]) -> Recording[T]:
+    """A CUDA graph of `body`, which is not executed by recording it."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = body()
+    return result, graph.replay
+
+
+def _aside(body: Callable[[], T]) -> T:
+    """As torch asks for of what is to be recorded: on another stream than the default one."""
+    current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        result = body()
+    current.wait_stream(stream)
+    return result
+
+
+def _tensors(batch: Batch) -> dict[str, Tensor]:
+    """Those of a batch that an update reads, by name."""
+    found = {f"view {i}": view for i, view in enumerate(batch.views)}
+    found |= {f.name: getattr(batch, f.name) for f in fields(batch) if f.name not in ("views", "ids")}
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def _shape(batch: Batch) -> Any:
+    return tuple((name, tuple(t.shape), t.dtype) for name, t in _tensors(batch).items())
+
+
+def _copied(batch: Batch) -> Batch:
+    others = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name not in ("views", "ids")}
+    own = {name: value.clone() for name, value in others.items() if isinstance(value, Tensor)}
+    return dataclasses.replace(batch, views=tuple(view.clone() for view in batch.views), **own)
+
+
+def _fill(fixed: Batch, batch: Batch) -> None:
+    new = _tensors(batch)
+    for name, tensor in _tensors(fixed).items():
+        tensor.copy_(new[name], non_blocking=True)

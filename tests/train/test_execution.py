@@ -1,0 +1,270 @@
+"""Updates that are refused, recorded and replayed, compiled, and how the way of executing them is chosen."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vitcli.config import Config, apply, model_config
+from vitcli.data.augment import mix
+from vitcli.data.batch import Batch
+from vitcli.machine import Machine
+from vitcli.model.classifier import build
+from vitcli.train.execution import Execution, Replay, Timing, chosen, compile_seconds
+from vitcli.train.objectives.table import OBJECTIVES
+from vitcli.train.step import Update, train_step
+from vitcli.train.trainer import Trainer
+from waits import as_on_an_accelerator, on_tape
+
+N, SIDE = 8, 16
+OPTIMIZERS = ["adamw", "muon", "sgd", "lamb"]
+
+
+def config_of(objective: str = "classify", optimizer: str = "muon", **values: Any) -> Config:
+    model = replace(model_config("mu/4", (SIDE, SIDE), 3), depth=2, drop_path=0.3)
+    if not OBJECTIVES[objective].needs_labels:
+        model = model.with_head(0, kept=False)
+    settings = {
+        "train.objective": objective,
+        "train.batch_size": N,
+        "optim.name": optimizer,
+        "optim.lr": 0.01,
+        "optim.weight_decay": 0.1,
+        "optim.clip": 1.0,
+    }
+    config = apply(Config(model=model), settings | {k.replace("__", "."): v for k, v in values.items()})
+    return replace(config, augment=replace(config.augment, views=OBJECTIVES[objective].views))
+
+
+def trainer_of(config: Config) -> Trainer:
+    model = build(config.model)
+    model.initialise(0)
+    for head in model.heads:
+        torch.nn.init.normal_(head.weight, std=0.1, generator=torch.Generator().manual_seed(1))
+    return Trainer(model, config, Machine(torch.device("cpu"), False, 1))
+
+
+def batch_of(config: Config, step: int, side: int = SIDE) -> Batch:
+    numbers = torch.Generator().manual_seed(step)
+    views = tuple(torch.randn(N, 3, side, side, generator=numbers) for _ in range(config.augment.views))
+    whole = Batch(views, torch.randint(3, (N,), generator=numbers), torch.arange(N))
+    return mix(whole, config.augment, 0, step)
+
+
+def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
+    groups = trainer.state()
+    return {f"{group}/{name}": value.clone() for group, values in groups.items() for name, value in values.items()}
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], rtol=0, atol=0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+# --- refusal -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_from_the_first_number_that_is_not_finite_nothing_changes_until_somebody_looks(
+    optimizer: str, bad: float, deferred: bool
+) -> None:
+    config = config_of(optimizer=optimizer, train__ema=0.9)
+
+    def run() -> None:
+        trainer = trainer_of(config)
+        assert trainer.optimizer.is_deferred == deferred
+        for step in range(6):
+            batch = batch_of(config, step)
+            if step == 3:
+                before = weights_of(trainer)
+                batch.views[0][2, 0, 5, 5] = bad
+            trainer.optimizer.set_factor(1.0)
+            train_step(trainer, batch, step)
+            trainer.after_update(step, step / 6)
+            failure = trainer.watch.failure()
+            assert (failure is None) == (step < 3)
+        assert failure is not None and failure.step == 3
+        assert not torch.isfinite(torch.tensor([failure.loss, failure.grad_norm])).all()
+        now = weights_of(trainer)
+        if not deferred:  # the loop looks before the average follows
+            now = {name: value for name, value in now.items() if not name.startswith("average")}
+        assert_same(now, {name: before[name] for name in now})
+
+    if deferred:
+        with as_on_an_accelerator():
+            run()
+    else:
+        run()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_updates_that_nobody_waits_for_are_those_of_a_host_that_does(optimizer: str) -> None:
+    """Rates are tensors there, and images that DropPath leaves out are computed."""
+    config = config_of(optimizer=optimizer, train__ema=0.9, optim__layer_decay=0.8, augment__mixup=0.3)
+
+    def after() -> tuple[list[float], dict[str, torch.Tensor]]:
+        trainer, losses = trainer_of(config), []
+        for step in range(5):
+            trainer.optimizer.set_factor(1 - step / 5)
+            losses.append(float(train_step(trainer, batch_of(config, step), step).loss))
+            trainer.after_update(step, step / 5)
+        return losses, weights_of(trainer)
+
+    losses, waited = after()
+    with as_on_an_accelerator():
+        found_losses, found = after()
+    assert found_losses == pytest.approx(losses, rel=1e-4)
+    assert waited.keys() == found.keys()
+    for name in waited:
+        if name.startswith(("model/", "average/")) and name.endswith(
+            "weight"
+        ):  # a key's bias has a gradient of rounding alone
+            assert float((found[name] - waited[name]).norm()) <= 2e-3 * float(waited[name].norm()) + 1e-6, name
+
+
+def test_a_restored_state_goes_on_where_nobody_waits() -> None:
+    for optimizer in OPTIMIZERS:
+        config = config_of(optimizer=optimizer)
+        with as_on_an_accelerator():
+            whole, first, second = (trainer_of(config) for _ in range(3))
+            for step in range(6):
+                if step == 3:
+                    second.restore(copy.deepcopy(first.state()))
+                trainer = first if step < 3 else second
+                for one in (whole, trainer):
+                    one.optimizer.set_factor(0.7)
+                    train_step(one, batch_of(config, step), step)
+            assert_same(weights_of(second), weights_of(whole))
+
+
+# --- replay --------------------------------------------------------------------------------------------------
+
+
+def recording(trainer: Trainer) -> Callable[[Callable[[], Update]], Any]:
+    """A tape, which unlike a CUDA graph computes while it records: the state is put back, in the memory where it lies."""
+
+    def record(body: Callable[[], Update]) -> Any:
+        kept = {id(t): (t, t.clone()) for group in trainer.state().values() for t in group.values()}
+        watched = [(t, t.clone()) for t in (trainer.watch._step, trainer.watch._numbers, trainer.watch.admitted)]
+        result = on_tape(body)
+        with torch.no_grad():
+            for tensor, before in [*kept.values(), *watched]:
+                tensor.copy_(before)
+        return result
+
+    return record
+
+
+@pytest.mark.parametrize("objective", sorted(set(OBJECTIVES) - {"distill"}))
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_replayed_update_is_the_one_that_is_launched(objective: str, optimizer: str) -> None:
+    """Steps, rates, batches, masks and refusals of the replay are its own, not those of the recording. Two sizes of images."""
+    labelled = OBJECTIVES[objective].needs_labels
+    config = config_of(
+        objective, optimizer, augment__mixup=0.4 * labelled, augment__cutmix=1.0 * labelled, train__accumulate=2
+    )
+    with as_on_an_accelerator():
+        launched, replayed = trainer_of(config), trainer_of(config)
+        replay = Replay(replayed, recording(replayed), lambda body: body())
+        for step in range(12):
+            side = 8 if step in (4, 5, 6, 7, 10) and objective != "masked-patch" else SIDE
+            batch = batch_of(config, step, side)
+            if step == 11:
+                batch.views[0][0] = float("nan")
+            results = []
+            for trainer, make in ((launched, train_step), (replayed, lambda _, *rest: replay(*rest))):
+                trainer.optimizer.set_factor(1 - step / 12)
+                with trainer.model.taking((side, side)):
+                    update = make(trainer, batch, step)
+                results.append([float(update.loss), float(update.grad_norm), *map(float, update.metrics.values())])
+            if step < 11:
+                assert results[0] == results[1], step
+            assert_same(weights_of(replayed), weights_of(launched))
+        assert replayed.watch.failure() is not None and replayed.watch.failure().step == 11  # type: ignore[union-attr]
+        assert len(replay._recorded) == (1 if objective == "masked-patch" else 2)
+
+
+# --- compiling -----------------------------------------------------------------------------------------------
+
+
+def compile_each() -> None:
+    """Raises where one is not one graph, or its loss another. Of a process without pytest, whose checks of shapes are wrapped around
+    every function and cannot be compiled.
+    """
+    labelled = [("classify", loss) for loss in ("softmax", "sigmoid", "bce")]
+    for objective, loss in [
+        *labelled,
+        *((name, "softmax") for name in OBJECTIVES if name not in ("classify", "distill")),
+    ]:
+        config = config_of(objective, augment__mixup=0.4 * (objective == "classify"), train__loss=loss)
+        trainer, batch = trainer_of(config), batch_of(config, 0)
+        noise = trainer.objective.draw(trainer.model, batch, 0, 0)
+        with as_on_an_accelerator():
+            expected = trainer.objective(trainer.model, batch, noise).loss
+        torch.compiler.reset()
+        compiled = torch.compile(trainer.objective, fullgraph=True, backend="aot_eager")
+        found = compiled(trainer.model, batch, noise).loss
+        found.backward()
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        assert all(p.grad is not None for p in trainer.model.blocks.parameters()), objective
+        print(objective, loss)
+
+
+def test_every_objective_compiles_into_one_graph() -> None:
+    tests = Path(__file__).resolve().parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", "import test_execution; test_execution.compile_each()"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tests, tests / "train")))},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == len(OBJECTIVES) + 1
+
+
+# --- the choice ----------------------------------------------------------------------------------------------
+
+GPU = Machine(torch.device("cuda"), True, 1, compile=None, replay=None)
+
+
+@pytest.mark.parametrize(
+    ("launched", "rest", "compiles", "replays"),
+    [(0.9, 10_000, True, True), (0.9, 30, False, True), (0.1, 10_000, True, False), (0.1, 30, False, False)],
+)
+def test_what_is_left_open_is_chosen_by_what_was_measured(
+    launched: float, rest: float, compiles: bool, replays: bool
+) -> None:
+    found = chosen(GPU, Timing(launched, 1.0), rest, 12, True)
+    assert (found.compile, found.replay) == (compiles, replays)
+    for asked in (True, False):
+        fixed = chosen(replace(GPU, compile=asked, replay=asked), Timing(launched, 1.0), rest, 12, True)
+        assert (fixed.compile, fixed.replay) == (asked, asked)
+    assert chosen(GPU, Timing(launched, 1.0), rest, 12, False).replay is False
+
+
+def test_compiling_pays_where_six_times_its_cost_is_to_come() -> None:
+    cost = compile_seconds(24)
+    assert cost == pytest.approx(38)
+    assert chosen(GPU, Timing(0, 1), 6.1 * cost, 24, True).compile is True
+    assert chosen(GPU, Timing(0, 1), 5.9 * cost, 24, True).compile is False
+
+
+def test_a_cpu_has_nothing_to_choose() -> None:
+    config = config_of()
+    trainer = trainer_of(config)
+    told: list[Any] = []
+    execution = Execution(trainer, train_step, lambda: 1e9, lambda *chosen: told.append(chosen))
+    for step in range(10):
+        execution(batch_of(config, step), step)
+    assert not told and execution.replay is None and trainer.machine.compile is False
