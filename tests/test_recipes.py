@@ -570,12 +570,31 @@ def test_small_augments_by_the_passes_that_fit():
     assert (hour.mixup, hour.randaugment_layers) == (0.2, 0)
 
 
+def test_small_on_a_gpu_sees_images_often_and_strengthens_what_is_against_remembering_them():
+    cifar = {"data": (50_000, 10), "size": (32, 32), "device": "cuda"}
+    second = 7.7e14
+    short, long = (configure("small", facts(**cifar, compute=n * 60 * second)) for n in (3, 10))
+    for config in (short, long):
+        assert config.model.cost().parameters <= 10_000_000 and config.model.width // config.model.heads == 64
+        assert (config.train.batch_size, config.augment.cutmix, config.augment.randaugment_layers) == (512, 1.0, 2)
+        assert config.model.drop_path > 0 and config.train.ema > 0 and config.eval.views == 2
+    assert short.model.tokens == 64 and short.train.low_res < 0.1
+    assert long.model.tokens == 256 and long.train.low_res == 0.6, "a quarter of the patches first"
+    slow = configure("small", facts(**cifar, compute=60 * second / 20))
+    assert slow.augment.cutmix == 0 and slow.model.drop_path == 0, "few passes"
+    by_epochs = configure("small", facts(**cifar))
+    assert by_epochs.train.epochs == 5 * configure("small", facts(**cifar | {"device": "cpu"})).train.epochs
+    digits = configure("small", facts(data=(1_438, 10), size=(8, 8), device="cuda"))
+    assert digits == configure("small", facts(data=(1_438, 10), size=(8, 8), device="cpu"))
+
+
 def test_finetune_goes_on_training_what_has_seen_little():
     parent = {"parent": model_config("ti/4", (32, 32)), "new_head": False}
     young = configure("finetune", facts("finetune", (50_000, 10), **parent, parent_seen=100_000))
     assert young.optim.name == "muon" and young.train.label_smoothing == 0
     budgets = [
-        facts("finetune", (50_000, 10), **parent, parent_seen=500_000, compute=n * 60 * 3.8e11) for n in (5, 60, 600)
+        facts("finetune", (50_000, 10), **parent, device="cpu", parent_seen=500_000, compute=n * 60 * 3.8e11)
+        for n in (5, 60, 600)
     ]
     rates = [configure("finetune", budget).optim.muon_lr for budget in budgets]
     assert rates == sorted(rates) and rates[0] < 0.004 and 0.015 < rates[-1] < 0.02, "where one long schedule would be"

@@ -221,20 +221,38 @@ def _has_bf16_units() -> bool:
     return "flags" not in flags or "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that a GPU says are free; 0 of other devices, where nothing is kept apart from the host's."""
-    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0
+@dataclass(frozen=True)
+class Timing:
+    """Seconds until the host had launched some work, and until the device had done it."""
+
+    launched: float
+    done: float
+
+    @property
+    def launch_share(self) -> float:
+        return min(1.0, self.launched / max(self.done, 1e-9))
+
+
+def timing_of(work: Callable[[], Any], device: torch.device) -> Timing:
+    """Of `work` on a device that has nothing else to do."""
+    started = time.perf_counter()
+    work()
+    launched = time.perf_counter() - started
+    wait_for(device)
+    return Timing(launched, time.perf_counter() - started)
 
 
 def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
     """How long `work` takes, the device's share included."""
-    started = time.perf_counter()
-    work()
+    return timing_of(work, device).done
+
+
+def wait_for(device: torch.device) -> None:
+    """Until the device has done all that was launched."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     elif device.type == "mps":
         torch.mps.synchronize()
-    return time.perf_counter() - started
 
 
 def peak_flops(machine: Machine, side: int = 0) -> float:
@@ -244,3 +262,15 @@ def peak_flops(machine: Machine, side: int = 0) -> float:
     a, b = (torch.randn(side, side).to(dtype).to(machine.device) for _ in range(2))
     seconds_of(lambda: a @ b, machine.device)
     return float(2 * side**3 / min(seconds_of(lambda: a @ b, machine.device) for _ in range(5)))
+
+
+_COPIED = {"cpu": 2**28, "mps": 2**28, "cuda": 2**30}
+
+
+def peak_bandwidth(machine: Machine) -> float:
+    """Bytes a second, read and written, of copying what no cache holds: the best of five."""
+    size = _COPIED[machine.device.type]
+    source = torch.zeros(size, dtype=torch.uint8, device=machine.device)
+    target = torch.empty_like(source)
+    times = [seconds_of(lambda: target.copy_(source), machine.device) for _ in range(6)]
+    return 2 * size / min(times[1:])

@@ -27,7 +27,9 @@ def test_each_model_is_measured_in_each_mode(vit: Vit) -> None:
     assert peak > 0
     for result in tree["results"]:
         fields = {"model", "mode", "precision", "compile", "batch_size", "images_per_second", "tflops", "share_of_peak"}
-        assert fields <= set(result)
+        assert fields | {"replay", "launch_share", "memory_share", "bound"} <= set(result)
+        assert result["launch_share"] is None and result["bound"] in ("memory", "arithmetic")
+        assert (result["memory_share"] > result["share_of_peak"]) == (result["bound"] == "memory")
         assert (result["precision"], result["compile"], result["batch_size"]) == (precision, False, 4)
         assert 0 < result["share_of_peak"] == pytest.approx(result["tflops"] / peak)
     train, infer = tree["results"][:2]
@@ -41,8 +43,8 @@ def test_the_table_names_what_was_asked_for(vit: Vit) -> None:
     assert done.code == 0, done.err
     assert done.err == ""
     header, row, peak = done.out.splitlines()
-    assert header.split() == ["model", "mode", "batch", "images/s", "TFLOP/s", "of", "peak"]
-    assert re.fullmatch(r"ViT-mu/4 +infer +4 +[\d,.]+ +[\d.e-]+ +\d+ %", row)
+    assert header.split() == ["model", "mode", "batch", "images/s", "TFLOP/s", "of", "peak", "bound", "by"]
+    assert re.fullmatch(r"ViT-mu/4 +infer +4 +[\d,.]+ +[\d.e-]+ +\d+ % +(memory|arithmetic)", row)
     assert peak.startswith("peak of a matrix product in fp32: ")
 
 

@@ -17,9 +17,9 @@ import torch
 from vitcli.config import Config, apply, model_config
 from vitcli.data.augment import mix
 from vitcli.data.batch import Batch
-from vitcli.machine import Machine
+from vitcli.machine import Machine, Timing
 from vitcli.model.classifier import build
-from vitcli.train.execution import Execution, Replay, Timing, chosen, compile_seconds
+from vitcli.train.execution import Execution, Replay, chosen, compile_seconds
 from vitcli.train.objectives.table import OBJECTIVES
 from vitcli.train.step import Update, train_step
 from vitcli.train.trainer import Trainer

@@ -36,6 +36,8 @@ def bench(
     Training is the whole step, forward, backward and AdamW, on a batch that lies ready.
 
     What changes speed can be set: bench.modes=infer, run.attention=recompute, run.compile=on, model.drop_path=0.4.
+
+    What bounds a step is said beside it: launching its operations, moving its numbers, or arithmetic.
     """
     overrides = options.overrides(
         None,
@@ -55,15 +57,16 @@ def bench(
 
 def _text(tree: dict[str, Any]) -> list[str]:
     ((precision, peak),) = tree["peak_tflops"].items()
-    rows = [("model", "mode", "batch", "images/s", "TFLOP/s", "of peak")]
+    rows = [("model", "mode", "batch", "images/s", "TFLOP/s", "of peak", "bound by")]
     rows += [
         (
             result["model"],
-            result["mode"] + (" (compiled)" if result["compile"] else ""),
+            result["mode"] + _way(result),
             str(result["batch_size"]),
             f"{result['images_per_second']:,.1f}",
             f"{result['tflops']:.3g}",
             f"{100 * result['share_of_peak']:.0f} %",
+            result["bound"],
         )
         for result in tree["results"]
     ]
@@ -76,3 +79,8 @@ def _text(tree: dict[str, Any]) -> list[str]:
         for row in rows
     ]
     return [*lines, f"peak of a matrix product in {precision}: {peak:.3g} TFLOP/s"]
+
+
+def _way(result: dict[str, Any]) -> str:
+    ways = [name for name, taken in (("compiled", result["compile"]), ("replayed", result["replay"])) if taken]
+    return f" ({', '.join(ways)})" if ways else ""

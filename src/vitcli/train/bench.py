@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +19,12 @@ from vitcli.config_values import check_bounds
 from vitcli.data.batch import Batch
 from vitcli.errors import UsageError
 from vitcli.evaluate.inference import batch_size, logits_of
-from vitcli.machine import Machine, peak_flops, seconds_of, set_up
+from vitcli.machine import Machine, Timing, peak_bandwidth, peak_flops, seconds_of, set_up, timing_of
 from vitcli.model.classifier import Classifier, build
 from vitcli.model.held import frozen
 from vitcli.progress import Progress, silent
+from vitcli.train.execution import LAUNCH_BOUND, Execution
+from vitcli.train.memory import needed
 from vitcli.train.objectives.base import Objective
 from vitcli.train.objectives.table import objective_named
 from vitcli.train.step import Update, train_step
@@ -29,7 +33,9 @@ from vitcli.train.trainer import Trainer
 from vitcli.weights.asked import section_of
 
 TRAIN_BATCH = {"cpu": 32, "mps": 64, "cuda": 256}
-_WARM_UP, _FEWEST = 2, 3
+_FEWEST = 3
+_WARM_UP = {"cpu": 3, "mps": 3, "cuda": 12}
+"""Turns until everything is chosen, compiled and recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +46,17 @@ class Speed:
     mode: str
     precision: str
     compile: bool
+    replay: bool  # of a recorded update, as one CUDA graph
     batch_size: int
     images_per_second: float
     tflops: float  # counted FLOPs a second / 1e12
     share_of_peak: float  # of the peak of the same precision
-    compile_seconds: float | None  # what the first step cost more than a later one, with run.compile
+    compile_seconds: (
+        float | None
+    )  # what the dearest of the first steps cost more than a later one, where it is compiled
+    launch_share: float | None  # of a step, until the host had launched it; None where the host computes it itself
+    memory_share: float  # of the measured bandwidth, by the bytes that a step moves at least
+    bound: str  # launch, memory or arithmetic: what a faster step must begin with
 
 
 def bench(
@@ -60,32 +72,59 @@ def bench(
 
     The peak is the median of what is measured before, between and after, since the speed of a shared machine drifts.
     """
-    precision = machine.precision
     total = len(models) * len(bench.modes)
-    peaks = [peak_flops(machine)]
-    measured: list[tuple[Architecture, str, int, float, float]] = []
+    peaks, bandwidth = [peak_flops(machine)], peak_bandwidth(machine)
+    measured: list[tuple[Config, str, int, _Turns]] = []
     for model in models:
         for mode in bench.modes:
             progress("measuring", len(measured), total)
             batch = size or (
                 TRAIN_BATCH[machine.device.type] if mode == "train" else batch_size(machine.device.type, model.breadth)
             )
-            work = _training if mode == "train" else _inference
-            first, seconds = _median_seconds(work(replace(config, model=model), machine, batch), bench.seconds, machine)
-            measured.append((model, mode, batch, first, seconds))
+            own = replace(config, model=model, train=replace(config.train, batch_size=batch))
+            turns = _Turns.of(_Training(own, machine) if mode == "train" else _Inference(own, machine), bench.seconds)
+            measured.append((own, mode, batch, turns))
             peaks.append(peak_flops(machine))
-    results, peak = [], statistics.median(peaks)
-    for model, done, batch, first, seconds in measured:
-        learned = objective_named(config.train.objective).training_flops(replace(config, model=model), 1)
-        rate = batch / seconds * (learned if done == "train" else 2 * flops.macs(model))
-        compiled = bool(machine.compile) and done == "train"
-        results.append(
-            Speed(
-                model=model.name, mode=done, precision=precision, compile=compiled, batch_size=batch, images_per_second=batch / seconds, tflops=rate / 1e12, share_of_peak=rate / peak,
-                compile_seconds=max(0.0, first - seconds) if compiled else None,
-            )
-        )  # fmt: skip
-    return {"results": [vars(r) for r in results], "peak_tflops": {precision: peak / 1e12}}
+    peak = statistics.median(peaks)
+    results = [_speed(own, mode, batch, turns, peak, bandwidth) for own, mode, batch, turns in measured]
+    return {"results": [vars(r) for r in results], "peak_tflops": {machine.precision: peak / 1e12}}
+
+
+def _speed(config: Config, mode: str, batch: int, turns: _Turns, peak: float, bandwidth: float) -> Speed:
+    machine, seconds = turns.machine, turns.seconds
+    trains = mode == "train"
+    learned = objective_named(config.train.objective).training_flops(config, 1)
+    rate = batch / seconds * (learned if trains else 2 * flops.macs(config.model))
+    compiled, replayed = bool(machine.compile) and trains, bool(machine.replay) and trains
+    launched = None if machine.device.type == "cpu" else turns.launch_share
+    moved = _bytes_moved(config, machine, trains) / seconds / bandwidth
+    bound = "memory" if moved > rate / peak else "arithmetic"
+    return Speed(
+        model=config.model.name,
+        mode=mode,
+        precision=machine.precision,
+        compile=compiled,
+        replay=replayed,
+        batch_size=batch,
+        images_per_second=batch / seconds,
+        tflops=rate / 1e12,
+        share_of_peak=rate / peak,
+        compile_seconds=max(0.0, turns.dearest - seconds) if compiled else None,
+        launch_share=launched,
+        memory_share=moved,
+        bound="launch" if launched is not None and launched >= LAUNCH_BOUND and not replayed else bound,
+    )
+
+
+def _bytes_moved(config: Config, machine: Machine, trains: bool) -> int:
+    """At least, by arithmetic: what is held of an image is written and read, in training with its gradient; weights, and with them what
+    the optimizer keeps, are read and written once.
+    """
+    kept = objective_named(config.train.objective).activations(config).bytes(machine.bf16)
+    if not trains:
+        return 2 * config.train.batch_size * kept + 4 * flops.parameters(config.model)
+    memory = needed(config, machine.device.type, machine.bf16)
+    return 4 * config.train.batch_size * kept + 2 * memory.state
 
 
 def bench_asked(models: Sequence[Architecture], overrides: Overrides, progress: Progress = silent) -> dict[str, Any]:
@@ -140,23 +179,38 @@ def _initial(config: Config) -> Classifier:
     return model
 
 
-def _training(config: Config, machine: Machine, batch: int) -> Iterator[None]:
-    """Training steps on one batch, one a turn."""
-    step = trainer(replace(config, train=replace(config.train, batch_size=batch)), machine)
-    images, labels = _images(config.model, batch, machine)
-    data = Batch((images,) * config.augment.views, labels, torch.arange(batch))
-    while True:
-        step(data)
-        yield
+class _Training:
+    """Updates on one batch, one a turn, executed as in a run that is long enough for everything to pay."""
+
+    def __init__(self, config: Config, machine: Machine) -> None:
+        images, labels = _images(config.model, config.train.batch_size, machine)
+        self.batch = Batch((images,) * config.augment.views, labels, torch.arange(len(images)))
+        self.trainer = Trainer(_initial(config), config, machine)
+        self.trainer.optimizer.set_factor(0.1)
+        self.execution = Execution(self.trainer, train_step, lambda: math.inf, lambda *chosen: None)
+        self.steps = itertools.count()
+
+    @property
+    def machine(self) -> Machine:
+        return self.trainer.machine
+
+    def turn(self) -> None:
+        self.execution(self.batch, next(self.steps))
 
 
-def _inference(config: Config, machine: Machine, batch: int) -> Iterator[None]:
-    model = machine.place(_initial(config)).eval()
-    images, _ = _images(config.model, batch, machine)
-    with torch.inference_mode(), frozen(model, machine.bf16):
-        while True:
-            logits_of(model, images, machine.bf16, 1)
-            yield
+class _Inference:
+    """Logits of one batch, one a turn."""
+
+    def __init__(self, config: Config, machine: Machine) -> None:
+        self.machine, self.model = machine, machine.place(_initial(config)).eval()
+        self.images, _ = _images(config.model, config.train.batch_size, machine)
+        self.kept = contextlib.ExitStack()  # what is made of the weights, for all turns
+        with torch.inference_mode():
+            self.kept.enter_context(frozen(self.model, machine.bf16))
+
+    def turn(self) -> None:
+        with torch.inference_mode():
+            logits_of(self.model, self.images, self.machine.bf16, 1)
 
 
 def _images(model: Architecture, batch: int, machine: Machine) -> tuple[torch.Tensor, torch.Tensor]:
@@ -166,12 +220,23 @@ def _images(model: Architecture, batch: int, machine: Machine) -> tuple[torch.Te
     return images.to(machine.device), labels.to(machine.device)
 
 
-def _median_seconds(turns: Iterator[None], seconds: float, machine: Machine) -> tuple[float, float]:
-    """(the first turn, the median of those after the warm-up), each in seconds."""
-    first = seconds_of(lambda: next(turns), machine.device)
-    for _ in range(_WARM_UP):
-        seconds_of(lambda: next(turns), machine.device)
-    times: list[float] = []
-    while len(times) < _FEWEST or sum(times) < seconds:
-        times.append(seconds_of(lambda: next(turns), machine.device))
-    return first, statistics.median(times)
+@dataclass(frozen=True)
+class _Turns:
+    """The dearest of the first turns, the median of those after them, the part of it that launching takes; and the machine as it was
+    chosen to be.
+    """
+
+    dearest: float
+    seconds: float
+    launch_share: float
+    machine: Machine
+
+    @classmethod
+    def of(cls, work: _Training | _Inference, seconds: float) -> _Turns:
+        device = work.machine.device
+        first = [seconds_of(work.turn, device) for _ in range(_WARM_UP[device.type])]
+        timings: list[Timing] = []
+        while len(timings) < _FEWEST or sum(t.done for t in timings) < seconds:
+            timings.append(timing_of(work.turn, device))
+        shares = [t.launch_share for t in timings]
+        return cls(max(first), statistics.median(t.done for t in timings), statistics.median(shares), work.machine)

@@ -8,16 +8,15 @@ its step, rates and refusals are tensors. torch.compile costs its time once and 
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from vitcli.data.batch import Batch
-from vitcli.machine import Machine
+from vitcli.machine import Machine, Timing, timing_of, wait_for
 from vitcli.train.step import Update, update
 from vitcli.train.trainer import Trainer
 
@@ -29,25 +28,13 @@ _MEASURED = (2, 5)
 """Steps of a session, from 0, that are timed: the first ones hold costs that come once."""
 _WARM_UP = 2
 """Updates that are launched before one of the same shape is recorded: libraries reserve memory and compile in the first."""
-_LAUNCH_BOUND = 0.5
+LAUNCH_BOUND = 0.5
 """Part of an update that launching it takes, from which on it is recorded."""
 _PAYS = 6
 """Times the cost of compiling that a run has still to go for torch.compile to pay: it saved a fifth to a quarter of a step of ViT-B/16
 and L/16 on an H100, so that at five times it only breaks even."""
 _COMPILING, _COMPILING_A_BLOCK = 14.0, 1.0
 """Seconds: 26 for the 12 blocks of ViT-B/16, 38 for the 24 of L/16 on the same machine."""
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Of one update: until the host had launched it, and until the device had done it, in seconds."""
-
-    launched: float
-    done: float
-
-    @property
-    def launch_share(self) -> float:
-        return min(1.0, self.launched / max(self.done, 1e-9))
 
 
 def compile_seconds(blocks: int) -> float:
@@ -60,7 +47,7 @@ def chosen(machine: Machine, timing: Timing, rest: float, blocks: int, records: 
     run, recorded where launching takes much of an update and `records` says that it can be.
     """
     compiles = machine.compile if machine.compile is not None else rest >= _PAYS * compile_seconds(blocks)
-    bound = timing.launch_share >= _LAUNCH_BOUND
+    bound = timing.launch_share >= LAUNCH_BOUND
     return replace(machine, compile=compiles, replay=records and (bound if machine.replay is None else machine.replay))
 
 
@@ -103,15 +90,12 @@ class Execution:
         return machine.device.type == "cuda" and (machine.compile is None or machine.replay is None)
 
     def _timed(self, batch: Batch, step: int) -> Update:
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        result = self.launch(self.trainer, batch, step)
-        launched = time.perf_counter() - started
-        torch.cuda.synchronize()
-        timing = Timing(launched, time.perf_counter() - started)
+        results: list[Update] = []
+        wait_for(self.trainer.machine.device)
+        timing = timing_of(lambda: results.append(self.launch(self.trainer, batch, step)), self.trainer.machine.device)
         if self.calls == _MEASURED[0] + 1 or timing.done < self.timing.done:
             self.timing = timing
-        return result
+        return results[0]
 
     def _choose(self) -> None:
         trainer = self.trainer

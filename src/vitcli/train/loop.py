@@ -15,11 +15,11 @@ import torch
 from vitcli import files, host
 from vitcli.data.batch import Batch
 from vitcli.errors import DivergedError, Interrupted, ResourceError, is_out_of_memory
-from vitcli.machine import Machine, peak_flops
+from vitcli.machine import Machine, Timing, peak_flops
 from vitcli.runs import WEIGHTS
 from vitcli.train import artifacts, runfolder
 from vitcli.train.clock import Anchor
-from vitcli.train.execution import Execution, Timing, compile_seconds
+from vitcli.train.execution import Execution, compile_seconds
 from vitcli.train.monitor import Monitor
 from vitcli.train.optim import lr_factor
 from vitcli.train.progressive import size_at, slower

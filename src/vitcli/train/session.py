@@ -20,12 +20,13 @@ from vitcli.data.loader import TrainLoader
 from vitcli.data.split import Split
 from vitcli.errors import CheckpointError, DivergedError, Interrupted
 from vitcli.evaluate.inference import Inference
-from vitcli.machine import Machine, free_memory
+from vitcli.machine import Machine
 from vitcli.model.classifier import Classifier, build
 from vitcli.progress import Progress
 from vitcli.train import pseudo, runfolder, state
 from vitcli.train.clock import Anchor, Clock
 from vitcli.train.head import Start
+from vitcli.train.memory import room_of
 from vitcli.train.plan import Plan
 from vitcli.train.runlog import Log, Metrics, read_lines
 from vitcli.train.signals import Signals
@@ -128,8 +129,9 @@ class Session:
         return TrainLoader(self.images, labels, config, self.machine.device, drawn, self._room())
 
     def _room(self) -> int:
-        """Bytes of the device's memory for the images: what it says is free, less twice what training is estimated to need."""
-        return max(0, free_memory(self.machine.device) - 2 * self.plan.memory().total)
+        """Bytes of a GPU's memory for the images: what it says is free, less twice what training is estimated to need."""
+        room = room_of(self.machine.device) if self.machine.device.type == "cuda" else None
+        return 0 if room is None else max(0, room.free - 2 * self.plan.memory().total)
 
     def initial_model(self, restored: bool = False) -> Classifier:
         """The model as a run begins: random, or the weights that it starts from. One that is `restored` is overwritten by the saved step."""
