@@ -26,7 +26,7 @@ from PIL import Image
 
 from conftest import draw_image, mounted_disk
 from vitcli.config import AugmentConfig, DataConfig
-from vitcli.data import cache, decode, identity
+from vitcli.data import cache, decode, decoders, identity
 from vitcli.data import split as split_module
 from vitcli.data.cache import Images, open_images, working_view
 from vitcli.data.decode import View
@@ -404,9 +404,9 @@ def test_threads_are_chosen_by_measurement_and_change_no_pixel(
     tried: list[int] = []
     by_threads = cache._by_threads
 
-    def note(work: Any, parts: Any, workers: int) -> Any:
+    def note(work: Any, parts: Any, workers: int, decode_many: Any) -> Any:
         tried.append(workers)
-        return by_threads(work, parts, workers)
+        return by_threads(work, parts, workers, decode_many)
 
     monkeypatch.setattr(cache, "_by_threads", note)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
@@ -417,6 +417,46 @@ def test_threads_are_chosen_by_measurement_and_change_no_pixel(
     else:
         assert tried[:3] == [2, 1, 4]
         assert tried[3] in (1, 2, 4)
+
+
+def test_where_threads_do_not_help_processes_decode_to_the_same_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = split(write(tmp_path / "data", 60, bad=(3, 50)))
+    settings = config(on_bad_image="skip")
+    expected = open_images(part, VIEW, settings)
+    shutil.rmtree(cache.cache_home())
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)  # threads of this machine are far from eight times as fast as one
+    for name, value in {"_TRIAL": 1, "CHUNK": 1, "_WORTH_PROCESSES": 0}.items():
+        monkeypatch.setattr(cache, name, value)
+    used: list[int] = []
+
+    def note(count: int) -> Any:
+        used.append(count)
+        return decoders.processes(2)
+
+    monkeypatch.setattr(cache, "processes", note)
+    found = open_images(part, VIEW, settings)
+    assert used == [8] and found.bad == expected.bad and len(found.bad) == 2
+    for one, other in zip(everything(found), everything(expected), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_process_that_is_gone_is_done_without(tmp_path: Path) -> None:
+    blobs = [path.read_bytes() for path in sorted((write(tmp_path, 6, bad=(2,)) / "a").iterdir())]
+    here = decoders.decode_here(blobs, VIEW, 89.0)
+    assert isinstance(here[2], str)
+    with decoders.processes(1) as there:
+        for attempt in range(3):
+            found = there(blobs, VIEW, 89.0)
+            assert [type(f) for f in found] == [type(f) for f in here] and found[2] == here[2]
+            np.testing.assert_array_equal(found[1][0], here[1][0])  # type: ignore[arg-type]
+            if attempt == 0:
+                mine = subprocess.run(
+                    ["pgrep", "-P", str(os.getpid()), "-f", "vitcli.data.decoders"], capture_output=True
+                )
+                for process in mine.stdout.split():
+                    os.kill(int(process), 9)
 
 
 def test_a_cache_that_cannot_be_written_lies_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,6 +246,29 @@ def test_groups_of_batches_run_across_the_end_of_an_epoch(
             assert_equal(batch, loader.batch(step))
 
 
+@pytest.mark.parametrize("repeats", [1, 3])
+@pytest.mark.parametrize("balanced", [False, True])
+def test_images_that_lie_on_the_device_make_the_same_batches(make: Make, repeats: int, balanced: bool) -> None:
+    augment = replace(AUGMENT, repeats=repeats)
+    plain = make(augment=augment, size=5, balanced=balanced)
+    part = open_source(plain.config.data).split("all")
+    count = len(plain.drawn.positions) * 3 * 12 * 12
+    resident, too_large, uncached = (
+        TrainLoader(images, part.labels, plain.config, torch.device("cpu"), room=room)
+        for images, room in (
+            (plain.images, count),
+            (plain.images, count - 1),
+            (make(augment=augment, size=5, balanced=balanced, where="decode").images, count),
+        )
+    )
+    assert resident.is_resident and not too_large.is_resident and not uncached.is_resident and not plain.is_resident
+    for step, batch in enumerate(some(resident, 2, 12), 2):
+        reference = plain.batch(step)
+        assert_equal(batch, reference)
+        assert_equal(too_large.batch(step), reference)
+        assert np.array_equal(plain.ids(step), reference.ids.numpy())
+
+
 def test_unlabelled_batches_can_be_augmented_together(make: Make) -> None:
     loader = make(size=4)
     unlabelled = TrainLoader(loader.images, None, loader.config, torch.device("cpu"))

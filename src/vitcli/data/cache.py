@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from vitcli import files
 from vitcli.config import AugmentConfig, DataConfig, Size
 from vitcli.data import decode
-from vitcli.data.colour import BadImage
 from vitcli.data.decode import View
+from vitcli.data.decoders import DecodeMany, decode_here, processes
 from vitcli.data.split import Rows, Split
 from vitcli.errors import DataError, ResourceError
 from vitcli.files import cache_home
@@ -46,6 +46,10 @@ CHUNK = 16
 FORMAT = 2
 """Raised whenever the files of a cache change. It is part of a cache's name, so versions of vit do not take each other's."""
 _TRIAL = 8  # parts a core on which a number of threads is tried
+_PROCESS_CORES, _WORTH_PROCESSES = 4, 2.0
+"""Cores from which on processes are tried, where threads are less than half as fast as so many cores, and the seconds of decoding by
+threads that must be to come: half a second goes into their start.
+"""
 _BAD_FLOOR, _BAD_PART = 10, 0.01
 
 
@@ -153,7 +157,9 @@ class Images:
         sizes = np.empty((len(positions), 2), np.int32)
         chunks = [slice(i, i + CHUNK) for i in range(0, len(positions), CHUNK)]
         faults = _map(
-            lambda part: _decode_into(self.split, positions[part], self.view, self.config, pixels[part], sizes[part]),
+            lambda part, decode_many: _decode_into(
+                self.split, positions[part], self.view, self.config, pixels[part], sizes[part], decode_many
+            ),
             chunks,
             self.config.workers,
         )
@@ -172,37 +178,51 @@ def bad_image(split: Split, position: int, reason: str) -> DataError:
 
 
 Faults = list[tuple[int, str]]
-Work = Callable[[slice], Faults]
+Work = Callable[[slice, DecodeMany], Faults]
 
 
 def _map(work: Work, parts: list[slice], workers: int | None) -> Generator[Faults, None, None]:
     """`work` on each part in order, by threads: Pillow decodes without the interpreter's lock.
 
-    None takes as many as are fastest on the first parts. Small images hold the lock for most of their time, and one
-    thread may then be best; large ones gain from one a core.
+    None takes as many as are fastest on the first parts. Small images hold the lock for most of their time: one thread may
+    then be best, or, where there are cores enough and work for a while, threads that let processes decode. Large ones
+    gain from one a core.
     """
-    if workers is None:
-        cores = os.cpu_count() or 1
-        share = _TRIAL * cores
-        workers, best = cores, 0.0
-        for count in sorted({cores, 1, 2 * cores}, key=lambda n: n != cores) if len(parts) >= 6 * share else ():
-            trial, parts = parts[:share], parts[share:]
-            started = time.perf_counter()
-            done = list(_by_threads(work, trial, count))
-            rate = share / (time.perf_counter() - started)
-            workers, best = (count, rate) if rate > best else (workers, best)
-            yield from done
-    yield from _by_threads(work, parts, workers)
+    with contextlib.ExitStack() as stack:
+        decode_many: DecodeMany = decode_here
+        if workers is None:
+            cores = os.cpu_count() or 1
+            share = _TRIAL * cores
+            workers, best, alone = cores, 0.0, 0.0
+
+            def trial(count: int, decoder: DecodeMany) -> Generator[Faults, None, float]:
+                nonlocal parts
+                first, parts = parts[:share], parts[share:]
+                started = time.perf_counter()
+                yield from list(_by_threads(work, first, count, decoder))
+                return len(first) / (time.perf_counter() - started)
+
+            for count in sorted({cores, 1, 2 * cores}, key=lambda n: n != cores) if len(parts) >= 6 * share else ():
+                rate = yield from trial(count, decode_many)
+                alone = rate if count == 1 else alone
+                workers, best = (count, rate) if rate > best else (workers, best)
+            if cores >= _PROCESS_CORES and best < alone * cores / 2 and len(parts) > best * _WORTH_PROCESSES:
+                by_processes = stack.enter_context(processes(cores))
+                rate = yield from trial(cores, by_processes)  # with their start
+                rate = yield from trial(cores, by_processes)
+                if rate > best:
+                    workers, decode_many = cores, by_processes
+        yield from _by_threads(work, parts, workers, decode_many)
 
 
-def _by_threads(work: Work, parts: list[slice], workers: int) -> Generator[Faults, None, None]:
+def _by_threads(work: Work, parts: list[slice], workers: int, decode_many: DecodeMany) -> Generator[Faults, None, None]:
     if workers <= 1 or len(parts) <= 1:
-        yield from map(work, parts)
+        yield from (work(part, decode_many) for part in parts)
         return
     with ThreadPoolExecutor(workers) as pool:
         window = 4 * workers
         try:
-            pending = [pool.submit(work, part) for part in parts[:window]]
+            pending = [pool.submit(work, part, decode_many) for part in parts[:window]]
         except RuntimeError as error:
             raise ResourceError(
                 f"no thread can be started to decode images: {error}",
@@ -211,7 +231,7 @@ def _by_threads(work: Work, parts: list[slice], workers: int) -> Generator[Fault
         for index in range(len(parts)):
             result = pending[index].result()
             if window + index < len(parts):
-                pending.append(pool.submit(work, parts[window + index]))
+                pending.append(pool.submit(work, parts[window + index], decode_many))
             yield result
 
 
@@ -222,26 +242,29 @@ def _decode_into(
     config: DataConfig,
     pixels: Pixels,
     sizes: NDArray[np.int32],
+    decode_many: DecodeMany = decode_here,
     opened: NDArray[np.bool_] | None = None,
 ) -> list[tuple[int, str]]:
     """Fill `pixels` and `sizes`; returns the positions that cannot be read, with reasons.
 
     Raises DataError for one that could be `opened` before and now cannot: that passes, and says nothing of the image.
     """
-    faults = []
-    for index, (blob, path) in enumerate(split.blobs(positions)):
-        try:
-            if blob is None and opened is not None and opened[positions[index]]:
-                raise DataError(
-                    f"image {split.describe(int(positions[index]))} could be opened a moment ago and cannot now",
-                    "is its disk there, and not too many files open? run the command again",
-                )
-            if blob is None:
-                raise BadImage(f"{path} cannot be opened" if path else "no image")
-            pixels[index], sizes[index] = decode.decode(blob, view, config.max_megapixels)
-        except BadImage as error:
+    faults, found = [], split.blobs(positions)
+    for position, (blob, _) in zip(positions.tolist(), found, strict=True):
+        if blob is None and opened is not None and opened[position]:
+            raise DataError(
+                f"image {split.describe(position)} could be opened a moment ago and cannot now",
+                "is its disk there, and not too many files open? run the command again",
+            )
+    decoded = iter(decode_many([blob for blob, _ in found if blob is not None], view, config.max_megapixels))
+    for index, (blob, path) in enumerate(found):
+        missing = f"{path} cannot be opened" if path else "no image"
+        result = missing if blob is None else next(decoded)
+        if isinstance(result, str):
             pixels[index], sizes[index] = 0, view.size
-            faults.append((int(positions[index]), str(error)))
+            faults.append((int(positions[index]), result))
+        else:
+            pixels[index], sizes[index] = result
     return faults
 
 
@@ -342,10 +365,10 @@ def _build(
         parts = [slice(i, min(i + CHUNK, len(split))) for i in range(0, len(split), CHUNK)]
         opened = split.digests() != 0
 
-        def work(part: slice) -> list[tuple[int, str]]:
+        def work(part: slice, decode_many: DecodeMany) -> list[tuple[int, str]]:
             positions = np.arange(part.start, part.stop)
             pixels = np.empty((len(positions), *shape[1:]), np.uint8)
-            faults = _decode_into(split, positions, view, config, pixels, sizes[part], opened)
+            faults = _decode_into(split, positions, view, config, pixels, sizes[part], decode_many, opened)
             sums[part] = checksums(pixels)
             write_at(file.fileno(), pixels.data.cast("B"), part.start * size)
             return faults
