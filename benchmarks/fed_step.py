@@ -40,7 +40,8 @@ def main() -> None:
     )
     native, uniform = typical_size(split, 89)
     images = open_images(split, working_view(native, uniform, size, augment), DataConfig())
-    loader = TrainLoader(images, split.labels, config, machine.device)
+    room = 10**12 if machine.device.type == "cuda" else 0
+    loader = TrainLoader(images, split.labels, config, machine.device, room=room)
     train = trainer(config, machine)
     fixed, batches, together = loader.batch(0), loader.batches(0), loader._together()
 
@@ -48,6 +49,8 @@ def main() -> None:
         for _ in range(together):
             train(next(batches) if fed else fixed)
 
+    for _ in range(16 if machine.device.type == "cuda" else 0):  # until all is compiled and recorded
+        train(next(batches))
     taken = alternate({"fed": lambda: steps(True), "fixed": lambda: steps(False)}, asked.rounds)
     batches.close()
     show(

@@ -60,10 +60,10 @@ def fake_cuda() -> Iterator[FakeTensorMode]:
             library.impl(name, lambda *args, **kwargs: None, "Meta")
     try:
         with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            patch.setattr(torch.nn.Module, "to", lambda module, *arguments: module)  # made there: no fake moves
             if not torch.cuda.is_available():
                 _without_a_driver()
                 patch.setattr(Tensor, "backward", _backward)
-                patch.setattr(torch.nn.Module, "to", lambda module, *arguments: module)  # made there: no fake moves
             yield mode
     finally:
         library._destroy()

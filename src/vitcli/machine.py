@@ -76,8 +76,8 @@ class Machine:
             "precision": self.precision,
             "threads": self.threads,
             "attention": self.attention or best_path(self.device.type, tokens),
-            "compile": bool(self.compile),
-            "replay": bool(self.replay),
+            "compile": self.compile,
+            "replay": self.replay,
             "torch": torch.__version__,
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from vitcli.data.augment import mix
 from vitcli.data.batch import Batch
 from vitcli.machine import Machine, Timing
 from vitcli.model.classifier import build
-from vitcli.train.execution import Execution, Replay, chosen, compile_seconds
+from vitcli.train.execution import Execution, Replay, chosen, compile_seconds, told
 from vitcli.train.objectives.table import OBJECTIVES
 from vitcli.train.step import Update, train_step
 from vitcli.train.trainer import Trainer
@@ -263,8 +264,51 @@ def test_compiling_pays_where_six_times_its_cost_is_to_come() -> None:
 def test_a_cpu_has_nothing_to_choose() -> None:
     config = config_of()
     trainer = trainer_of(config)
-    told: list[Any] = []
-    execution = Execution(trainer, train_step, lambda: 1e9, lambda *chosen: told.append(chosen))
+    heard: list[str] = []
+    execution = Execution(trainer, train_step, lambda: 1e9, heard.append)
     for step in range(10):
         execution(batch_of(config, step), step)
-    assert not told and execution.replay is None and trainer.machine.compile is False
+    assert not heard and execution.replay is None and trainer.machine.compile is False
+
+
+def test_what_cannot_be_recorded_is_launched_and_said() -> None:
+    """An objective that draws by a number, as one from outside may."""
+    config = config_of()
+    with as_on_an_accelerator():
+        launched, other = trainer_of(config), trainer_of(config)
+        heard: list[str] = []
+        execution = Execution(other, train_step, lambda: 1e9, heard.append)
+        execution.replay = Replay(other, recording(other), lambda body: body())
+        draw = other.objective.draw
+
+        def by_number(model: Any, batch: Batch, seed: int, step: Any) -> Any:
+            if not isinstance(step, int):
+                raise TypeError("a number is wanted")
+            return draw(model, batch, seed, step)
+
+        other.objective.draw = by_number  # type: ignore[method-assign]
+        for step in range(4):
+            train_step(launched, batch_of(config, step), step)
+            execution(batch_of(config, step), step)
+        assert execution.replay is None and other.machine.replay is False
+        assert len(heard) == 1 and "a number is wanted" in heard[0]
+        assert_same(weights_of(other), weights_of(launched))
+
+
+def test_the_choice_is_told_with_what_it_costs() -> None:
+    both = told(replace(GPU, compile=True, replay=True), Timing(0.83, 1.0), 12)
+    assert (
+        both
+        == "updates are compiled and replayed as one CUDA graph, which takes about 26 s once: launching was 83% of one"
+    )
+    assert told(replace(GPU, compile=False, replay=False), Timing(0.1, 1.0), 12).startswith("updates are launched one")
+
+
+@pytest.mark.parametrize("choices", [(True, False), (False, True), (None, None)])
+def test_a_resumed_run_takes_the_choice_of_its_state_or_chooses_where_there_was_none(choices: tuple[Any, Any]) -> None:
+    saved = replace(GPU, compile=choices[0], replay=choices[1])
+    kept = json.loads(json.dumps({"compile": saved.compile, "replay": saved.replay}))
+    resumed = GPU.at("bf16", torch.get_num_threads(), kept["compile"], kept["replay"])
+    assert (resumed.compile, resumed.replay) == choices
+    on_cpu = Machine(torch.device("cpu"), False, 1, compile=choices[0], replay=choices[1])
+    assert {key: on_cpu.as_json(64)[key] for key in kept} == kept

@@ -56,6 +56,7 @@ class Speed:
     )  # what the dearest of the first steps cost more than a later one, where it is compiled
     launch_share: float | None  # of a step, until the host had launched it; None where the host computes it itself
     memory_share: float  # of the measured bandwidth, by the bytes that a step moves at least
+    memory_bytes: int | None  # the most that tensors took on a GPU; None elsewhere
     bound: str  # launch, memory or arithmetic: what a faster step must begin with
 
 
@@ -112,6 +113,7 @@ def _speed(config: Config, mode: str, batch: int, turns: _Turns, peak: float, ba
         compile_seconds=max(0.0, turns.dearest - seconds) if compiled else None,
         launch_share=launched,
         memory_share=moved,
+        memory_bytes=turns.memory,
         bound="launch" if launched is not None and launched >= LAUNCH_BOUND and not replayed else bound,
     )
 
@@ -166,11 +168,13 @@ def _learning(config: Config, objective: type[Objective]) -> Architecture:
 
 
 def trainer(config: Config, machine: Machine) -> Callable[[Batch], Update]:
-    """A model with random weights, its objective and optimizer, as a function that trains it by one step."""
+    """A model with random weights, its objective and optimizer, as a function that trains it by one step, executed as in a run that is
+    long enough for everything to pay.
+    """
     trained = Trainer(_initial(config), config, machine)
     trained.optimizer.set_factor(0.1)
-    steps = itertools.count()
-    return lambda batch: train_step(trained, batch, next(steps))
+    execution, steps = Execution(trained, train_step, lambda: math.inf, lambda text: None), itertools.count()
+    return lambda batch: execution(batch, next(steps))
 
 
 def _initial(config: Config) -> Classifier:
@@ -187,7 +191,7 @@ class _Training:
         self.batch = Batch((images,) * config.augment.views, labels, torch.arange(len(images)))
         self.trainer = Trainer(_initial(config), config, machine)
         self.trainer.optimizer.set_factor(0.1)
-        self.execution = Execution(self.trainer, train_step, lambda: math.inf, lambda *chosen: None)
+        self.execution = Execution(self.trainer, train_step, lambda: math.inf, lambda text: None)
         self.steps = itertools.count()
 
     @property
@@ -222,21 +226,26 @@ def _images(model: Architecture, batch: int, machine: Machine) -> tuple[torch.Te
 
 @dataclass(frozen=True)
 class _Turns:
-    """The dearest of the first turns, the median of those after them, the part of it that launching takes; and the machine as it was
-    chosen to be.
+    """The dearest of the first turns, the median of those after them, the part of it that launching takes, the most memory that any
+    took; and the machine as it was chosen to be.
     """
 
     dearest: float
     seconds: float
     launch_share: float
+    memory: int | None
     machine: Machine
 
     @classmethod
     def of(cls, work: _Training | _Inference, seconds: float) -> _Turns:
-        device = work.machine.device
+        device, on_gpu = work.machine.device, work.machine.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(device)
         first = [seconds_of(work.turn, device) for _ in range(_WARM_UP[device.type])]
         timings: list[Timing] = []
         while len(timings) < _FEWEST or sum(t.done for t in timings) < seconds:
             timings.append(timing_of(work.turn, device))
         shares = [t.launch_share for t in timings]
-        return cls(max(first), statistics.median(t.done for t in timings), statistics.median(shares), work.machine)
+        memory = torch.cuda.max_memory_allocated(device) if on_gpu else None
+        middle = statistics.median(t.done for t in timings)
+        return cls(max(first), middle, statistics.median(shares), memory, work.machine)

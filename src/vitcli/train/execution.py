@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from vitcli.data.batch import Batch
+from vitcli.data.columns import first_line
+from vitcli.errors import is_out_of_memory
 from vitcli.machine import Machine, Timing, timing_of, wait_for
 from vitcli.train.step import Update, update
 from vitcli.train.trainer import Trainer
@@ -51,6 +53,14 @@ def chosen(machine: Machine, timing: Timing, rest: float, blocks: int, records: 
     return replace(machine, compile=compiles, replay=records and (bound if machine.replay is None else machine.replay))
 
 
+def told(machine: Machine, timing: Timing, blocks: int) -> str:
+    """What was chosen, and what it costs."""
+    ways = {"compiled": machine.compile, "replayed as one CUDA graph": machine.replay}
+    text = " and ".join(way for way, taken in ways.items() if taken) or "launched one operation after the other"
+    cost = f", which takes about {compile_seconds(blocks):.0f} s once" if machine.compile else ""
+    return f"updates are {text}{cost}: launching was {timing.launch_share:.0%} of one"
+
+
 def can_record(trainer: Trainer) -> bool:
     """Whether an update depends on nothing but tensors: element dropout draws from torch's own generator."""
     return trainer.machine.device.type == "cuda" and not getattr(trainer.config.model, "dropout", 0.0)
@@ -64,7 +74,7 @@ class Execution:
         trainer: Trainer,
         launch: Callable[[Trainer, Batch, int], Update],
         rest: Callable[[], float],
-        tell: Callable[[Machine, Timing], None],
+        tell: Callable[[str], None],
     ) -> None:
         self.trainer, self.launch, self.rest, self.tell = trainer, launch, rest, tell
         self.calls = 0
@@ -74,7 +84,15 @@ class Execution:
 
     def __call__(self, batch: Batch, step: int) -> Update:
         if self.replay is not None:
-            return self.replay(batch, step)
+            try:
+                return self.replay(batch, step)
+            except (RuntimeError, TypeError, ValueError) as error:
+                if self.replay.has_recorded or is_out_of_memory(error):
+                    raise
+                self.replay, self.trainer.machine = None, replace(self.trainer.machine, replay=False)
+                self.tell(
+                    f"updates are launched one operation after the other: recording one failed ({first_line(error)})"
+                )
         if not self._is_open or self.calls > _MEASURED[1]:
             return self.launch(self.trainer, batch, step)
         timed = self.calls >= _MEASURED[0]
@@ -101,7 +119,7 @@ class Execution:
         trainer = self.trainer
         blocks = trainer.model.layers
         trainer.machine = chosen(trainer.machine, self.timing, self.rest(), blocks, can_record(trainer))
-        self.tell(trainer.machine, self.timing)
+        self.tell(told(trainer.machine, self.timing, blocks))
         self._apply()
 
     def _apply(self) -> None:
@@ -127,6 +145,10 @@ class Replay:
         self.address = torch.zeros((), dtype=torch.long, device=trainer.machine.numbers)
         self._seen: dict[Any, int] = {}
         self._recorded: dict[Any, tuple[Batch, Recording[Update]]] = {}
+
+    @property
+    def has_recorded(self) -> bool:
+        return bool(self._recorded)
 
     def __call__(self, batch: Batch, step: int) -> Update:
         """Make update `step`. What it returns is overwritten by the next one."""

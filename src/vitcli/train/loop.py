@@ -15,11 +15,11 @@ import torch
 from vitcli import files, host
 from vitcli.data.batch import Batch
 from vitcli.errors import DivergedError, Interrupted, ResourceError, is_out_of_memory
-from vitcli.machine import Machine, Timing, peak_flops
+from vitcli.machine import peak_flops
 from vitcli.runs import WEIGHTS
 from vitcli.train import artifacts, runfolder
 from vitcli.train.clock import Anchor
-from vitcli.train.execution import Execution, compile_seconds
+from vitcli.train.execution import Execution
 from vitcli.train.monitor import Monitor
 from vitcli.train.optim import lr_factor
 from vitcli.train.progressive import size_at, slower
@@ -88,7 +88,10 @@ class Loop:
         session.signals.is_training = True
         self._begin_clock()
         self.execution = Execution(
-            session.trainer, lambda *arguments: train_step(*arguments), self._seconds_to_come, self._tell_choice
+            session.trainer,
+            lambda *arguments: train_step(*arguments),
+            self._seconds_to_come,
+            lambda text: session.log("note", text=text),
         )
         monitor = None if session.trainer.objective.needs_labels else Monitor(session)
         since, then = at.step, time.monotonic()
@@ -135,16 +138,6 @@ class Loop:
         if session.clock.budget is not None:
             return max(0.0, session.clock.budget - session.seconds() - self.scoring.reserve)
         return (session.clock.total(step) - step) * self.execution.timing.done
-
-    def _tell_choice(self, machine: Machine, timing: Timing) -> None:
-        ways = {"compiled": machine.compile, "replayed as one CUDA graph": machine.replay}
-        text = " and ".join(way for way, taken in ways.items() if taken) or "launched one operation after the other"
-        cost = (
-            f", which takes about {compile_seconds(self.session.trainer.model.layers):.0f} s once"
-            if machine.compile
-            else ""
-        )
-        self.session.log("note", text=f"updates are {text}{cost}: launching was {timing.launch_share:.0%} of one")
 
     def _begin_clock(self) -> None:
         """With a time budget: measure from here. No step is faster than its matrix products at the machine's peak."""
