@@ -20,6 +20,7 @@ from vitcli.data.augment import mix
 from vitcli.data.batch import Batch
 from vitcli.machine import Machine, Timing
 from vitcli.model.classifier import build
+from vitcli.train.clock import Clock
 from vitcli.train.execution import Execution, Replay, chosen, compile_seconds, told
 from vitcli.train.objectives.table import OBJECTIVES
 from vitcli.train.step import Update, train_step
@@ -246,19 +247,23 @@ GPU = Machine(torch.device("cuda"), True, 1, compile=None, replay=None)
 def test_what_is_left_open_is_chosen_by_what_was_measured(
     launched: float, rest: float, compiles: bool, replays: bool
 ) -> None:
-    found = chosen(GPU, Timing(launched, 1.0), rest, 12, True)
+    found = chosen(GPU, Timing(launched, 1.0), rest, 26.0, True)
     assert (found.compile, found.replay) == (compiles, replays)
     for asked in (True, False):
-        fixed = chosen(replace(GPU, compile=asked, replay=asked), Timing(launched, 1.0), rest, 12, True)
+        fixed = chosen(replace(GPU, compile=asked, replay=asked), Timing(launched, 1.0), rest, 26.0, True)
         assert (fixed.compile, fixed.replay) == (asked, asked)
-    assert chosen(GPU, Timing(launched, 1.0), rest, 12, False).replay is False
+    assert chosen(GPU, Timing(launched, 1.0), rest, 26.0, False).replay is False
 
 
 def test_compiling_pays_where_six_times_its_cost_is_to_come() -> None:
-    cost = compile_seconds(24)
+    large = replace(config_of(), model=model_config("L/16", (224, 224), 10))
+    cost = compile_seconds(large)
     assert cost == pytest.approx(38)
-    assert chosen(GPU, Timing(0, 1), 6.1 * cost, 24, True).compile is True
-    assert chosen(GPU, Timing(0, 1), 5.9 * cost, 24, True).compile is False
+    assert compile_seconds(replace(large, train=replace(large.train, low_res=0.5))) == pytest.approx(3 * 38), (
+        "each size"
+    )
+    assert chosen(GPU, Timing(0, 1), 6.1 * cost, cost, True).compile is True
+    assert chosen(GPU, Timing(0, 1), 5.9 * cost, cost, True).compile is False
 
 
 def test_a_cpu_has_nothing_to_choose() -> None:
@@ -296,12 +301,14 @@ def test_what_cannot_be_recorded_is_launched_and_said() -> None:
 
 
 def test_the_choice_is_told_with_what_it_costs() -> None:
-    both = told(replace(GPU, compile=True, replay=True), Timing(0.83, 1.0), 12)
+    both = told(replace(GPU, compile=True, replay=True), Timing(0.83, 1.0), 26.0)
     assert (
         both
         == "updates are compiled and replayed as one CUDA graph, which takes about 26 s once: launching was 83% of one"
     )
-    assert told(replace(GPU, compile=False, replay=False), Timing(0.1, 1.0), 12).startswith("updates are launched one")
+    assert told(replace(GPU, compile=False, replay=False), Timing(0.1, 1.0), 26.0).startswith(
+        "updates are launched one"
+    )
 
 
 @pytest.mark.parametrize("choices", [(True, False), (False, True), (None, None)])
@@ -312,3 +319,34 @@ def test_a_resumed_run_takes_the_choice_of_its_state_or_chooses_where_there_was_
     assert (resumed.compile, resumed.replay) == choices
     on_cpu = Machine(torch.device("cpu"), False, 1, compile=choices[0], replay=choices[1])
     assert {key: on_cpu.as_json(64)[key] for key in kept} == kept
+
+
+def test_costs_that_come_in_the_middle_of_a_run_do_not_shorten_it() -> None:
+    """Ten launched updates, half a minute of compiling, and then ten times as fast."""
+    clock, seconds = Clock(None, 200.0), 0.0
+    clock.begin(0, 0.0, 0.0, 1e-3)
+    settling = range(7, 11)
+    for step in range(1, 60):
+        seconds += 30 if step == 7 else 0.1 if step <= 7 else 0.01
+        if step in settling:
+            clock.forget(step, seconds)
+        elif clock.is_due(step, seconds):
+            clock.estimate(step, seconds, 0.0)
+    assert clock.total(59) == pytest.approx((200 - 31) / 0.01, rel=0.1)
+    assert clock.progress(59) < 0.02
+
+
+def test_updates_settle_wherever_a_shape_is_new_to_what_is_compiled_or_recorded() -> None:
+    config = config_of()
+    with as_on_an_accelerator():
+        trainer = trainer_of(config)
+        execution = Execution(trainer, train_step, lambda: 1e9, lambda text: None)
+        trainer.machine = replace(trainer.machine, replay=True)
+        execution.replay = Replay(trainer, recording(trainer), lambda body: body())
+        seen = []
+        for step in range(16):
+            side = SIDE if step < 8 else 8
+            with trainer.model.taking((side, side)):
+                execution(batch_of(config, step, side), step)
+            seen.append(execution.settling)
+        assert seen == [4, 3, 2, 1, 0, 0, 0, 0] * 2

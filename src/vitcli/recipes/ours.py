@@ -272,7 +272,7 @@ def _strengthened(config: Config, passes: float) -> Config:
     if isinstance(model, ModelConfig) and model.reads_pixels:
         model = replace(model, drop_path=_GPU.drop_path)
     layers = next(layers for least, layers in _GPU.randaugment if passes >= least)
-    few_tokens = _GPU.low_res if model.breadth > _GPU.many_tokens else config.train.low_res
+    few_tokens = _GPU.low_res if model.breadth > _GPU.many_tokens else 0.0  # each size is compiled anew
     return replace(
         config,
         model=model,

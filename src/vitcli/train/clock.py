@@ -97,6 +97,10 @@ class Clock:
         self.anchors.append(anchor)
         return anchor
 
+    def forget(self, step: int, seconds: float) -> None:
+        """Measure from here: what `step` updates took until now had costs that do not come again, wherever in the run they came."""
+        self._measured = [(step, seconds)]
+
     def estimate(self, step: int, seconds: float, reserve: float) -> Anchor:
         """A new anchor from the time used; `reserve` seconds are needed after the last step.
 

@@ -15,10 +15,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from vitcli.config import Config
 from vitcli.data.batch import Batch
 from vitcli.data.columns import first_line
 from vitcli.errors import is_out_of_memory
 from vitcli.machine import Machine, Timing, timing_of, wait_for
+from vitcli.train.progressive import stages
 from vitcli.train.step import Update, update
 from vitcli.train.trainer import Trainer
 
@@ -39,26 +41,27 @@ _COMPILING, _COMPILING_A_BLOCK = 14.0, 1.0
 """Seconds: 26 for the 12 blocks of ViT-B/16, 38 for the 24 of L/16 on the same machine."""
 
 
-def compile_seconds(blocks: int) -> float:
-    """About what torch.compile takes for a model."""
-    return _COMPILING + _COMPILING_A_BLOCK * blocks
+def compile_seconds(config: Config) -> float:
+    """About what torch.compile takes in a run, each size of its images for itself."""
+    blocks = getattr(config.model, "depth", 0) or 2 * _COMPILING
+    return (_COMPILING + _COMPILING_A_BLOCK * blocks) * len(list(stages(config.model, config.train.low_res)))
 
 
-def chosen(machine: Machine, timing: Timing, rest: float, blocks: int, records: bool) -> Machine:
-    """`machine` with what it left open decided: compiled where at least `_PAYS` times the cost of it is to come of the `rest` seconds of the
+def chosen(machine: Machine, timing: Timing, rest: float, cost: float, records: bool) -> Machine:
+    """`machine` with what it left open decided: compiled where at least `_PAYS` times the `cost` of it is to come of the `rest` seconds of the
     run, recorded where launching takes much of an update and `records` says that it can be.
     """
-    compiles = machine.compile if machine.compile is not None else rest >= _PAYS * compile_seconds(blocks)
+    compiles = machine.compile if machine.compile is not None else rest >= _PAYS * cost
     bound = timing.launch_share >= LAUNCH_BOUND
     return replace(machine, compile=compiles, replay=records and (bound if machine.replay is None else machine.replay))
 
 
-def told(machine: Machine, timing: Timing, blocks: int) -> str:
+def told(machine: Machine, timing: Timing, cost: float) -> str:
     """What was chosen, and what it costs."""
     ways = {"compiled": machine.compile, "replayed as one CUDA graph": machine.replay}
     text = " and ".join(way for way, taken in ways.items() if taken) or "launched one operation after the other"
-    cost = f", which takes about {compile_seconds(blocks):.0f} s once" if machine.compile else ""
-    return f"updates are {text}{cost}: launching was {timing.launch_share:.0%} of one"
+    once = f", which takes about {cost:.0f} s once" if machine.compile else ""
+    return f"updates are {text}{once}: launching was {timing.launch_share:.0%} of one"
 
 
 def can_record(trainer: Trainer) -> bool:
@@ -78,11 +81,18 @@ class Execution:
     ) -> None:
         self.trainer, self.launch, self.rest, self.tell = trainer, launch, rest, tell
         self.calls = 0
+        self.settling = 0
+        """Updates to come that hold costs of their own: compiling, recording."""
+        self._shapes: set[Any] = set()
         self.replay: Replay | None = None
         self.timing = Timing(0.0, 1.0)
         self._apply()
 
     def __call__(self, batch: Batch, step: int) -> Update:
+        shape, self.settling = _shape(batch), max(0, self.settling - 1)
+        if shape not in self._shapes and (self.trainer.machine.compile or self.trainer.machine.replay):
+            self.settling = _WARM_UP + 2
+            self._shapes.add(shape)
         if self.replay is not None:
             try:
                 return self.replay(batch, step)
@@ -117,9 +127,9 @@ class Execution:
 
     def _choose(self) -> None:
         trainer = self.trainer
-        blocks = trainer.model.layers
-        trainer.machine = chosen(trainer.machine, self.timing, self.rest(), blocks, can_record(trainer))
-        self.tell(told(trainer.machine, self.timing, blocks))
+        cost = compile_seconds(trainer.config)
+        trainer.machine = chosen(trainer.machine, self.timing, self.rest(), cost, can_record(trainer))
+        self.tell(told(trainer.machine, self.timing, cost))
         self._apply()
 
     def _apply(self) -> None:

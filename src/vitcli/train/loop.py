@@ -107,7 +107,9 @@ class Loop:
                     since, then = at.step, time.monotonic()
                 update = self._step(next(batches))
                 # how far the run is, of which the next learning rate follows
-                if clock.is_due(at.step, session.seconds()):
+                if self.execution.settling:
+                    clock.forget(at.step, session.seconds())
+                elif clock.is_due(at.step, session.seconds()):
                     self._check()
                     self._keep(clock.estimate(at.step, session.seconds(), self.scoring.reserve))
                 if at.step % self.config.train.log_every_steps == 0 or at.step == 1 or clock.finished(at.step):
