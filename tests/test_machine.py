@@ -45,6 +45,14 @@ def test_compiling_without_a_compiler_is_refused_before_anything_is_done(monkeyp
         set_up(RunConfig(device="cpu", compile=True))
 
 
+def test_recording_is_of_cuda() -> None:
+    with pytest.raises(ResourceError, match="CUDA graphs"):
+        set_up(RunConfig(device="cpu", replay=True))
+    for compile_ in (None, False):
+        machine = set_up(RunConfig(device="cpu", compile=compile_))
+        assert (machine.compile, machine.replay) == (False, False), "a CPU has nothing to choose"
+
+
 def test_a_missing_device_is_refused() -> None:
     with pytest.raises(ResourceError, match=f"no {ABSENT_DEVICE} device"):
         set_up(RunConfig(device=ABSENT_DEVICE))  # type: ignore[arg-type]

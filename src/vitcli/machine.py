@@ -104,6 +104,8 @@ def set_up(run: RunConfig) -> Machine:
     """
     check_bounds("run", run)
     device = find_device(run.device)
+    if run.replay and device.type != "cuda":
+        raise ResourceError(f"run.replay records CUDA graphs, and this is {device.type}", "leave it out")
     if run.threads:
         torch.set_num_threads(run.threads)
     if device.type == "cpu":
