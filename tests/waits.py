@@ -31,7 +31,11 @@ class Refusing(TorchDispatchMode):
         name = function._schema.name
         if name in READS or (name in ("aten::index", "aten::index_put", "aten::index_put_") and _is_masked(args)):
             raise AssertionError(f"{name} waits for the device")
-        before = {t.device.type for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.dim() > 0}
+        before = {
+            t.device.type
+            for t in tree_leaves((args, kwargs))
+            if isinstance(t, Tensor) and (t.dim() > 0 or name == "aten::copy_")
+        }
         result = function(*args, **kwargs)
         after = {t.device.type for t in tree_leaves(result) if isinstance(t, Tensor)}
         if name in ("aten::_to_copy", "aten::copy_") and len(before | after) > 1:

@@ -115,6 +115,8 @@ def set_up(run: RunConfig) -> Machine:
     precision = _precision(run.precision, device)
     _set_tf32(precision == "tf32")
     attention: AttentionPath | None = None if run.attention == "auto" else run.attention
+    if run.deterministic and device.type == "cuda" and attention is None:
+        attention = "plain"  # fused kernels add in any order, and where they are only warned go on doing so
     # what is left open is chosen where there is something to choose, and not by a clock where equal runs must have equal bits
     left = None if device.type == "cuda" and not run.deterministic else False
     if run.deterministic:
@@ -133,7 +135,7 @@ def set_up(run: RunConfig) -> Machine:
 def _be_deterministic() -> None:
     """Kernels that add in the same order every time, where CUDA has them."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # some have no other kernel, and say so
     torch.backends.cudnn.benchmark = False
 
 
@@ -261,7 +263,7 @@ def peak_flops(machine: Machine, side: int = 0) -> float:
     """FLOPs a second of a square matrix product in the run's precision: the best of five of 4096³, 8192³ on a GPU, or side³."""
     side = side or (8192 if machine.device.type == "cuda" else 4096)
     dtype = torch.bfloat16 if machine.bf16 else torch.float32
-    a, b = (torch.randn(side, side).to(dtype).to(machine.device) for _ in range(2))
+    a, b = (torch.randn(side, side, device=machine.device).to(dtype) for _ in range(2))
     seconds_of(lambda: a @ b, machine.device)
     return float(2 * side**3 / min(seconds_of(lambda: a @ b, machine.device) for _ in range(5)))
 

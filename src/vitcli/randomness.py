@@ -41,10 +41,26 @@ def _mix(x: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
     return x ^ _shifted(x, 31)
 
 
-@torch.compiler.assume_constant_result
+_crcs: dict[str, int] = {}
+
+
+def _crc(purpose: str) -> int:
+    """zlib.crc32 of it, step by step where torch.compile reads along, which cannot look into zlib."""
+    if not torch.compiler.is_compiling():
+        if purpose not in _crcs:
+            _crcs[purpose] = zlib.crc32(purpose.encode())
+        return _crcs[purpose]
+    crc = 0xFFFFFFFF
+    for letter in purpose:
+        crc ^= ord(letter)
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0xEDB88320 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
 def _key(seed: int, purpose: str) -> int:
-    """`_mix` of the seed and the purpose."""
-    x = (seed * _GOLDEN + zlib.crc32(purpose.encode())) % _WORD
+    """`_mix` of the seed and the purpose, which is ASCII."""
+    x = (seed * _GOLDEN + _crc(purpose)) % _WORD
     for bits, factor in ((30, _FIRST), (27, _SECOND)):
         x = (x ^ (x >> bits)) * factor % _WORD
     return _signed(x ^ (x >> 31))

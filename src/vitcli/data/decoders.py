@@ -73,8 +73,11 @@ def processes(count: int) -> Iterator[DecodeMany]:
     started: list[_Process] = []
     try:
         for _ in range(count):
-            started.append(_Process())
-            idle.put(started[-1])
+            try:
+                started.append(_Process())
+                idle.put(started[-1])
+            except OSError:  # there are as many as there can be
+                idle.put(None)
 
         def decode_there(blobs: Sequence[bytes], view: View, max_megapixels: float) -> list[Decoded]:
             process = idle.get()

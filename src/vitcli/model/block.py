@@ -95,8 +95,7 @@ class Block(nn.Module):
             return x + branch(source)
         scale = 1 / (1 - self.drop_path)
         if not host.can_read(keep):
-            added = branch(source)
-            return x + added * (keep * scale).to(added.dtype)[:, None, None]
+            return x + branch(source).to(x.dtype) * (keep * scale).to(x.dtype)[:, None, None]
         rows = torch.from_numpy(np.flatnonzero(keep.numpy()))
         if not len(rows):
             return x

@@ -8,6 +8,7 @@ its step, rates and refusals are tensors. torch.compile costs its time once and 
 from __future__ import annotations
 
 import dataclasses
+import gc
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any, TypeVar
@@ -69,6 +70,10 @@ def can_record(trainer: Trainer) -> bool:
     return trainer.machine.device.type == "cuda" and not getattr(trainer.config.model, "dropout", 0.0)
 
 
+class NotRecorded(Exception):
+    """An update that cannot be recorded, and has changed nothing."""
+
+
 class Execution:
     """Updates one after the other. `launch` is train_step; `rest` says how many seconds are still to come, `tell` what was chosen."""
 
@@ -85,6 +90,9 @@ class Execution:
         """Updates to come that hold costs of their own: compiling, recording."""
         self._shapes: set[Any] = set()
         self.replay: Replay | None = None
+        self._chose_to_compile = False
+        if trainer.machine.replay and not can_record(trainer):
+            trainer.machine = replace(trainer.machine, replay=False)
         self.timing = Timing(0.0, 1.0)
         self._apply()
 
@@ -93,23 +101,45 @@ class Execution:
         if shape not in self._shapes and (self.trainer.machine.compile or self.trainer.machine.replay):
             self.settling = _WARM_UP + 2
             self._shapes.add(shape)
+        if (
+            self._chose_to_compile
+        ):  # the first compiled update is launched, so that a failure is seen before anything is recorded
+            return self._launched(batch, step)
         if self.replay is not None:
             try:
                 return self.replay(batch, step)
-            except (RuntimeError, TypeError, ValueError) as error:
-                if self.replay.has_recorded or is_out_of_memory(error):
-                    raise
+            except NotRecorded as error:
                 self.replay, self.trainer.machine = None, replace(self.trainer.machine, replay=False)
-                self.tell(
-                    f"updates are launched one operation after the other: recording one failed ({first_line(error)})"
-                )
+                self.tell(f"updates are launched one operation after the other: recording one failed ({error})")
         if not self._is_open or self.calls > _MEASURED[1]:
-            return self.launch(self.trainer, batch, step)
+            return self._launched(batch, step)
         timed = self.calls >= _MEASURED[0]
         self.calls += 1
         result = self._timed(batch, step) if timed else self.launch(self.trainer, batch, step)
         if self.calls > _MEASURED[1]:
             self._choose()
+        return result
+
+    def close(self) -> None:
+        """Give back the memory of recordings: no update is to come."""
+        self.replay = None
+        if self.trainer.machine.device.type == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
+
+    def _launched(self, batch: Batch, step: int) -> Update:
+        """Without torch.compile where that was chosen, not asked for, and fails: it needs a C compiler, and more."""
+        if not self._chose_to_compile:
+            return self.launch(self.trainer, batch, step)
+        try:
+            result = self.launch(self.trainer, batch, step)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            self.trainer.do_not_compile()
+            self.tell(f"updates are not compiled: torch.compile failed ({first_line(error)})")
+            result = self.launch(self.trainer, batch, step)
+        self._chose_to_compile = False
         return result
 
     @property
@@ -128,16 +158,19 @@ class Execution:
     def _choose(self) -> None:
         trainer = self.trainer
         cost = compile_seconds(trainer.config)
+        was_open = trainer.machine.compile is None
         trainer.machine = chosen(trainer.machine, self.timing, self.rest(), cost, can_record(trainer))
         self.tell(told(trainer.machine, self.timing, cost))
+        self._chose_to_compile = was_open and bool(trainer.machine.compile)
         self._apply()
 
     def _apply(self) -> None:
         """Do as the machine says."""
         if self.trainer.machine.compile:
             self.trainer.compile()
-        if self.trainer.machine.replay and can_record(self.trainer):
-            self.replay = Replay(self.trainer, recorded, _aside)
+        if self.trainer.machine.replay and not self._is_open:
+            recorder = Recorder()
+            self.replay = Replay(self.trainer, recorder.record, recorder.aside)
 
 
 class Replay:
@@ -156,10 +189,6 @@ class Replay:
         self._seen: dict[Any, int] = {}
         self._recorded: dict[Any, tuple[Batch, Recording[Update]]] = {}
 
-    @property
-    def has_recorded(self) -> bool:
-        return bool(self._recorded)
-
     def __call__(self, batch: Batch, step: int) -> Update:
         """Make update `step`. What it returns is overwritten by the next one."""
         self.address.fill_(step)
@@ -167,31 +196,49 @@ class Replay:
         if shape not in self._recorded:
             self._seen[shape] = self._seen.get(shape, 0) + 1
             if self._seen[shape] <= _WARM_UP:
-                return self.aside(lambda: update(self.trainer, batch, self.address))
+                return self.aside(lambda: self._first(batch))
             fixed = _copied(batch)
-            self._recorded[shape] = fixed, self.record(lambda: update(self.trainer, fixed, self.address))
+            try:
+                self._recorded[shape] = fixed, self.record(lambda: update(self.trainer, fixed, self.address))
+            except Exception as error:  # nothing has been computed, so that it can be launched
+                raise NotRecorded(first_line(error)) from error
         fixed, (result, replay) = self._recorded[shape]
         _fill(fixed, batch)
         replay()
         return result
 
+    def _first(self, batch: Batch) -> Update:
+        """Raises NotRecorded where a step that is a tensor is not enough for what is drawn."""
+        try:
+            self.trainer.objective.draw(self.trainer.model, batch, self.trainer.config.run.seed, self.address)
+        except Exception as error:
+            raise NotRecorded(first_line(error)) from error
+        return update(self.trainer, batch, self.address)
 
-def recorded(body: Callable[[], T]) -> Recording[T]:
-    """A CUDA graph of `body`, which is not executed by recording it."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = body()
-    return result, graph.replay
 
+class Recorder:
+    """CUDA graphs, and a stream of their own on which they are recorded and what comes before is launched, as torch asks for."""
 
-def _aside(body: Callable[[], T]) -> T:
-    """As torch asks for of what is to be recorded: on another stream than the default one."""
-    current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
-    stream.wait_stream(current)
-    with torch.cuda.stream(stream):
-        result = body()
-    current.wait_stream(stream)
-    return result
+    def __init__(self) -> None:
+        self.stream = torch.cuda.Stream()
+
+    def record(self, body: Callable[[], T]) -> Recording[T]:
+        """`body`, which is not executed by recording it. Another thread may go on copying to the device meanwhile."""
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                result = body()
+        finally:
+            torch.cuda.set_stream(current)  # which a recording that fails does not give back
+        return result, graph.replay
+
+    def aside(self, body: Callable[[], T]) -> T:
+        current = torch.cuda.current_stream()
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            result = body()
+        current.wait_stream(self.stream)
+        return result
 
 
 def _tensors(batch: Batch) -> dict[str, Tensor]:

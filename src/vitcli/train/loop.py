@@ -129,6 +129,7 @@ class Loop:
                     session.save("running")
                 session.writer.check()
         self._check()
+        self.execution.close()
         if monitor is not None:
             monitor.look_if_due()
 

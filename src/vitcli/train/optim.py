@@ -146,6 +146,7 @@ class Optimizer:
         elif others:
             capturable = self.is_deferred
             adamw = torch.optim.AdamW(others, lr=config.lr, betas=config.betas, fused=fused, capturable=capturable)
+            adamw._warned_capturable_if_run_uncaptured = True  # not every update is recorded
             self.parts.append(adamw)
         self.groups: list[dict[str, Any]] = [group for part in self.parts for group in part.param_groups]
         self.parameters = [p for group in self.groups for p in group["params"]]

@@ -285,7 +285,13 @@ def machine_of(plan: Plan, saved: state.Saved | None, folder: Path, log: Log) ->
         return machine
     then = _known(saved, folder)
     if then["device"] == machine.device.type:
-        machine = machine.at(then["precision"], then["threads"], then.get("compile"), then.get("replay"))
+        asked = plan.config.run  # what a run is told stands above what it chose before
+        machine = machine.at(
+            then["precision"],
+            then["threads"],
+            then.get("compile") if asked.compile is None else None,
+            then.get("replay") if asked.replay is None else None,
+        )
     now = machine.as_json(plan.config.model.tokens)
     changed = [f"{k} {then[k]} → {now[k]}" for k in now if then.get(k, now[k]) != now[k]]
     if changed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -37,7 +38,13 @@ class Trainer:
 
     def compile(self) -> None:
         """Compile the forward and the backward pass, the loss included."""
+        torch.compiler.reset()  # of other runs of this process, whose graphs count against torch's limit
         self.objective.compile(dynamic=False)
+
+    def do_not_compile(self) -> None:
+        """Take it back."""
+        self.objective._compiled_call_impl = None
+        self.machine = replace(self.machine, compile=False)
 
     @torch.no_grad()
     def after_update(self, step: int, progress: float) -> None:

@@ -73,9 +73,13 @@ class MaskedPatch(Objective):
     def draw(self, model: Classifier, batch: Batch, seed: int, step: Step) -> Corruption:
         order = shuffled(vit(model), batch.images, seed, "masked-patch", step)
         chosen = order[:, : part_of(order.shape[1], self.settings.part)]
-        numbers = step_uniforms(
-            seed, "corruption", step, len(batch), 2 * chosen.shape[1], host.numbers_of(batch.images.device)
-        ).to(order.device)
+        numbers = (
+            step_uniforms(
+                seed, "corruption", step, len(batch), 2 * chosen.shape[1], host.numbers_of(batch.images.device)
+            )
+            .float()
+            .to(order.device)
+        )
         kind, place = numbers.chunk(2, dim=1)
         # another patch of the image: one of the others, counted on from the patch itself
         others = (chosen + 1 + (place * (order.shape[1] - 1)).long().clamp(max=order.shape[1] - 2)) % order.shape[1]

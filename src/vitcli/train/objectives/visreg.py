@@ -184,7 +184,9 @@ def visreg(z: Projections, directions: Directions) -> Terms:
     mean = z.mean(dim=1, keepdim=True)
     deviation = (z - mean).norm(dim=1, keepdim=True) / math.sqrt(z.shape[1]) + _EPS
     sliced = ((z - mean) / deviation.detach()) @ directions
-    distance = sliced.sort(dim=1).values - quantiles(z.shape[1], z.device).to(z.dtype).view(1, -1, 1)
+    distance = sliced.sort(dim=1).values - quantiles(z.shape[1], host.numbers_of(z.device)).to(z.dtype).to(
+        z.device
+    ).view(1, -1, 1)
     return {
         "centre": mean.square().mean(),
         "scale": (deviation - 1).square().mean(),
@@ -205,7 +207,7 @@ def sigreg(z: Projections, directions: Directions) -> Terms:
     t = torch.linspace(0, _REACH, _NODES, dtype=z.dtype, device=z.device)
     normal = (-t.square() / 2).exp()
     weights = torch.full_like(t, 2 * _REACH / (_NODES - 1))
-    weights[0] = weights[-1] = _REACH / (_NODES - 1)
+    weights[:1] = weights[-1:] = _REACH / (_NODES - 1)  # slices, which are filled: a single place would be copied to
     total = z.new_zeros(())
     for part in directions.split(_CHUNK, dim=1):
         angles = (z @ part)[..., None] * t
