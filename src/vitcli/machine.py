@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -36,11 +36,11 @@ class Machine:
     device: torch.device
     bf16: bool
     threads: int
-    _: KW_ONLY
-    attention: AttentionPath | None = None  # None: the fastest for device and length
-    compile: bool | None = False  # None: where a run is long enough for it to pay
-    tf32: bool = False
-    replay: bool | None = False  # of a recorded update; None: where launching takes longer than computing
+    attention: AttentionPath | None = field(default=None, kw_only=True)  # None: the fastest for device and length
+    tf32: bool = field(default=False, kw_only=True)
+    compile: bool | None = field(default=False, kw_only=True)  # None: where a run is long enough for it to pay
+    replay: bool | None = field(default=False, kw_only=True)
+    """Of a recorded update; None: where launching takes longer than computing."""
 
     @property
     def precision(self) -> Precision:

@@ -402,15 +402,15 @@ def test_threads_are_chosen_by_measurement_and_change_no_pixel(
     part = split(write(tmp_path / "data", count))
     expected = everything(open_images(part, VIEW, config(workers=0), where="decode"))[0]
     tried: list[int] = []
-    by_threads = cache._by_threads
+    by_threads = decoders._by_threads
 
     def note(work: Any, parts: Any, workers: int, decode_many: Any) -> Any:
         tried.append(workers)
         return by_threads(work, parts, workers, decode_many)
 
-    monkeypatch.setattr(cache, "_by_threads", note)
+    monkeypatch.setattr(decoders, "_by_threads", note)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(cache, "_TRIAL", 2)
+    monkeypatch.setattr(decoders, "_TRIAL", 2)
     np.testing.assert_array_equal(everything(open_images(part, VIEW, config()))[0], expected)
     if count == 3:
         assert tried == [2]
@@ -427,15 +427,17 @@ def test_where_threads_do_not_help_processes_decode_to_the_same_pixels(
     expected = open_images(part, VIEW, settings)
     shutil.rmtree(cache.cache_home())
     monkeypatch.setattr(os, "cpu_count", lambda: 8)  # threads of this machine are far from eight times as fast as one
-    for name, value in {"_TRIAL": 1, "CHUNK": 1, "_WORTH_PROCESSES": 0}.items():
-        monkeypatch.setattr(cache, name, value)
+    monkeypatch.setattr(cache, "CHUNK", 1)
+    monkeypatch.setattr(decoders, "_TRIAL", 1)
+    monkeypatch.setattr(decoders, "_WORTH_PROCESSES", 0)
     used: list[int] = []
 
     def note(count: int) -> Any:
         used.append(count)
-        return decoders.processes(2)
+        return by_processes(2)
 
-    monkeypatch.setattr(cache, "processes", note)
+    by_processes = decoders.processes
+    monkeypatch.setattr(decoders, "processes", note)
     found = open_images(part, VIEW, settings)
     assert used == [8] and found.bad == expected.bad and len(found.bad) == 2
     for one, other in zip(everything(found), everything(expected), strict=True):

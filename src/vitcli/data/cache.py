@@ -16,10 +16,7 @@ import json
 import math
 import os
 import tempfile
-import time
 import weakref
-from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,7 +28,7 @@ from vitcli import files
 from vitcli.config import AugmentConfig, DataConfig, Size
 from vitcli.data import decode
 from vitcli.data.decode import View
-from vitcli.data.decoders import DecodeMany, decode_here, processes
+from vitcli.data.decoders import DecodeMany, decode_here, mapped
 from vitcli.data.split import Rows, Split
 from vitcli.errors import DataError, ResourceError
 from vitcli.files import cache_home
@@ -45,11 +42,6 @@ CROP_MARGIN = 8 / 7
 CHUNK = 16
 FORMAT = 2
 """Raised whenever the files of a cache change. It is part of a cache's name, so versions of vit do not take each other's."""
-_TRIAL = 8  # parts a core on which a number of threads is tried
-_PROCESS_CORES, _WORTH_PROCESSES = 4, 2.0
-"""Cores from which on processes are tried, where threads are less than half as fast as so many cores, and the seconds of decoding by
-threads that must be to come: half a second goes into their start.
-"""
 _BAD_FLOOR, _BAD_PART = 10, 0.01
 
 
@@ -156,7 +148,7 @@ class Images:
         pixels = np.empty((len(positions), 3, *self.view.size), np.uint8)
         sizes = np.empty((len(positions), 2), np.int32)
         chunks = [slice(i, i + CHUNK) for i in range(0, len(positions), CHUNK)]
-        faults = _map(
+        faults = mapped(
             lambda part, decode_many: _decode_into(
                 self.split, positions[part], self.view, self.config, pixels[part], sizes[part], decode_many
             ),
@@ -175,64 +167,6 @@ def bad_image(split: Split, position: int, reason: str) -> DataError:
         f"cannot read image {split.describe(position)}: {reason}",
         "repair or remove it, or go on without with --set data.on_bad_image=skip",
     )
-
-
-Faults = list[tuple[int, str]]
-Work = Callable[[slice, DecodeMany], Faults]
-
-
-def _map(work: Work, parts: list[slice], workers: int | None) -> Generator[Faults, None, None]:
-    """`work` on each part in order, by threads: Pillow decodes without the interpreter's lock.
-
-    None takes as many as are fastest on the first parts. Small images hold the lock for most of their time: one thread may
-    then be best, or, where there are cores enough and work for a while, threads that let processes decode. Large ones
-    gain from one a core.
-    """
-    with contextlib.ExitStack() as stack:
-        decode_many: DecodeMany = decode_here
-        if workers is None:
-            cores = os.cpu_count() or 1
-            share = _TRIAL * cores
-            workers, best, alone = cores, 0.0, 0.0
-
-            def trial(count: int, decoder: DecodeMany) -> Generator[Faults, None, float]:
-                nonlocal parts
-                first, parts = parts[:share], parts[share:]
-                started = time.perf_counter()
-                yield from list(_by_threads(work, first, count, decoder))
-                return len(first) / (time.perf_counter() - started)
-
-            for count in sorted({cores, 1, 2 * cores}, key=lambda n: n != cores) if len(parts) >= 6 * share else ():
-                rate = yield from trial(count, decode_many)
-                alone = rate if count == 1 else alone
-                workers, best = (count, rate) if rate > best else (workers, best)
-            if cores >= _PROCESS_CORES and best < alone * cores / 2 and len(parts) > best * _WORTH_PROCESSES:
-                by_processes = stack.enter_context(processes(cores))
-                rate = yield from trial(cores, by_processes)  # with their start
-                rate = yield from trial(cores, by_processes)
-                if rate > best:
-                    workers, decode_many = cores, by_processes
-        yield from _by_threads(work, parts, workers, decode_many)
-
-
-def _by_threads(work: Work, parts: list[slice], workers: int, decode_many: DecodeMany) -> Generator[Faults, None, None]:
-    if workers <= 1 or len(parts) <= 1:
-        yield from (work(part, decode_many) for part in parts)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        window = 4 * workers
-        try:
-            pending = [pool.submit(work, part, decode_many) for part in parts[:window]]
-        except RuntimeError as error:
-            raise ResourceError(
-                f"no thread can be started to decode images: {error}",
-                "decode everything in the main thread with --set data.workers=0",
-            ) from None
-        for index in range(len(parts)):
-            result = pending[index].result()
-            if window + index < len(parts):
-                pending.append(pool.submit(work, parts[window + index], decode_many))
-            yield result
 
 
 def _decode_into(
@@ -375,7 +309,7 @@ def _build(
 
         with (temporary / "pixels.u8").open("wb") as file:
             _reserve(file.fileno(), math.prod(shape))
-            with contextlib.closing(_map(work, parts, config.workers)) as done:
+            with contextlib.closing(mapped(work, parts, config.workers)) as done:
                 for index, faults in enumerate(done):
                     bad.extend(faults)
                     progress("decoding", min((index + 1) * CHUNK, len(split)), len(split))

@@ -1,4 +1,5 @@
-"""Decoding by processes: small images hold the interpreter's lock for most of their time, so that threads decode no more than one core.
+"""Decoding by threads and by processes: small images hold the interpreter's lock for most of their time, so that threads decode no more
+than one core.
 
 Each process is this module, run by itself: it reads encoded images from its standard input and writes pixels to its standard
 output, imports neither torch nor the program that started it, and ends when its input does.
@@ -12,7 +13,9 @@ import pickle
 import queue
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -22,7 +25,13 @@ from vitcli.config import Size
 from vitcli.data import decode
 from vitcli.data.colour import BadImage
 from vitcli.data.decode import View
+from vitcli.errors import ResourceError
 
+_TRIAL = 8  # parts a core on which a number of threads is tried
+_PROCESS_CORES, _WORTH_PROCESSES = 4, 2.0
+"""Cores from which on processes are tried, where threads are less than half as fast as so many cores, and the seconds of decoding by
+threads that must be to come: half a second goes into their start.
+"""
 Decoded = tuple[NDArray[np.uint8], Size] | str
 """Pixels and the size of the original, or why there are none."""
 DecodeMany = Callable[[Sequence[bytes], View, float], list[Decoded]]
@@ -64,6 +73,64 @@ class _Process:
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
+
+
+Faults = list[tuple[int, str]]
+Work = Callable[[slice, DecodeMany], Faults]
+
+
+def mapped(work: Work, parts: list[slice], workers: int | None) -> Generator[Faults, None, None]:
+    """`work` on each part in order, by threads: Pillow decodes without the interpreter's lock.
+
+    None takes as many as are fastest on the first parts. Small images hold the lock for most of their time: one thread may
+    then be best, or, where there are cores enough and work for a while, threads that let processes decode. Large ones
+    gain from one a core.
+    """
+    with contextlib.ExitStack() as stack:
+        decode_many: DecodeMany = decode_here
+        if workers is None:
+            cores = os.cpu_count() or 1
+            share = _TRIAL * cores
+            workers, best, alone = cores, 0.0, 0.0
+
+            def trial(count: int, decoder: DecodeMany) -> Generator[Faults, None, float]:
+                nonlocal parts
+                first, parts = parts[:share], parts[share:]
+                started = time.perf_counter()
+                yield from list(_by_threads(work, first, count, decoder))
+                return len(first) / (time.perf_counter() - started)
+
+            for count in sorted({cores, 1, 2 * cores}, key=lambda n: n != cores) if len(parts) >= 6 * share else ():
+                rate = yield from trial(count, decode_many)
+                alone = rate if count == 1 else alone
+                workers, best = (count, rate) if rate > best else (workers, best)
+            if cores >= _PROCESS_CORES and best < alone * cores / 2 and len(parts) > best * _WORTH_PROCESSES:
+                by_processes = stack.enter_context(processes(cores))
+                rate = yield from trial(cores, by_processes)  # with their start
+                rate = yield from trial(cores, by_processes)
+                if rate > best:
+                    workers, decode_many = cores, by_processes
+        yield from _by_threads(work, parts, workers, decode_many)
+
+
+def _by_threads(work: Work, parts: list[slice], workers: int, decode_many: DecodeMany) -> Generator[Faults, None, None]:
+    if workers <= 1 or len(parts) <= 1:
+        yield from (work(part, decode_many) for part in parts)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        window = 4 * workers
+        try:
+            pending = [pool.submit(work, part, decode_many) for part in parts[:window]]
+        except RuntimeError as error:
+            raise ResourceError(
+                f"no thread can be started to decode images: {error}",
+                "decode everything in the main thread with --set data.workers=0",
+            ) from None
+        for index in range(len(parts)):
+            result = pending[index].result()
+            if window + index < len(parts):
+                pending.append(pool.submit(work, parts[window + index], decode_many))
+            yield result
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ model of width 256 and 64 tokens in batches of 512, each update one CUDA graph.
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _OnGpu:
     """What is different on a GPU: there a launch is dear and arithmetic cheap, so that batches are large and images are seen often,
     and what limits a run is what is remembered.
