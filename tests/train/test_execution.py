@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from vitcli.config import Config, apply, model_config
+from vitcli.classes import Class
+from vitcli.config import Config, EvalConfig, apply, model_config
 from vitcli.data.augment import mix
 from vitcli.data.batch import Batch
 from vitcli.machine import Machine, Timing
@@ -25,7 +27,9 @@ from vitcli.train.execution import Execution, Replay, chosen, compile_seconds, t
 from vitcli.train.objectives.table import OBJECTIVES
 from vitcli.train.step import Update, train_step
 from vitcli.train.trainer import Trainer
-from waits import as_on_an_accelerator, on_tape
+from vitcli.weights import checkpoint
+from vitcli.weights.describe import Description
+from waits import Refusing, as_on_an_accelerator, on_tape
 
 N, SIDE = 8, 16
 OPTIMIZERS = ["adamw", "muon", "sgd", "lamb"]
@@ -222,6 +226,42 @@ def compile_each() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
         assert all(p.grad is not None for p in trainer.model.blocks.parameters()), objective
         print(objective, loss)
+    with tempfile.TemporaryDirectory() as folder:
+        compile_distillation(Path(folder))
+    print("distill")
+
+
+def compile_distillation(folder: Path) -> None:
+    """Of a teacher that sees images at a size of its own."""
+    config, batch = taught(folder), batch_of(config_of(), 0)
+    for labels in ("soft", "hard"):
+        trainer = trainer_of(apply(config, {"distill.labels": labels}))
+        trainer.objective.begin(CLASSES)
+        noise = trainer.objective.draw(trainer.model, batch, 0, 0)
+        with as_on_an_accelerator():
+            expected = trainer.objective(trainer.model, batch, noise).loss
+        torch.compiler.reset()
+        found = torch.compile(trainer.objective, fullgraph=True, backend="aot_eager")(trainer.model, batch, noise).loss
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+CLASSES = [Class(name) for name in ("green", "blue", "red")]
+
+
+def taught(folder: Path) -> Config:
+    """A run that learns from a checkpoint of other order and size."""
+    model = replace(model_config("mu/4", (24, 24), 3), depth=1)
+    made = build(model)
+    made.initialise(3)
+    for head in made.heads:
+        torch.nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(5))
+    names = tuple(Class(name) for name in ("blue", "green", "red"))
+    path = folder / "teacher.safetensors"
+    described = Description(
+        path=path, model=model, classes=names, eval=EvalConfig(), provenance={"command": "pretrain"}
+    )
+    checkpoint.save(described, dict(made.state_dict()))
+    return config_of("distill", train__teacher=str(path))
 
 
 def test_every_objective_compiles_into_one_graph() -> None:
@@ -232,7 +272,7 @@ def test_every_objective_compiles_into_one_graph() -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == len(OBJECTIVES) + 1
+    assert len(done.stdout.splitlines()) == len(OBJECTIVES) + 2
 
 
 # --- the choice ----------------------------------------------------------------------------------------------
@@ -350,3 +390,13 @@ def test_updates_settle_wherever_a_shape_is_new_to_what_is_compiled_or_recorded(
                 execution(batch_of(config, step, side), step)
             seen.append(execution.settling)
         assert seen == [4, 3, 2, 1, 0, 0, 0, 0] * 2
+
+
+def test_a_step_of_distillation_asks_nothing_of_the_device(tmp_path: Path) -> None:
+    config = taught(tmp_path)
+    trainer = trainer_of(config)
+    trainer.objective.begin(CLASSES)
+    batches = [batch_of(config, step) for step in range(2)]
+    train_step(trainer, batches[0], 0)
+    with Refusing():
+        train_step(trainer, batches[1], 1)
