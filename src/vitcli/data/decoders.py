@@ -8,15 +8,17 @@ output, imports neither torch nor the program that started it, and ends when its
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
-import pickle
 import queue
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import asdict
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,12 +59,19 @@ class _Process:
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
 
-    def decode(self, *asked: Any) -> list[Decoded]:
+    def decode(self, blobs: Sequence[bytes], view: View, max_megapixels: float) -> list[Decoded]:
         """Raises OSError or EOFError where the process is gone."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        pickle.dump(asked, self._process.stdin, protocol=5)
-        self._process.stdin.flush()
-        found: list[Decoded] = pickle.load(self._process.stdout)
+        asked = {"view": asdict(view), "max_megapixels": max_megapixels, "lengths": [len(blob) for blob in blobs]}
+        _write(self._process.stdin, asked, blobs)
+        found: list[Decoded] = []
+        for said in _read_line(self._process.stdout):
+            if isinstance(said, str):
+                found.append(said)
+                continue
+            shape, size = said
+            content = _read(self._process.stdout, math.prod(shape))
+            found.append((np.frombuffer(content, np.uint8).reshape(shape), (size[0], size[1])))
         return found
 
     def close(self) -> None:
@@ -151,7 +160,7 @@ def processes(count: int) -> Iterator[DecodeMany]:
             try:
                 if process is not None:
                     return process.decode(blobs, view, max_megapixels)
-            except (OSError, EOFError, pickle.UnpicklingError):
+            except (OSError, EOFError, ValueError):
                 process = None
             finally:
                 idle.put(process)
@@ -168,11 +177,36 @@ def _serve() -> None:
     questions, answers = sys.stdin.buffer, sys.stdout.buffer
     while True:
         try:
-            blobs, view, max_megapixels = pickle.load(questions)
+            asked = _read_line(questions)
         except EOFError:
             return
-        pickle.dump(decode_here(blobs, view, max_megapixels), answers, protocol=5)
-        answers.flush()
+        view = asked["view"]
+        blobs = [_read(questions, length) for length in asked["lengths"]]
+        found = decode_here(blobs, View(**view | {"size": tuple(view["size"])}), asked["max_megapixels"])
+        said = [result if isinstance(result, str) else (result[0].shape, result[1]) for result in found]
+        _write(answers, said, [result[0].tobytes() for result in found if not isinstance(result, str)])
+
+
+# --- a line of JSON, and bytes behind it -----------------------------------------------------------------------------------
+
+
+def _write(stream: IO[bytes], head: Any, parts: Sequence[bytes]) -> None:
+    stream.write(json.dumps(head).encode() + b"\n" + b"".join(parts))
+    stream.flush()
+
+
+def _read_line(stream: IO[bytes]) -> Any:
+    line = stream.readline()
+    if not line.endswith(b"\n"):
+        raise EOFError
+    return json.loads(line)
+
+
+def _read(stream: IO[bytes], count: int) -> bytes:
+    found = stream.read(count)
+    if len(found) < count:
+        raise EOFError
+    return found
 
 
 if __name__ == "__main__":
