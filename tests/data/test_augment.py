@@ -20,7 +20,7 @@ import torchvision_shim  # noqa: F401
 from vitcli import randomness
 from vitcli.config import AugmentConfig, EvalConfig
 from vitcli.data import augment, randaugment
-from vitcli.data.augment import mix, noise_of
+from vitcli.data.augment import mixed, noise_of
 from vitcli.data.batch import Batch, to_float
 from vitcli.data.randaugment import OPERATIONS
 
@@ -55,6 +55,11 @@ def resized_crop_parts(*arguments: Any) -> np.ndarray:
 
 def Augmenter(*arguments: Any) -> Callable[..., Any]:  # noqa: N802
     return of_arrays(augment.Augmenter(*arguments))
+
+
+def mix(batch: Batch, config: AugmentConfig, seed: int, step: int) -> Batch:
+    (found,) = mixed(batch, config, seed, torch.tensor([step]))
+    return found
 
 
 def picture(seed: int, height: int = 40, width: int = 56) -> np.ndarray:
@@ -732,16 +737,16 @@ def batch(n: int = 6, height: int = 20, width: int = 30, views: int = 1) -> Batc
 def test_mixup_is_a_weighted_sum_with_the_larger_part_kept() -> None:
     weights = []
     for step in range(200):
-        mixed = mix(batch(), AugmentConfig(mixup=0.8), 0, step)
-        assert 0.5 <= mixed.weight <= 1
+        found = mix(batch(), AugmentConfig(mixup=0.8), 0, step)
+        assert 0.5 <= found.weight <= 1
         own, partner = torch.arange(6.0), torch.arange(6.0).roll(1)
-        expected = mixed.weight * own + (1 - mixed.weight) * partner
-        torch.testing.assert_close(mixed.images, expected.view(6, 1, 1, 1).expand(6, 3, 20, 30))
-        assert mixed.labels is not None
-        assert mixed.partner_labels is not None
-        assert torch.equal(mixed.labels, batch().labels)
-        assert torch.equal(mixed.partner_labels, batch().labels.roll(1))  # type: ignore[union-attr]
-        weights.append(float(mixed.weight))
+        expected = found.weight * own + (1 - found.weight) * partner
+        torch.testing.assert_close(found.images, expected.view(6, 1, 1, 1).expand(6, 3, 20, 30))
+        assert found.labels is not None
+        assert found.partner_labels is not None
+        assert torch.equal(found.labels, batch().labels)
+        assert torch.equal(found.partner_labels, batch().labels.roll(1))  # type: ignore[union-attr]
+        weights.append(float(found.weight))
     folded = np.maximum(draws := np.random.default_rng(0).beta(0.8, 0.8, 20_000), 1 - draws)
     assert np.mean(weights) == pytest.approx(folded.mean(), abs=0.035)
 
@@ -749,14 +754,14 @@ def test_mixup_is_a_weighted_sum_with_the_larger_part_kept() -> None:
 def test_cutmix_counts_the_area_that_is_left() -> None:
     weights = []
     for step in range(300):
-        mixed = mix(batch(), AugmentConfig(cutmix=1.0), 0, step)
-        assert 0 <= mixed.weight <= 1
-        from_partner = mixed.images[1, 0] == 0
-        assert torch.equal(mixed.images[1, 0], torch.where(from_partner, 0.0, 1.0))
-        assert 1 - from_partner.float().mean().item() == pytest.approx(float(mixed.weight), abs=1e-6)
+        found = mix(batch(), AugmentConfig(cutmix=1.0), 0, step)
+        assert 0 <= found.weight <= 1
+        from_partner = found.images[1, 0] == 0
+        assert torch.equal(found.images[1, 0], torch.where(from_partner, 0.0, 1.0))
+        assert 1 - from_partner.float().mean().item() == pytest.approx(float(found.weight), abs=1e-6)
         ys, xs = from_partner.any(1).nonzero(), from_partner.any(0).nonzero()
         assert len(ys) * len(xs) == from_partner.sum()  # a box
-        weights.append(float(mixed.weight))
+        weights.append(float(found.weight))
     assert np.std(weights) > 0.15
     assert min(weights) < 0.3  # not folded to the larger part
     assert np.mean(weights) > 0.5  # boxes are cut at the border
@@ -773,8 +778,8 @@ def test_cutmix_and_mixup_share_the_batches() -> None:
 
 def test_views_are_mixed_alike() -> None:
     for config in (AugmentConfig(mixup=0.8), AugmentConfig(cutmix=1.0)):
-        mixed = mix(batch(views=2), config, 0, 3)
-        torch.testing.assert_close(mixed.views[1], mixed.views[0] + 100)
+        found = mix(batch(views=2), config, 0, 3)
+        torch.testing.assert_close(found.views[1], found.views[0] + 100)
 
 
 def test_mixing_is_a_function_of_seed_and_step() -> None:

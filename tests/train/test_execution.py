@@ -18,7 +18,7 @@ import torch
 
 from vitcli.classes import Class
 from vitcli.config import Config, EvalConfig, apply, model_config
-from vitcli.data.augment import mix
+from vitcli.data.augment import mixed
 from vitcli.data.batch import Batch
 from vitcli.machine import Machine, Timing
 from vitcli.model.classifier import build
@@ -63,7 +63,7 @@ def batch_of(config: Config, step: int, side: int = SIDE) -> Batch:
     numbers = torch.Generator().manual_seed(step)
     views = tuple(torch.randn(N, 3, side, side, generator=numbers) for _ in range(config.augment.views))
     whole = Batch(views, torch.randint(3, (N,), generator=numbers), torch.arange(N))
-    return mix(whole, config.augment, 0, step)
+    return mixed(whole, config.augment, 0, torch.tensor([step]))[0]
 
 
 def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import Any
 
@@ -38,6 +39,11 @@ def settings_of(recipe: str) -> Config:
     config = RECIPES[recipe](replace(facts, parent=small) if trained else facts)
     model = replace(small, depth=2, dropout=0.1, drop_path=getattr(config.model, "drop_path", 0.0))
     return replace(config, model=model, train=replace(config.train, batch_size=N, accumulate=2))
+
+
+def on(device: str) -> contextlib.AbstractContextManager[Any]:
+    """This CPU, or a GPU that is only claimed to be there."""
+    return fake_cuda() if device == "cuda" else contextlib.nullcontext()
 
 
 def pixels(device: str) -> list[torch.Tensor]:
@@ -88,10 +94,7 @@ def step_twice(config: Config, device: str) -> None:
 @pytest.mark.parametrize("recipe", sorted(RECIPES))
 def test_a_step_of_every_recipe_asks_nothing_of_the_device(recipe: str, device: str) -> None:
     config = settings_of(recipe)
-    if device == "cuda":
-        with fake_cuda():
-            step_twice(config, device)
-    else:
+    with on(device):
         step_twice(config, device)
 
 
@@ -114,10 +117,7 @@ def test_nor_does_any_objective_with_any_optimizer(objective: str, optimizer: st
         },
     )
     config = replace(config, augment=replace(augment, views=OBJECTIVES[objective].views))
-    if device == "cuda":
-        with fake_cuda():
-            step_twice(config, device)
-    else:
+    with on(device):
         step_twice(config, device)
 
 
@@ -127,18 +127,12 @@ def test_nor_does_any_objective_with_any_optimizer(objective: str, optimizer: st
 def test_nor_does_augmentation(crop: Any, three: bool, device: str) -> None:
     config = replace(EVERYTHING, crop=crop, three=three)
 
-    def augmented() -> None:
+    with on(device):
         augmenter = Augmenter(config, EvalConfig(), (SIDE, SIDE), 0)
         augmenter(*pixels(device))
         inputs = pixels(device)
         with Refusing():
             augmenter(*inputs)
-
-    if device == "cuda":
-        with fake_cuda():
-            augmented()
-    else:
-        augmented()
 
 
 def test_the_mode_refuses_what_waits() -> None:

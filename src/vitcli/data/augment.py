@@ -251,11 +251,6 @@ def _filled(
     return images
 
 
-def mix(batch: Batch, config: AugmentConfig, seed: int, step: int) -> Batch:
-    """Mixup or cutmix of the global batch of `step` with itself."""
-    return mixed(batch, config, seed, torch.full((1,), step, device=batch.images.device))[0]
-
-
 def mixed(whole: Batch, config: AugmentConfig, seed: int, steps: Int[Tensor, " steps"]) -> list[Batch]:
     """The batches of these steps, which lie in `whole` one behind the other, each mixed with itself rolled by one image and its
     repeats, by one ratio a batch.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -43,20 +44,21 @@ class Batch:
         views = tuple(F.interpolate(v, size, mode="bilinear", align_corners=False, antialias=True) for v in self.views)
         return replace(self, views=views)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that a step reads, by name: all but the ids."""
+        found = {f"views.{i}": view for i, view in enumerate(self.views)}
+        found |= {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("views", "ids")}
+        return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """With what `change` makes of every tensor that a step reads."""
+        changed = {name: change(tensor) for name, tensor in self.tensors().items()}
+        views = tuple(changed.pop(f"views.{i}") for i in range(len(self.views)))
+        return replace(self, views=views, **changed)
+
     def to(self, device: torch.device) -> Batch:
         """All but the ids, which no step asks for."""
-
-        def moved(t: Tensor | None) -> Tensor | None:
-            return None if t is None else t.to(device)
-
-        return replace(
-            self,
-            views=tuple(v.to(device) for v in self.views),
-            labels=moved(self.labels),
-            partner_labels=moved(self.partner_labels),
-            weight=self.weight.to(device) if isinstance(self.weight, Tensor) else self.weight,
-            targets=moved(self.targets),
-        )
+        return self.each(lambda tensor: tensor.to(device))
 
     def rows(self, part: slice) -> Batch:
         """A micro-batch, or a process's share."""

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vitcli import host
 from vitcli.config import Config
 from vitcli.data.augment import Augmenter, mixed
 from vitcli.data.batch import Batch, one_hot
@@ -109,7 +110,7 @@ class TrainLoader:
         self.order = Order(len(drawn.positions), config.run.seed, balanced, config.augment.repeats)
         self.augment = Augmenter(config.augment, config.eval, config.model.img_size, config.run.seed)
         # float64 and int64 are what addresses are mixed with; where a device has none, images are augmented by the CPU
-        self.upload = Upload(device if device.type == "cuda" else torch.device("cpu"))
+        self.upload = Upload(host.numbers_of(device))
         self._known: _Known | None = None
 
     def epoch(self, step: int) -> float:

@@ -51,9 +51,7 @@ class Speed:
     images_per_second: float
     tflops: float  # counted FLOPs a second / 1e12
     share_of_peak: float  # of the peak of the same precision
-    compile_seconds: (
-        float | None
-    )  # what the dearest of the first steps cost more than a later one, where it is compiled
+    compile_seconds: float | None  # what the dearest of the first steps cost more than a later one
     launch_share: float | None  # of a step, until the host had launched it; None where the host computes it itself
     memory_share: float  # of the measured bandwidth, by the bytes that a step moves at least
     memory_bytes: int | None  # the most that tensors took on a GPU; None elsewhere
@@ -171,10 +169,14 @@ def trainer(config: Config, machine: Machine) -> Callable[[Batch], Update]:
     """A model with random weights, its objective and optimizer, as a function that trains it by one step, executed as in a run that is
     long enough for everything to pay.
     """
+    execution, steps = _execution(config, machine), itertools.count()
+    return lambda batch: execution(batch, next(steps))
+
+
+def _execution(config: Config, machine: Machine) -> Execution:
     trained = Trainer(_initial(config), config, machine)
     trained.optimizer.set_factor(0.1)
-    execution, steps = Execution(trained, train_step, lambda: math.inf, lambda text: None), itertools.count()
-    return lambda batch: execution(batch, next(steps))
+    return Execution(trained, train_step, lambda: math.inf, lambda text: None)
 
 
 def _initial(config: Config) -> Classifier:
@@ -189,14 +191,11 @@ class _Training:
     def __init__(self, config: Config, machine: Machine) -> None:
         images, labels = _images(config.model, config.train.batch_size, machine)
         self.batch = Batch((images,) * config.augment.views, labels, torch.arange(len(images)))
-        self.trainer = Trainer(_initial(config), config, machine)
-        self.trainer.optimizer.set_factor(0.1)
-        self.execution = Execution(self.trainer, train_step, lambda: math.inf, lambda text: None)
-        self.steps = itertools.count()
+        self.execution, self.steps = _execution(config, machine), itertools.count()
 
     @property
     def machine(self) -> Machine:
-        return self.trainer.machine
+        return self.execution.trainer.machine
 
     def turn(self) -> None:
         self.execution(self.batch, next(self.steps))

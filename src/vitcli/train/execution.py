@@ -7,14 +7,12 @@ its step, rates and refusals are tensors. torch.compile costs its time once and 
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from vitcli.config import Config
 from vitcli.data.batch import Batch
@@ -97,13 +95,13 @@ class Execution:
         self._apply()
 
     def __call__(self, batch: Batch, step: int) -> Update:
-        shape, self.settling = _shape(batch), max(0, self.settling - 1)
-        if shape not in self._shapes and (self.trainer.machine.compile or self.trainer.machine.replay):
-            self.settling = _WARM_UP + 2
+        self.settling = max(0, self.settling - 1)
+        if self.trainer.machine.compile or self.trainer.machine.replay:
+            shape = _shape(batch)
+            self.settling = self.settling if shape in self._shapes else _WARM_UP + 2
             self._shapes.add(shape)
-        if (
-            self._chose_to_compile
-        ):  # the first compiled update is launched, so that a failure is seen before anything is recorded
+        # the first compiled update is launched, so that a failure is seen before anything is recorded
+        if self._chose_to_compile:
             return self._launched(batch, step)
         if self.replay is not None:
             try:
@@ -197,7 +195,7 @@ class Replay:
             self._seen[shape] = self._seen.get(shape, 0) + 1
             if self._seen[shape] <= _WARM_UP:
                 return self.aside(lambda: self._first(batch))
-            fixed = _copied(batch)
+            fixed = batch.each(torch.clone)
             try:
                 self._recorded[shape] = fixed, self.record(lambda: update(self.trainer, fixed, self.address))
             except Exception as error:  # nothing has been computed, so that it can be launched
@@ -241,24 +239,11 @@ class Recorder:
         return result
 
 
-def _tensors(batch: Batch) -> dict[str, Tensor]:
-    """Those of a batch that an update reads, by name."""
-    found = {f"view {i}": view for i, view in enumerate(batch.views)}
-    found |= {f.name: getattr(batch, f.name) for f in fields(batch) if f.name not in ("views", "ids")}
-    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
-
-
 def _shape(batch: Batch) -> Any:
-    return tuple((name, tuple(t.shape), t.dtype) for name, t in _tensors(batch).items())
-
-
-def _copied(batch: Batch) -> Batch:
-    others = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name not in ("views", "ids")}
-    own = {name: value.clone() for name, value in others.items() if isinstance(value, Tensor)}
-    return dataclasses.replace(batch, views=tuple(view.clone() for view in batch.views), **own)
+    return tuple((name, tuple(t.shape), t.dtype) for name, t in batch.tensors().items())
 
 
 def _fill(fixed: Batch, batch: Batch) -> None:
-    new = _tensors(batch)
-    for name, tensor in _tensors(fixed).items():
+    new = batch.tensors()
+    for name, tensor in fixed.tensors().items():
         tensor.copy_(new[name], non_blocking=True)

@@ -61,20 +61,17 @@ class Lamb(torch.optim.Optimizer):
         steps, means, squares = ([self.state[p][what] for p in weights] for what in ("step", "exp_avg", "exp_avg_sq"))
         if self.found_inf is None:
             torch._foreach_add_(steps, 1)
-        else:
-            torch._foreach_add_(steps, [1 - self.found_inf] * len(steps))
-        if self.found_inf is None:
             torch._foreach_lerp_(means, gradients, 1 - beta1)
             torch._foreach_mul_(squares, beta2)
             torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
         else:  # an average that takes itself in stays as it is
+            torch._foreach_add_(steps, [1 - self.found_inf] * len(steps))
             for mean, square, gradient in zip(means, squares, gradients, strict=True):
                 mean.lerp_(torch.where(self.found_inf > 0, mean, gradient), 1 - beta1)
                 square.lerp_(torch.where(self.found_inf > 0, square, gradient.square()), 1 - beta2)
         roots = torch._foreach_sqrt(squares)
-        counts = (
-            torch.stack(steps).clamp(min=1).double()
-        )  # an update that was refused before any was made has nothing to correct
+        # an update that was refused before any was made has nothing to correct
+        counts = torch.stack(steps).clamp(min=1).double()
         torch._foreach_div_(roots, list((1 - beta2**counts).sqrt().unbind()))
         torch._foreach_add_(roots, EPSILON)
         updates = torch._foreach_div(means, list((1 - beta1**counts).unbind()))
