@@ -141,7 +141,13 @@ def _line_of(name: str) -> tuple[type, dataclasses.Field[Any]]:
         for line in dataclasses.fields(cls):
             if line.name == rest:
                 return cls, line
-    raise UsageError(f"unknown configuration key {shown(name)}", did_you_mean(name, known_keys()))
+    own = [key for key in sorted(known_keys()) if key.partition(".")[2] == name.rpartition(".")[2]]
+    hint = (
+        f"did you mean {' or '.join(own)}?"
+        if own
+        else did_you_mean(name, known_keys(), "vit's keys stand in docs/reference.md")
+    )
+    raise UsageError(f"unknown configuration key {shown(name)}", hint)
 
 
 def check_key(name: str) -> tuple[str, str]:

@@ -155,7 +155,15 @@ class TrainConfig:
     save_every_steps: int = key(0, "updates between saved steps; 0: by time alone", least=0, compared=False)
     save_every_seconds: float = key(60.0, "time between saved steps; 0: by updates alone", least=0, compared=False)
     log_every_steps: int = key(10, "updates between lines of metrics.jsonl", above=0, compared=False)
-    eval_every_steps: int = key(0, "updates between evaluations; 0: only at the end", least=0, compared=False)
+    eval_every_steps: int = key(0, "updates between evaluations; 0: by time alone", least=0, compared=False)
+    eval_every_seconds: float = key(
+        30.0,
+        "least time between evaluations on the held-out images while a run goes on, which choose nothing and take at most a twentieth "
+        "of the time; 0: by updates alone",
+        least=0,
+        compared=False,
+    )
+    keep_state: bool = key(False, "a finished run keeps its last saved steps", compared=False)
 
 
 @dataclass(frozen=True, kw_only=True)

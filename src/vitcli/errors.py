@@ -88,12 +88,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def did_you_mean(wrong: str, known: Iterable[str]) -> str:
-    """A hint that names the nearest of `known`, or lists them where nothing is near."""
+def did_you_mean(wrong: str, known: Iterable[str], otherwise: str = "") -> str:
+    """A hint that names the nearest of `known`; where nothing is near, `otherwise`, or a list of them."""
     import difflib
 
     known = sorted(known)
     near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.5)
     if near:
         return f"did you mean {near[0]}?"
-    return f"known: {', '.join(known)}" if known else ""
+    return otherwise or (f"known: {', '.join(known)}" if known else "")

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import inspect
 import os
 import re
+from pathlib import Path
+from typing import Any
+
+from vitcli import progress
 
 for _name, _value in (
     (
@@ -59,3 +66,64 @@ def hint(error: BaseException) -> str:
     if any(word in text for word in network):
         return "no network, or the hub is down? HF_HUB_OFFLINE=1 uses cached copies only; a local file or folder needs neither"
     return "check the id (user/name), its configuration (user/name:config) and revision (user/name@rev)"
+
+
+CARD = "README.md"
+
+
+def download(repository: str, file: str, revision: str, cached: bool) -> Path:
+    """A file of a model, from the hub, or from its local copy alone if `cached`. Raises the hub's errors."""
+    from huggingface_hub import hf_hub_download
+
+    takes = "tqdm_class" in inspect.signature(hf_hub_download).parameters
+    shows: dict[str, Any] = {"tqdm_class": _bar()} if takes else {}
+    return Path(hf_hub_download(repository, file, revision=revision or None, local_files_only=cached, **shows))
+
+
+@functools.cache
+def _bar() -> type:
+    """A bar of huggingface_hub's that tells whoever listens, in MB."""
+    from huggingface_hub.utils import tqdm
+
+    class Told(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{k: v for k, v in options.items() if k != "name"} | {"file": _Nowhere()})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            moved: bool | None = super().update(n)
+            if self.total:
+                progress.listener()("downloading MB", round(self.n / 1e6), round(self.total / 1e6))
+            return moved
+
+    return Told
+
+
+class _Nowhere:
+    """A stream that takes everything."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def flush(self) -> None: ...
+
+
+def is_cached(repository: str) -> bool:
+    """Whether weights of a model lie in the hub's cache on this machine. Asks nobody."""
+    from huggingface_hub import constants
+
+    kept = Path(constants.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}", "snapshots")
+    return any(f.suffix in (".safetensors", ".bin", ".npz", ".pth") for f in kept.glob("*/*"))
+
+
+def origin(path: Path) -> str:
+    """`user/name at revision 0123456, licence apache-2.0` of a file in the hub's cache; empty for any other."""
+    place = re.search(r"models--(.+?)--(.+?)/snapshots/([0-9a-f]{40})/", path.as_posix())
+    if place is None:
+        return ""
+    licence = ""
+    with contextlib.suppress(OSError):
+        card = (path.parent / CARD).read_text(encoding="utf-8", errors="replace")[:20_000]
+        head = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
+        stated = re.search(r"^license:\s*['\"]?([\w.+-]+)", head[1], re.MULTILINE) if head else None
+        licence = stated[1] if stated else ""
+    return f"{place[1]}/{place[2]} at revision {place[3][:7]}, licence {licence or 'not stated'}"

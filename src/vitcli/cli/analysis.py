@@ -247,10 +247,7 @@ def _arguments(checkpoint: str, names: Sequence[str]) -> tuple[str, list[str]]:
 
     Raises DataError where folders or patterns hold no image.
     """
-    from vitcli.data.decode import IMAGE_ENDINGS
-
-    if Path(checkpoint).suffix.lower() in IMAGE_ENDINGS:
-        checkpoint, names = "", [checkpoint, *names]
+    checkpoint, names = options.checkpoint_and_images(checkpoint, names)
     if not names:
         return checkpoint, []
     from vitcli.evaluate.named import NoImage, expand

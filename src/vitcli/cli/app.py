@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from typing import Annotated
@@ -10,7 +11,7 @@ from typing import Annotated
 import typer
 
 from vitcli import __version__
-from vitcli.cli import console
+from vitcli.cli import console, habits
 from vitcli.cli.table import COMMANDS
 from vitcli.errors import ResourceError, Stopped, UsageError, VitError, did_you_mean, is_out_of_memory
 
@@ -78,7 +79,10 @@ def run(arguments: list[str]) -> int:
         if isinstance(raised, console.Unread):
             console.silence(1, 2)
             return 0
-        error = raised if isinstance(raised, VitError) else _understood(raised)
+        if type(raised).__name__ == "NoArgsIsHelpError":
+            print(raised.format_message() or "", end="", file=sys.stderr)  # type: ignore[attr-defined]
+            return UsageError.code
+        error = raised if isinstance(raised, VitError) else _understood(raised, arguments)
         try:
             _show(error, "--json" in arguments)
         except (OSError, ResourceError, console.Unread):
@@ -94,10 +98,10 @@ def _show(error: VitError, as_json: bool) -> None:
     console.show_error(error, as_json)
 
 
-def _understood(error: Exception) -> VitError:
+def _understood(error: Exception, arguments: list[str]) -> VitError:
     """A usage error of the parser, no memory, a disk or a file that fails, a bug in vit."""
     if hasattr(error, "format_message"):
-        return _usage(error)
+        return _usage(error, arguments)
     if is_out_of_memory(error):
         return ResourceError("out of memory", "a smaller --batch-size, or --set train.accumulate=2, needs less")
     if isinstance(error, typer.Abort):
@@ -112,20 +116,30 @@ def _understood(error: Exception) -> VitError:
     )
 
 
-def _usage(error: Exception) -> UsageError:
-    """Typer's error about an option or argument, with the nearest one that exists."""
+def _usage(error: Exception, arguments: list[str]) -> UsageError:
+    """Typer's error about an option or argument: what that is called here, else the nearest one that exists."""
     context = getattr(error, "ctx", None)
     where = context.command_path if context is not None else "vit"
+    known = [o for parameter in context.command.params for o in parameter.opts] if context is not None else []
     hint = f"see {where} --help"
     wrong = getattr(error, "option_name", None)
-    if wrong and context is not None and type(error).__name__ == "NoSuchOption":
-        known = [option for parameter in context.command.params for option in parameter.opts if option.startswith("--")]
-        return UsageError(f"no option {wrong} in {where}", did_you_mean(wrong, [*known, "--help"]))
-    message = error.format_message()  # type: ignore[attr-defined]
+    if wrong and type(error).__name__ == "NoSuchOption":
+        typed = next((a for a in arguments if a == wrong or a.startswith(f"{wrong}=")), "") or next(
+            (a for a in arguments if not a.startswith("--") and a.startswith(wrong)), wrong
+        )
+        typed = typed.partition("=")[0]
+        near = did_you_mean(typed, [o for o in [*known, "--help"] if o.startswith("--")], hint)
+        return UsageError(f"no option {typed} in {where}", habits.of_option(typed, where, known) or near)
+    message = error.format_message().rstrip(".")  # type: ignore[attr-defined]
     if message.startswith("No such command") and context is not None:
         name = message.split("'")[1]
-        return UsageError(f"no command {name!r}", did_you_mean(name, context.command.list_commands(context)))
-    return UsageError(message.rstrip("."), hint)
+        near = did_you_mean(name, context.command.list_commands(context))
+        return UsageError(f"no command {name!r}", habits.of_command(name) or near)
+    extra = re.fullmatch(r"Got unexpected extra arguments?(?:\(s\))? \((.+)\)", message)
+    if extra is not None:
+        word, first = extra[1].split()[0], next((a for a in arguments[1:] if not a.startswith("-")), "")
+        return UsageError(f"{where} takes no argument {extra[1]}", habits.of_extra(word, where, known, first) or hint)
+    return UsageError(message, hint)
 
 
 def _occupy_streams() -> None:

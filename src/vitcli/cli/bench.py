@@ -9,6 +9,7 @@ import typer
 from vitcli import config
 from vitcli.cli import options
 from vitcli.cli.command import print_result, reporting
+from vitcli.families.table import size_said
 
 Models = Annotated[
     list[str], typer.Argument(metavar="MODEL…", show_default=False, help="Models such as ViT-S/16, ti/4 or R50x1.")
@@ -46,8 +47,9 @@ def bench(
         run__precision=options.given(precision, "auto"),
         train__batch_size=batch_size,
     )
-    size = options.size(img_size) or (224, 224)
-    named = [config.model_config(name, size, overrides.get("data.classes", 1000)).suited_to(size) for name in models]
+    asked, classes = options.size(img_size), overrides.get("data.classes", 1000)
+    sizes = [asked or size_said(name) or (224, 224) for name in models]
+    named = [config.model_config(m, size, classes).suited_to(size) for m, size in zip(models, sizes, strict=True)]
     from vitcli import api
 
     with reporting(quiet) as reporter:

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+from vitcli import progress
 from vitcli.cli import console
 
 
@@ -43,7 +44,8 @@ def reporting(quiet: bool) -> Iterator[console.Reporter]:
     """Progress on stderr while the work lasts."""
     reporter = console.Reporter(quiet)
     try:
-        yield reporter
+        with progress.told_to(reporter.progress):
+            yield reporter
     finally:
         reporter.close()
 

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
+from vitcli import runs
 from vitcli.cli import console, options
 from vitcli.cli.command import announce
-from vitcli.cli.predict import Checkpoint
+from vitcli.cli.train import Checkpoint
 from vitcli.errors import UsageError
 
-Resized = Annotated[Path, typer.Argument(metavar="OUT", show_default=False, help="The new .safetensors file.")]
+Resized = Annotated[Path | None, typer.Argument(metavar="OUT", show_default=False, help="The new .safetensors file.")]
 PatchSize = Annotated[
     str,
     typer.Option(
@@ -33,7 +34,7 @@ Method = Annotated[
     ),
 ]
 Exported = Annotated[
-    Path, typer.Argument(metavar="OUT", show_default=False, help="The new folder; for ONNX the new file.")
+    Path | None, typer.Argument(metavar="OUT", show_default=False, help="The new folder; for ONNX the new file.")
 ]
 Format = Annotated[
     str,
@@ -46,8 +47,8 @@ Push = Annotated[
 
 
 def resize_posemb(
-    checkpoint: Checkpoint,
-    out: Resized,
+    checkpoint: Checkpoint = "",
+    out: Resized = None,
     img_size: options.ImgSize = "",
     patch_size: PatchSize = "",
     method: Method = "",
@@ -60,6 +61,7 @@ def resize_posemb(
 
     Prefix tokens keep their positions. Reads and writes tensor by tensor, so it needs no memory for the whole model.
     """
+    checkpoint, out = _source_and_out(checkpoint, out, "larger.safetensors")
     size, patch = options.size(img_size), options.size(patch_size)
     if size is None and patch is None:
         raise UsageError("nothing to resize", "give --img-size, in pixels, or --patch-size")
@@ -76,8 +78,8 @@ def resize_posemb(
 
 
 def export(
-    checkpoint: Checkpoint,
-    out: Exported,
+    checkpoint: Checkpoint = "",
+    out: Exported = None,
     form: Format = "",
     labels: options.Labels = "",
     push: Push = "",
@@ -90,6 +92,7 @@ def export(
 
     Where the logits differ, nothing is left behind. A run folder itself loads in timm, and in transformers by way of timm.
     """
+    checkpoint, out = _source_and_out(checkpoint, out, "FOLDER")
     if not form:
         raise UsageError("--format is missing", "give --format onnx, timm or transformers")
     from vitcli import api
@@ -103,3 +106,14 @@ def export(
         if not quiet:
             console.show_note(f"pushed to {tree['pushed']}")
     console.print_json(tree) if json else console.print_path(out)
+
+
+def _source_and_out(checkpoint: str, out: Path | None, example: str) -> tuple[str, Path]:
+    """CKPT and OUT: of one name it is OUT, and the checkpoint is that of the newest finished run, which is said. Raises UsageError."""
+    if out is not None:
+        return checkpoint, out
+    if not checkpoint or Path(checkpoint).is_file() or Path(checkpoint, runs.WEIGHTS).is_file():
+        raise UsageError("OUT is missing", f"say where to: {checkpoint or 'CKPT'} {example}")
+    newest = str(runs.newest_finished())
+    console.show_note(f"checkpoint: {newest}, the newest finished run")
+    return newest, Path(checkpoint)

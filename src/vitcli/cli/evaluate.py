@@ -113,6 +113,7 @@ def eval_(
     split: Split = "",
     img_size: Sizes = "",
     batch_size: options.EvalBatchSize = None,
+    top_k: options.TopK = None,
     labels: options.Labels = "",
     classes: Classes = "",
     real: Real = "",
@@ -133,11 +134,8 @@ def eval_(
 
     Needs nothing but the checkpoint where that says what data it was trained on.
     """
-    from vitcli import config
-
-    overrides = options.overrides(None, set_, eval__batch_size=batch_size)
-    config.parse_value("run.device", device)
-    config.parse_value("run.precision", precision)
+    overrides = options.overrides(None, set_, eval__batch_size=batch_size, eval__top_k=top_k)
+    options.check_machine(device, precision)
     written = {
         "--predictions": predictions, "--calibrate": calibrate, "--confusion": confusion, "--reliability": reliability,
         "--worst": worst,

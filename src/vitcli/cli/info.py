@@ -13,9 +13,16 @@ import typer
 from vitcli import config, flops, runs
 from vitcli.cli import console, options
 from vitcli.errors import UsageError
+from vitcli.families.pretrained import find
+from vitcli.families.table import size_said
 
 Reference = Annotated[
-    str, typer.Argument(metavar="CKPT|MODEL", show_default=False, help="A checkpoint, or a model such as ViT-B/16.")
+    str,
+    typer.Argument(
+        metavar="[CKPT|MODEL]",
+        show_default=False,
+        help="A checkpoint, or a model such as ViT-B/16. Left out: the newest finished run under ./runs.",
+    ),
 ]
 Classes = Annotated[int, typer.Option("--classes", metavar="N", help="Outputs of the head, for a model name.")]
 
@@ -25,7 +32,7 @@ Keys = Annotated[
 
 
 def info(
-    reference: Reference,
+    reference: Reference = "",
     img_size: options.ImgSize = "",
     classes: Classes = 1000,
     keys: Keys = False,
@@ -34,13 +41,16 @@ def info(
 ) -> None:
     """Parameters, tokens and FLOPs of a model; classes and provenance of a checkpoint, from its header alone."""
     size, overrides = options.size(img_size), config.parse_set(set_ or [])
+    if not reference:
+        reference = str(runs.newest_finished())
+        console.show_note(f"checkpoint: {reference}, the newest finished run")
     named = _named(reference)
     if named is not None:
         if overrides:
             raise UsageError(
                 f"{next(iter(overrides))} says what a file does not; {reference} is a name", "leave it out"
             )
-        size = size or (224, 224)
+        size = size or size_said(reference) or (224, 224)
         model = replace(named, img_size=size, classes=classes).suited_to(size)
         said: dict[str, Any] = {}
     else:
@@ -83,6 +93,8 @@ def _named(reference: str) -> config.Architecture | None:
     with contextlib.suppress(OSError, ValueError):
         if Path(reference).exists():
             return None
+    if "/" in reference and find(reference) is not None:
+        return None  # weights on the hub
     try:
         return config.named(reference)
     except UsageError:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from vitcli import config, files
+from vitcli.cli import habits
 from vitcli.config import Overrides
 from vitcli.errors import UsageError
 
@@ -127,6 +131,30 @@ TimeBudget = Annotated[
         rich_help_panel=_TRAINING,
     ),
 ]
+Lr = Annotated[
+    float | None,
+    typer.Option(
+        "--lr",
+        metavar="RATE",
+        show_default=False,
+        help="Learning rate: optim.lr. \\[default: the recipe's]",
+        rich_help_panel=_TRAINING,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        show_default=False,
+        help="Threads that decode images; changes no result. \\[default: as many as prove fastest]",
+        rich_help_panel=_MACHINE,
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option("--top-k", metavar="K", show_default=False, help="Classes that are named of an image. \\[default: 5]"),
+]
 Objective = Annotated[
     str,
     typer.Option(
@@ -159,9 +187,8 @@ def overrides(config_file: Path | None, items: list[str] | None, **options: Any)
         if value is None or value == "":
             continue
         key = name.replace("__", ".")
-        parsed = config.parse_value(key, value)
+        parsed, option = _parsed(key, value), option_of(key)
         if above.get(key, parsed) != parsed:
-            option = "--" + key.rpartition(".")[2].replace("_", "-")
             raise UsageError(f"{option} {value} and --set {key}={above[key]} disagree", "give one of them")
         above[key] = parsed
     values = config.layer(below, above)
@@ -174,6 +201,8 @@ OF_A_RUN = {
     "model": "model.name",
     "img_size": "model.img_size",
     "batch_size": "train.batch_size",
+    "lr": "optim.lr",
+    "workers": "data.workers",
     "freeze": "train.freeze",
     "labels": "run.labels",
     "seed": "run.seed",
@@ -188,6 +217,28 @@ OF_A_RUN = {
     "precision": "run.precision",
 }
 """The options of the commands that train, by the names of their parameters, and the configuration values that they are."""
+
+
+def _parsed(key: str, value: Any) -> Any:
+    """The value of an option. Raises UsageError that speaks of the option."""
+    try:
+        return config.parse_value(key, value)
+    except UsageError as error:
+        option = option_of(key)
+        typed = re.sub(rf"^{re.escape(key)}(?: = |: )?('?)", lambda found: f"{option} {found[1]}", error.message)
+        raise UsageError(typed, habits.of_value(option, str(value)) or error.hint) from None
+
+
+def check_machine(device: str, precision: str) -> None:
+    """Raises UsageError where --device or --precision cannot be."""
+    _parsed("run.device", device)
+    _parsed("run.precision", precision)
+
+
+def option_of(key: str) -> str:
+    """The option that sets a configuration value."""
+    name = next((name for name, value in OF_A_RUN.items() if value == key), key.rpartition(".")[2])
+    return "--" + name.replace("_", "-")
 
 
 def of_a_run(parameters: dict[str, Any]) -> Overrides:
@@ -217,6 +268,32 @@ def check_written(written: dict[str, Path | None], force: bool, endings: dict[st
         if other != option:
             raise UsageError(f"{other} and {option} are one file, {path}", "give each a name of its own")
         files.check_out(path, force)
+
+
+def checkpoint_and_images(checkpoint: str, images: Sequence[str]) -> tuple[str, list[str]]:
+    """CKPT and IMAGE… as they were meant: what ends like an image, or is a folder of them, or `-`, is no checkpoint, which was left out then.
+
+    Raises UsageError where the checkpoint stands behind the images.
+    """
+    from vitcli.data.decode import IMAGE_ENDINGS
+    from vitcli.runs import WEIGHTS
+
+    def is_image(name: str) -> bool:
+        with contextlib.suppress(OSError, ValueError):
+            path = Path(name)
+            if path.is_dir() and not (path / WEIGHTS).exists() and not (path / "state").exists():
+                return any(f.suffix.lower() in IMAGE_ENDINGS for f in path.glob("*"))
+        return name == "-" or Path(name).suffix.lower() in IMAGE_ENDINGS
+
+    if not checkpoint or not is_image(checkpoint):
+        return checkpoint, list(images)
+    last = images[-1] if images else ""
+    if Path(last).suffix in (".safetensors", ".npz", ".pth") or (last and Path(last, WEIGHTS).is_file()):
+        raise UsageError(
+            f"{checkpoint} is an image, and {last} a checkpoint: they stand the other way round",
+            f"the checkpoint comes first: {last} {' '.join([checkpoint, *images[:-1]])}",
+        )
+    return "", [checkpoint, *images]
 
 
 PICTURES, PNG, TABLES = (".png", ".svg"), (".png",), (".parquet", ".csv", ".jsonl")

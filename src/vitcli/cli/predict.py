@@ -11,6 +11,7 @@ import typer
 
 from vitcli.cli import console, options
 from vitcli.cli.command import announce, reporting
+from vitcli.cli.train import Checkpoint
 from vitcli.errors import Interrupted, Stopped, UsageError
 
 if TYPE_CHECKING:
@@ -19,14 +20,8 @@ if TYPE_CHECKING:
     from vitcli.evaluate.named import NoImage
     from vitcli.evaluate.predictor import PredictionPlan
 
-Checkpoint = Annotated[
-    str,
-    typer.Argument(
-        metavar="CKPT", show_default=False, help="A weights file, a run folder or a hub id (user/name\\[@rev])."
-    ),
-]
 Images = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(
         metavar="IMAGE…",
         show_default=False,
@@ -52,10 +47,6 @@ Classes = Annotated[
         help="The classes to tell apart, a name a line; `OUTPUT<tab>CLASS` makes classes of several outputs.",
     ),
 ]
-TopK = Annotated[
-    int | None,
-    typer.Option("--top-k", metavar="K", show_default=False, help="Classes that a line of JSON names. \\[default: 5]"),
-]
 MinScore = Annotated[
     float | None,
     typer.Option(
@@ -74,11 +65,11 @@ UNREADABLE = 3
 
 
 def predict(
-    checkpoint: Checkpoint,
-    images: Images,
+    checkpoint: Checkpoint = "",
+    image: Images = None,
     img_size: options.ImgSize = "",
     batch_size: options.EvalBatchSize = None,
-    top_k: TopK = None,
+    top_k: options.TopK = None,
     min_score: MinScore = None,
     embedding: Embedding = False,
     labels: options.Labels = "",
@@ -98,6 +89,12 @@ def predict(
     command after a kill or a signal goes on where it was.
     """
     overrides = options.overrides(None, set_, eval__batch_size=batch_size, eval__top_k=top_k)
+    checkpoint, images = options.checkpoint_and_images(checkpoint, image or [])
+    if not images:
+        raise UsageError(
+            "no image is named" if not checkpoint else f"no image is named, only the checkpoint {checkpoint}",
+            "name files, folders or patterns: vit predict CKPT IMAGE…, or - for paths on stdin",
+        )
     options.check_written({"--out": out}, force, {"--out": options.TABLES})
     if embedding and not json and (out is None or out.suffix == ".csv"):
         raise UsageError("--embedding: a line of text or of CSV holds no list", "add --json, or --out F.parquet")

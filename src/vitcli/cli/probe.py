@@ -52,11 +52,9 @@ def probe(
 
     The classifier is fitted on the training images and measured on the held-out ones.
     """
-    from vitcli import config
 
     overrides = options.overrides(None, set_)
-    config.parse_value("run.device", device)
-    config.parse_value("run.precision", precision)
+    options.check_machine(device, precision)
     from vitcli import api
 
     planned = api.plan_probe(

@@ -10,6 +10,7 @@ from vitcli.cli.convert import export, resize_posemb
 from vitcli.cli.data import data
 from vitcli.cli.evaluate import eval_
 from vitcli.cli.info import info
+from vitcli.cli.models import models
 from vitcli.cli.predict import predict
 from vitcli.cli.probe import probe
 from vitcli.cli.runs import compare, runs_
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "attn-rollout": attn_rollout,
     "posemb-similarity": posemb_similarity,
     "filters": filters,
+    "models": models,
     "info": info,
     "export": export,
     "data": data,

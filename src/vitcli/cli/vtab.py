@@ -60,11 +60,9 @@ def vtab(
     Tasks whose data are not there are named; no mean is of some tasks alone without saying so. The same command goes on with runs that
     were stopped.
     """
-    from vitcli import config
 
     overrides = options.overrides(None, set_, run__recipe=recipe, train__steps=steps)
-    config.parse_value("run.device", device)
-    config.parse_value("run.precision", precision)
+    options.check_machine(device, precision)
     from vitcli.data.entries import read_entries
     from vitcli.errors import DataError
     from vitcli.train.runlog import Log

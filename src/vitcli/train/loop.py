@@ -17,7 +17,7 @@ from vitcli.data.batch import Batch
 from vitcli.errors import DivergedError, Interrupted, ResourceError, is_out_of_memory
 from vitcli.machine import peak_flops
 from vitcli.runs import WEIGHTS
-from vitcli.train import artifacts, runfolder
+from vitcli.train import artifacts, runfolder, state
 from vitcli.train.clock import Anchor
 from vitcli.train.execution import Execution
 from vitcli.train.monitor import Monitor
@@ -34,6 +34,8 @@ Report = dict[str, Any]
 
 _LOOK_EVERY = 10
 """Steps after which a device that the host does not wait for is asked whether its numbers are still finite."""
+_TOLD_EVERY_SECONDS = 0.5
+"""Between two words of how far training is, where no step is logged."""
 
 
 class Loop:
@@ -43,6 +45,7 @@ class Loop:
         self.session, self.plan, self.config = session, session.plan, session.config
         self.scoring = Scoring(session)
         self.selection = Selection(self.scoring)
+        self.told_at = 0.0
 
     def finish(self) -> Report:
         """Train to the end, evaluate, write what the run leaves. What was being saved is saved, whatever happens."""
@@ -118,6 +121,10 @@ class Loop:
                     rate = (at.step - since) * self.config.train.batch_size / max(now - then, 1e-9)
                     since, then = at.step, now
                     self._log_step(update, rate)
+                    self.told_at = now
+                elif time.monotonic() - self.told_at >= _TOLD_EVERY_SECONDS:
+                    self.told_at = time.monotonic()
+                    session.log.progress("training", at.step, clock.total(at.step))
                 # what came from outside, and what is to be kept
                 if at.step % _LOOK_EVERY == 0:
                     self._check()
@@ -162,7 +169,7 @@ class Loop:
     def _evaluation_is_due(self) -> bool:
         """Between two steps. A run that is resumed does it once more at the step where it begins."""
         every, step = self.config.train.eval_every_steps, self.session.at.step
-        return every > 0 and step > 0 and step % every == 0
+        return (every > 0 and step > 0 and step % every == 0) or self.scoring.glance_is_due()
 
     def _save_is_due(self) -> bool:
         every, seconds = self.config.train.save_every_steps, self.config.train.save_every_seconds
@@ -288,6 +295,8 @@ class Loop:
             report["selection"] = selection
         artifacts.write(self.plan, session.folder, session.trainer.weights(), report, lines, self.scoring.pictures())
         runfolder.write_status(session.folder, "done", at.step, 0)
+        if not self.config.train.keep_state:
+            state.discard(session.folder / "state")
         return report
 
     def _seen_until(self, progress: float) -> float:

@@ -23,6 +23,7 @@ from vitcli.config import (
 )
 from vitcli.data.sources import by_name
 from vitcli.errors import ResourceError, UsageError
+from vitcli.families.table import size_said
 from vitcli.machine import Machine, peak_flops, set_up
 from vitcli.recipes.facts import Facts
 from vitcli.recipes.table import OURS, configure, default_recipe, evaluated_as_trained, fitted_to_data
@@ -201,7 +202,7 @@ def _facts(
         mirror=data.mirror,
         device=machine.device.type,
         model=_other_name(overrides, parent),
-        img_size=overrides.get("model.img_size"),
+        img_size=overrides.get("model.img_size") or size_said(_other_name(overrides, parent)),
         parent=parent.model if parent else None,
         parent_eval=replace(parent.eval, temperature=1.0, scores="softmax") if parent else None,
         new_head=new_head,

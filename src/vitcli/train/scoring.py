@@ -21,6 +21,8 @@ EXIT_SECONDS = 2.5
 _EVALUATION_MARGIN = 1.1
 """Times its measured length that an evaluation is given: one of 10,000 images at 48 px took 25 s in place of 23."""
 _TIMED_IMAGES = 512
+_GLANCE_PART = 20
+"""Of the time between two evaluations, the part of the time that one may take: a twentieth."""
 _SHOWN = 8
 
 
@@ -30,6 +32,7 @@ class Scoring:
     def __init__(self, session: Session) -> None:
         self.session, self.plan, self.config = session, session.plan, session.config
         self.reserve = EXIT_SECONDS
+        self.glanced_at, self.glance_seconds = time.monotonic(), 0.0
 
     @property
     def held_out(self) -> Split | None:
@@ -71,7 +74,10 @@ class Scoring:
     def evaluate(self) -> dict[str, Any] | None:
         """The report's scores, which are a line of metrics.jsonl as well."""
         session, part = self.session, self.held_out
+        started = time.monotonic()
         scores = self.scores(part) if part is not None else None
+        self.glanced_at = time.monotonic()
+        self.glance_seconds = self.glanced_at - started
         if scores is None or part is None:
             return None
         unreadable = scores.pop("unreadable", 0)
@@ -80,6 +86,21 @@ class Scoring:
             session.log("warning", text=f"{unreadable} unreadable images are left out of the evaluation")
         session.measured("eval", scores)
         return scores
+
+    def glance_is_due(self) -> bool:
+        """Whether it is time to see how the run does on held-out images, between two steps; never more than a twentieth of the time.
+
+        What the first one takes is what training on as many images took.
+        """
+        least, at, part = self.config.train.eval_every_seconds, self.session.at, self.held_out
+        waited = time.monotonic() - self.glanced_at
+        if not least or waited < least or part is None or not at.step or self.config.train.report_on != "held-out":
+            return False
+        cost = self.glance_seconds
+        if not cost:
+            trained = max(1, at.step - (at.resumed_from or 0)) * self.config.train.batch_size
+            cost = len(part) * waited / trained
+        return waited >= _GLANCE_PART * cost
 
     # --- with a time budget ---
 

@@ -132,6 +132,14 @@ class Writer:
 # --- reading -----------------------------------------------------------------------------------------------
 
 
+def discard(folder: Path) -> None:
+    """Delete all that a finished run will not be resumed from; that it is finished, and how it was configured, stays."""
+    (folder / "latest").unlink(missing_ok=True)
+    for path in (*_steps(folder), *folder.glob(f"{_BROKEN}*")):
+        files.remove_folder(path)
+    (folder / "clock.jsonl").unlink(missing_ok=True)
+
+
 def steps(folder: Path) -> list[int]:
     """The steps that are saved, whole or not, in order."""
     return [_number(path) for path in _steps(folder)]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitcli import __version__
+from vitcli import __version__, hub
 from vitcli.classes import Class, from_json, read_labels
 from vitcli.config import (
     Architecture,
@@ -127,7 +127,9 @@ def describe(path: Path, overrides: Overrides | None = None) -> Description:
     somebody else's file does not say. Raises CheckpointError, or UsageError where such a value cannot be.
     """
     opened = open_checkpoint(path, overrides)
-    return dataclasses.replace(opened.description, opened=opened)
+    origin = hub.origin(path)
+    notes = (*((f"weights: {origin}",) if origin else ()), *opened.description.notes)
+    return dataclasses.replace(opened.description, opened=opened, notes=notes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import re
 from pathlib import Path
 
 from vitcli import hub
-from vitcli.errors import CheckpointError
+from vitcli.config_values import shown
+from vitcli.errors import CheckpointError, did_you_mean
+from vitcli.families import pretrained
 from vitcli.runs import WEIGHTS
+from vitcli.weights.names import check_read
 from vitcli.weights.sidecars import is_of_training
 from vitcli.weights.stored import INDICES, PICKLES, read_index
 
@@ -36,23 +41,51 @@ def locate(reference: str) -> Path:
         alone = [f for f in sorted(path.iterdir()) if f.is_file() and f.suffix in (".safetensors", ".npz", *PICKLES)]
         if len(alone) == 1:
             return alone[0]
+        if not (path / "state").is_dir() and _holds_images(path):
+            raise CheckpointError(
+                f"{path} is a folder of images, not a checkpoint",
+                f"data follow --data, as in vit finetune deit_tiny_patch16_224 --data {path}",
+            )
         unfinished = " yet: the run is unfinished" if (path / "state").is_dir() else ""
         raise CheckpointError(
             f"{path} holds no {WEIGHTS}{unfinished}" if len(alone) < 2 else f"{path} holds {len(alone)} weights files",
             "run the same command again to finish it" if unfinished else "give a weights file or a run folder",
         )
-    if path.is_file():
+    if path.is_file() and path.suffix.lower() not in _IMAGES:
         return path
-    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", reference) and path.suffix not in (
-        ".safetensors",
-        ".npz",
-        *PICKLES,
-    ):
-        return _from_hub(reference)
-    raise CheckpointError(
-        f"no checkpoint {reference!r}: not a file, a folder or a hub id",
-        "give a .safetensors file, a run folder, or a hub id such as user/name",
-    )
+    if path.suffix.lower() in _IMAGES:
+        raise CheckpointError(
+            f"{shown(reference)} is an image, not a checkpoint" + ("" if path.exists() else ", and is not there"),
+            f"vit predict CKPT {reference} names what is on it",
+        )
+    known = pretrained.find(reference)
+    if known is not None:
+        return _from_hub(known.id)
+    if path.suffix not in (".safetensors", ".npz", *PICKLES):
+        check_read(reference)
+        if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", reference):
+            return _from_hub(reference)
+    raise CheckpointError(f"no checkpoint {shown(reference)}: not a file, a folder or a hub id", _nearest(reference))
+
+
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def _holds_images(folder: Path) -> bool:
+    """Whether there are images in it or in one of its folders."""
+    with contextlib.suppress(OSError):
+        places = [folder, *[f for f in sorted(folder.iterdir())[:20] if f.is_dir()]]
+        return any(f.suffix.lower() in _IMAGES for place in places for f in itertools.islice(place.iterdir(), 50))
+    return False
+
+
+def _nearest(reference: str) -> str:
+    """What to do about a name that nothing has."""
+    if pretrained.generic(reference):
+        return "no weights go by that name; vit models lists those that do, and vit pretrain --model takes it as an architecture"
+    if "_" in reference and "/" not in reference:
+        return did_you_mean(reference.lower(), pretrained.names(), "vit models lists the names that it knows")
+    return "give a .safetensors file, a run folder, a name that vit models lists, or a hub id such as user/name"
 
 
 def left_by_training(folder: Path) -> list[Path]:
@@ -66,8 +99,9 @@ def left_by_training(folder: Path) -> list[Path]:
 
 
 def _from_hub(reference: str) -> Path:
-    """The weights of a hub id, from the hub or from its local cache where the hub cannot be asked."""
-    from huggingface_hub import hf_hub_download
+    """The weights of a hub id, from the hub or from its local cache where the hub cannot be asked. What stands beside them is read
+    first, so that nothing large is downloaded of a model that vit does not read. Raises CheckpointError.
+    """
     from huggingface_hub.utils import disable_progress_bars
 
     name, _, revision = reference.partition("@")
@@ -77,8 +111,16 @@ def _from_hub(reference: str) -> Path:
     cached = offline or error is not None
 
     def get(file: str) -> Path:
-        return Path(hf_hub_download(name, file, revision=revision or None, local_files_only=cached))
+        return hub.download(name, file, revision, cached)
 
+    for beside in ("config.json", "preprocessor_config.json", hub.CARD):
+        with contextlib.suppress(Exception):  # a bare file: its layout is recognised by its keys
+            get(beside)
+    with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):
+        said = json.loads(get("config.json").read_text(encoding="utf-8"))
+        for kind in (said.get("architecture"), said.get("model_type")):
+            if isinstance(kind, str):
+                check_read(kind, reference)
     for file in _USUAL:
         try:
             found = get(file)
@@ -87,9 +129,6 @@ def _from_hub(reference: str) -> Path:
         except Exception as problem:  # the hub's errors are many; the next file may be there
             error = error or problem
             continue
-        for beside in ("config.json", "preprocessor_config.json"):
-            with contextlib.suppress(Exception):  # a bare file: its layout is recognised by its keys
-                get(beside)
         return found
     assert error is not None
     first = (str(error).splitlines() or [type(error).__name__])[0]

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 
+from vitcli.config_values import shown
 from vitcli.errors import CheckpointError
+from vitcli.families.pretrained import other_family
 
 _SIZES: dict[str, tuple[tuple[int, int, int], ...]] = {
     # name: (width, depth, heads)
@@ -48,6 +50,21 @@ _LONG = re.compile(
 )
 _BRIEF = re.compile(r"(?:^|[^a-z])vit[_-]?(ti|t|s|b|l|h|g|bigg|so400m)[_-]?p?(\d{1,2})(?!\d)")
 _PATCH = re.compile(r"patch(\d{1,2})(?!\d)")
+
+
+_TOWERS = ("siglip", "siglip2")
+"""Words that transformers has for models of which vit may read the part for images: their arrays decide."""
+
+
+def check_read(name: str, reference: str = "") -> None:
+    """Raises CheckpointError where `name`, by which a model goes or its configuration calls it, is one that vit does not read."""
+    other = other_family(name)
+    if other and not (reference and name in _TOWERS):
+        raise CheckpointError(
+            f"{shown(reference or name)} is a model that vit does not read: {other}"
+            + (f" ({shown(name)})" if reference and name != other else ""),
+            "vit models lists the names that it reads; timm and transformers run others",
+        )
 
 
 def _size(name: str) -> tuple[str, list[str]] | None:

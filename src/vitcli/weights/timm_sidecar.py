@@ -90,6 +90,7 @@ def timm_says(config: dict[str, Any], usual: EvalConfig, path: Path) -> Sidecar:
     size = cfg.get("input_size")
     size = size[1:] if isinstance(size, list) and len(size) == 3 else size
     name = config["architecture"] if isinstance(config.get("architecture"), str) else ""
+    named.check_read(name, str(path))
     act = named.activation(name)
     return Sidecar(
         heads=arguments.get("num_heads"),
