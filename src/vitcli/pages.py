@@ -21,7 +21,7 @@ from vitcli import files
 from vitcli.text import visible
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_WIDE, _HIGH, _LEFT, _BOTTOM, _TOP = 560, 260, 54, 34, 10
+_WIDE, _HIGH, _LEFT, _BOTTOM, _TOP = 560, 260, 54, 38, 10
 _POINTS = 400
 """Of a line, at most: more are not seen."""
 _SMALL = 48
@@ -176,7 +176,7 @@ def chart(
         a = place(np.array([at]), np.array([low]))[0].partition(",")[0]
         anchor = "end" if float(a) > _WIDE - 30 else "middle"
         parts.append(f'<text x="{a}" y="{_HIGH - _BOTTOM + 17}" text-anchor="{anchor}">{at:,.6g}</text>')
-    parts.append(f'<text x="{_WIDE - 12}" y="{_HIGH - 2}" text-anchor="end">{text(below)}</text>')
+    parts.append(f'<text x="{_WIDE - 12}" y="{_HIGH - 4}" text-anchor="end">{text(below)}</text>')
     kind = "scores" if dots else "line" if smooth is None else "raw"
     parts.append(f'<polyline class="{kind}" points="{" ".join(place(*thinned(x, y)))}"/>')
     if smooth is not None:

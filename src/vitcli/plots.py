@@ -88,8 +88,8 @@ def _loss(top: Axes, bottom: Axes, steps: Sequence[dict[str, Any]]) -> None:
     seen = np.array([line["images_seen"] for line in steps], np.float64)
     loss = np.array([line["loss"] for line in steps], np.float64)
     marker = "o" if len(steps) <= 40 else ""
-    if len(steps) > 80:
-        top.plot(seen, loss, color=BLUE, alpha=0.25, linewidth=1)
+    if len(steps) >= 8:
+        top.plot(seen, loss, color=BLUE, alpha=0.3, linewidth=1)
     top.plot(seen, smoothed(loss), color=BLUE, linewidth=2, marker=marker, markersize=3.5)
     low, high = limits_of(loss)
     top.set_ylim(low, high)
@@ -148,10 +148,10 @@ def grid_scores(points: Sequence[str], scores: Sequence[float | None], title: st
 
 
 def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A centred mean over a fortieth of the curve, and over no more than there is on either side near its ends: the first and the last
+    """A centred mean over a fortieth of the curve, over seven points of a short one, and over no more than there is on either side near its ends: the first and the last
     value stay what they are.
     """
-    half = len(values) // 80
+    half = max(len(values) // 80, min(3, len(values) // 8))
     sums = np.concatenate([[0.0], np.cumsum(values)])
     places = np.arange(len(values))
     reach = np.minimum(half, np.minimum(places, len(values) - 1 - places))
@@ -169,7 +169,7 @@ def limits_of(loss: NDArray[np.float64]) -> tuple[float, float]:
         return 0.0, 1.0
     low, high, usual = float(finite.min()), float(finite.max()), float(np.quantile(finite, 0.98))
     if high - low > 3 * (max(usual, float(finite[0])) - low) > 0:
-        high = max(usual, float(finite[0])) * 1.0
+        high = max(usual, float(finite[0]))
     span = max(high - low, _LEAST_SPAN * max(abs(high), abs(low)), 1e-9)
     low, high = (low + high - span) / 2 - 0.05 * span, (low + high + span) / 2 + 0.05 * span
     return (0.0 if finite.min() >= 0 and low < 0.15 * high else low), high
@@ -199,8 +199,8 @@ def confusion(counts: NDArray[np.int64], names: Sequence[str], title: str, path:
             colour = "white" if part[row, column] > 0.5 else "black"
             axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", fontsize=size, color=colour)
     large = max(1.0, field / 9)  # a page that is looked at whole
-    axes.xaxis.label.set_size(10 * large)
-    axes.yaxis.label.set_size(10 * large)
+    axes.xaxis.label.set_fontsize(10 * large)
+    axes.yaxis.label.set_fontsize(10 * large)
     figure.suptitle(short(title, 80), x=0.01, ha="left", fontsize=11 * large)
     save(figure, path)
 

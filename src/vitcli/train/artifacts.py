@@ -198,7 +198,9 @@ def write(
     checkpoint.save(description, tensors)
     if isinstance(description.model, ModelConfig) and description.model.is_plain:
         files.write_json(folder / "config.json", timm_config(description))
-    title = f"{plan.config.model.name} on {plan.source.name if plan.source else 'none'}"
+    title = (
+        f"{plan.config.model.name} on {plan.source.name if plan.source else 'none'}, {plan.images:,} training images"
+    )
     unit = objective_named(plan.config.train.objective).unit
     contained("curves.png", log, lambda: plots.curves(lines, title, folder / "curves.png", unit))
     for name, picture in shown.pictures.items():

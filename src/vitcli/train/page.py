@@ -215,7 +215,8 @@ def _data(plan: Plan, report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         some = ", ".join(c.name for c in plan.classes[:20]) + (" …" if len(plan.classes) > 20 else "")
         yield "classes", f"{len(plan.classes):,}: {some}"
         if counts.any():
-            yield "training images a class", f"{int(counts.min()):,} to {int(counts.max()):,}"
+            least, most = int(counts.min()), int(counts.max())
+            yield "training images a class", f"{least:,}" if least == most else f"{least:,} to {most:,}"
     for split, n in report.get("unreadable", {}).items():
         yield "unreadable", f"{n:,} images of {split}"
 
