@@ -176,7 +176,9 @@ def test_a_sheet_of_predictions(run: Path, tmp_path: Path) -> None:
     )  # the one that cannot be read
     assert run_vit("predict", run, images[0], "--sheet", sheet, cwd=tmp_path).code == 2
     table = run_vit("predict", run, *images, "--out", "t.csv", "--sheet", sheet, "--force", cwd=tmp_path)
-    assert table.code == 0 and table.out == "t.csv\n" and Image.open(sheet).size[0] < one_row.shape[1]
+    assert table.code == 0 and table.out == "t.csv\n"
+    with Image.open(sheet) as page:
+        assert page.width < one_row.shape[1]
     assert run_vit("predict", run, images[0], "--sheet", "s.svg", cwd=tmp_path).code == 2
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitcli import flops, pages
-from vitcli.config import as_dict, format_size, to_toml
+from vitcli.config import ModelConfig, as_dict, format_size, to_toml
 from vitcli.evaluate.evaluator import Evaluation
 from vitcli.evaluate.metrics import confusion
 from vitcli.evaluate.sets import SetEvaluation
@@ -239,4 +239,8 @@ def _commands(plan: Plan, folder: Path) -> Iterator[str]:
         yield f"vit eval {run}"
         yield f"vit predict {run} IMAGE… --sheet predictions.png"
     yield f"vit finetune {run} --data DATA"
-    yield f"vit attn-rollout {run} IMAGE… --out rollout" if plan.config.model.family == "vit" else f"vit info {run}"
+    yield (
+        f"vit attn-rollout {run} IMAGE… --out rollout"
+        if isinstance(plan.config.model, ModelConfig)
+        else f"vit info {run}"
+    )
