@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +12,12 @@ from numpy.typing import NDArray
 
 from vitcli import files
 from vitcli.errors import UsageError
+from vitcli.lettering import drawable
 from vitcli.text import visible
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where HOME is read-only, it says where its fonts go
 
 BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#777777"  # of Okabe and Ito's palette, told apart without colour vision
 
@@ -48,7 +47,7 @@ def save(figure: Figure, path: Path) -> None:
 
 def short(name: str, letters: int = 60) -> str:
     """A name that leaves room for what is drawn."""
-    shown = visible(name)
+    shown = drawable(visible(name))
     return shown if len(shown) <= letters else f"{shown[: letters - 1]}…"
 
 
@@ -66,37 +65,62 @@ def curves(lines: Sequence[dict[str, Any]], title: str, path: Path, unit: str = 
     name = f"training loss ({unit})" if unit else "training loss"
     figure = new_figure(8, 5.2)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    seen = np.array([line["images_seen"] for line in steps])
-    loss = np.array([line["loss"] for line in steps])
-    if len(steps):
-        top.plot(seen, loss, color=BLUE, alpha=0.25, linewidth=1)
-        top.plot(seen, _smooth(loss), color=BLUE, linewidth=2, label=name)
-        bottom.plot(seen, [line["lr"] for line in steps], color=GRAY, linewidth=1.5)
+    if steps:
+        _loss(top, bottom, steps)
     top.set_ylabel(name, color=BLUE)
-    top.set_title(short(title), loc="left")
+    figure.suptitle(short(title, 80), x=0.01, ha="left", fontsize=11)
     if scores:
-        right = top.twinx()
-        right.plot([seen for seen, _ in scores], [100 * own["top1"] for _, own in scores], color=ORANGE, marker="o")
-        last_seen, last = scores[-1]
-        right.annotate(
-            f"{100 * last['top1']:.1f} %",
-            (last_seen, 100 * last["top1"]),
-            textcoords="offset points",
-            xytext=(-8, 8),
-            ha="right",
-            color=ORANGE,
-            weight="bold",
-        )
-        right.set_ylabel(f"top-1 on {last.get('split', 'test')} (%)", color=ORANGE)
-        right.set_ylim(0, 100)
-        right.spines[["top"]].set_visible(False)
+        _scores(top.twinx(), scores)
     bottom.set_ylabel("learning rate")
     bottom.set_xlabel("training images seen")
+    bottom.set_xlim(left=0)
+    bottom.set_ylim(bottom=0)
+    bottom.xaxis.set_major_formatter("{x:,.0f}")
     bottom.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
     for axes in (top, bottom):
         axes.spines[["top"]].set_visible(False)
         axes.grid(alpha=0.25)
     save(figure, path)
+
+
+def _loss(top: Axes, bottom: Axes, steps: Sequence[dict[str, Any]]) -> None:
+    """The loss, where lines are many smoothed over the light single ones, and the learning rate below."""
+    seen = np.array([line["images_seen"] for line in steps], np.float64)
+    loss = np.array([line["loss"] for line in steps], np.float64)
+    marker = "o" if len(steps) <= 40 else ""
+    if len(steps) >= 8:
+        top.plot(seen, loss, color=BLUE, alpha=0.3, linewidth=1)
+    top.plot(seen, smoothed(loss), color=BLUE, linewidth=2, marker=marker, markersize=3.5)
+    low, high = limits_of(loss)
+    top.set_ylim(low, high)
+    if loss.max() > high:
+        place = float(seen[loss.argmax()])
+        top.annotate(
+            f"▲ up to {loss.max():.3g}",
+            (place, high),
+            textcoords="offset points",
+            xytext=(3, -12),
+            color=BLUE,
+            fontsize=9,
+        )
+    bottom.plot(seen, [line["lr"] for line in steps], color=GRAY, linewidth=1.5, marker=marker, markersize=3)
+
+
+def _scores(axes: Axes, scores: Sequence[tuple[float, dict[str, Any]]]) -> None:
+    """Top-1 in percent, from 0 to 100, with the last one named on the side where there is room."""
+    axes.plot(
+        [seen for seen, _ in scores], [100 * own["top1"] for _, own in scores], color=ORANGE, marker="o", clip_on=False
+    )
+    last_seen, last = scores[-1]
+    below = last["top1"] > 0.9
+    axes.annotate(
+        f"{100 * last['top1']:.1f} %", (last_seen, 100 * last["top1"]), textcoords="offset points", color=ORANGE, weight="bold",
+        xytext=(-8, -9 if below else 8), ha="right", va="top" if below else "bottom",
+        bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1},
+    )  # fmt: skip
+    axes.set_ylabel(f"top-1 on {last.get('split', 'test')} (%)", color=ORANGE)
+    axes.set_ylim(0, 100)
+    axes.spines[["top"]].set_visible(False)
 
 
 def grid_scores(points: Sequence[str], scores: Sequence[float | None], title: str, path: Path) -> None:
@@ -123,11 +147,32 @@ def grid_scores(points: Sequence[str], scores: Sequence[float | None], title: st
     save(figure, path)
 
 
-def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A centred mean over a fortieth of the curve."""
-    width = max(1, len(values) // 40) | 1
-    padded = np.pad(values, width // 2, mode="edge")
-    return np.convolve(padded, np.ones(width) / width, "valid")
+def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A centred mean over a fortieth of the curve, over seven points of a short one, and over no more than there is on either side near its ends: the first and the last
+    value stay what they are.
+    """
+    half = max(len(values) // 80, min(3, len(values) // 8))
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    places = np.arange(len(values))
+    reach = np.minimum(half, np.minimum(places, len(values) - 1 - places))
+    return (sums[places + reach + 1] - sums[places - reach]) / (2 * reach + 1)
+
+
+_LEAST_SPAN = 0.2
+"""Of a loss: what moves by less than this part of it is not made to look like more."""
+
+
+def limits_of(loss: NDArray[np.float64]) -> tuple[float, float]:
+    """An axis for a loss: all of it but single peaks far above the rest, and never so narrow that noise fills it."""
+    finite = loss[np.isfinite(loss)]
+    if not len(finite):
+        return 0.0, 1.0
+    low, high, usual = float(finite.min()), float(finite.max()), float(np.quantile(finite, 0.98))
+    if high - low > 3 * (max(usual, float(finite[0])) - low) > 0:
+        high = max(usual, float(finite[0]))
+    span = max(high - low, _LEAST_SPAN * max(abs(high), abs(low)), 1e-9)
+    low, high = (low + high - span) / 2 - 0.05 * span, (low + high + span) / 2 + 0.05 * span
+    return (0.0 if finite.min() >= 0 and low < 0.15 * high else low), high
 
 
 def confusion(counts: NDArray[np.int64], names: Sequence[str], title: str, path: Path) -> None:
@@ -153,7 +198,10 @@ def confusion(counts: NDArray[np.int64], names: Sequence[str], title: str, path:
         for row, column in np.argwhere(counts > 0):
             colour = "white" if part[row, column] > 0.5 else "black"
             axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", fontsize=size, color=colour)
-    figure.suptitle(short(title, 80), x=0.01, ha="left", fontsize=11)
+    large = max(1.0, field / 9)  # a page that is looked at whole
+    axes.xaxis.label.set_fontsize(10 * large)
+    axes.yaxis.label.set_fontsize(10 * large)
+    figure.suptitle(short(title, 80), x=0.01, ha="left", fontsize=11 * large)
     save(figure, path)
 
 
@@ -220,9 +268,10 @@ def compared(
             xscale="log",
             xlabel=label,
             ylabel="top-1 (%)",
-            ylim=(low - 0.12 * (high - low) - 1, high + 0.15 * (high - low) + 1),
+            ylim=(max(-2.0, low - 0.12 * (high - low) - 3), min(103.0, high + 0.15 * (high - low) + 3)),
         )
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        costs_here = [cost for cost, _, _ in there] or [1.0]
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(costs_here) < 100 * min(costs_here) else (1,)))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.spines[["top", "right"]].set_visible(False)

@@ -40,6 +40,7 @@ def test_training_prints_the_path_of_the_checkpoint_and_nothing_else(
         "metrics.jsonl",
         "report.json",
         "curves.png",
+        "report.html",
         "README.md",
         "state",
     }

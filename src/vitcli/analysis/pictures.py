@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vitcli.lettering import drawable
 from vitcli.plots import BLUE, GRAY, ORANGE, new_figure, save, short
 from vitcli.text import visible
 
@@ -172,12 +173,15 @@ def picture_tiles(tiles: Sequence[tuple[str, NDArray[np.uint8]]], title: str, pa
     letters = max(8, round(side * 15))
     for axes, (name, picture) in zip(grid.flat, tiles, strict=False):
         axes.imshow(picture)
-        name = visible(name)
+        name = drawable(visible(name))
         axes.set_title(name if len(name) <= letters else f"…{name[1 - letters :]}", fontsize=7.5, pad=2)
     key = figure.colorbar(
         ScalarMappable(cmap="viridis"), ax=grid, shrink=0.6, aspect=35, pad=0.01, ticks=[0, 1], fraction=0.03
     )
     key.ax.set_yticklabels(["least", "most"])
-    key.set_label("attention rollout, within each image", labelpad=-14)
+    if rows > 1:
+        key.set_label("attention rollout, within each image", labelpad=-14)
+    else:  # less room
+        key.set_label("attention rollout", fontsize=8, labelpad=-8)
     figure.suptitle(short(title), x=0.01, ha="left", fontsize=11)
     save(figure, path)

@@ -56,10 +56,22 @@ MinScore = Annotated[
         help="Below this score an image shows none of these classes: its label is null. \\[default: 0, or 0.5 where labels are sets]",
     ),
 ]
+Sheet = Annotated[
+    Path | None,
+    typer.Option(
+        "--sheet",
+        metavar="FILE.png",
+        show_default=False,
+        help="The images with their labels, scores and next guesses, the first 60 of many.",
+        rich_help_panel="Pictures",
+    ),
+]
 Embedding = Annotated[
     bool,
     typer.Option("--embedding", help="Add what the head reads, a list of numbers an image; with --json or --out."),
 ]
+MOST_SHOWN = 60
+"""Images on a sheet."""
 UNREADABLE = 3
 """Exit code where an image could not be read; its line says why, and the others are there."""
 
@@ -75,6 +87,7 @@ def predict(
     labels: options.Labels = "",
     classes: Classes = "",
     out: Table = None,
+    sheet: Sheet = None,
     force: options.Force = False,
     set_: options.Set = None,
     device: options.Device = "auto",
@@ -95,7 +108,7 @@ def predict(
             "no image is named" if not checkpoint else f"no image is named, only the checkpoint {checkpoint}",
             "name files, folders or patterns: vit predict CKPT IMAGE…, or - for paths on stdin",
         )
-    options.check_written({"--out": out}, force, {"--out": options.TABLES})
+    options.check_written({"--out": out, "--sheet": sheet}, force, {"--out": options.TABLES, "--sheet": options.PNG})
     if embedding and not json and (out is None or out.suffix == ".csv"):
         raise UsageError("--embedding: a line of text or of CSV holds no list", "add --json, or --out F.parquet")
     from vitcli import api
@@ -105,10 +118,19 @@ def predict(
         device=device, precision=precision, overrides=overrides,
     )  # fmt: skip
     announce(planned.notes, quiet=quiet)
+    shown: list[dict[str, Any]] = []
+    most = 0 if sheet is None else MOST_SHOWN
     with reporting(quiet) as reporter:
         done, failed = (
-            _tabled(planned, images, out, force, reporter) if out else _printed(planned, images, json, reporter)
+            _tabled(planned, images, out, force, reporter, shown, most)
+            if out
+            else _printed(planned, images, json, reporter, shown, most)
         )
+    if sheet is not None:
+        from vitcli.evaluate.report import draw_predictions
+
+        draw_predictions(shown, done, planned.description.model.name, planned.data.max_megapixels, sheet)
+        announce([f"wrote {sheet}"], quiet=quiet)
     if out is not None:
         console.print_json({"path": str(out), "rows": done, "errors": failed}) if json else console.print_path(out)
     if failed:
@@ -116,12 +138,20 @@ def predict(
         raise typer.Exit(UNREADABLE)
 
 
-def _printed(planned: PredictionPlan, images: list[str], json: bool, reporter: console.Reporter) -> tuple[int, int]:
-    """A line an image; how many there were, and how many of them could not be read."""
+def _printed(
+    planned: PredictionPlan,
+    images: list[str],
+    json: bool,
+    reporter: console.Reporter,
+    shown: list[dict[str, Any]],
+    most: int,
+) -> tuple[int, int]:
+    """A line an image; how many there were, and how many of them could not be read. The first `most` rows are added to `shown`."""
     done = failed = 0
     is_seen = sys.stdout.isatty()  # where lines move past, nothing else needs to
     for row in planned.predict(_named(images)):
         done, failed = done + 1, failed + ("error" in row)
+        shown += [row] if len(shown) < most else []
         console.print_json(row) if json else console.print_row(_fields(row))
         if not is_seen:
             reporter.progress("predicting", done, 0)
@@ -129,9 +159,17 @@ def _printed(planned: PredictionPlan, images: list[str], json: bool, reporter: c
 
 
 def _tabled(
-    planned: PredictionPlan, images: list[str], out: Path, force: bool, reporter: console.Reporter
+    planned: PredictionPlan,
+    images: list[str],
+    out: Path,
+    force: bool,
+    reporter: console.Reporter,
+    shown: list[dict[str, Any]],
+    most: int,
 ) -> tuple[int, int]:
-    """A row an image in a table that is written part by part. Raises Interrupted with what was done saved."""
+    """A row an image in a table that is written part by part. Rows for `shown` that an earlier command wrote are computed again. Raises
+    Interrupted with what was done saved.
+    """
     from vitcli.evaluate.named import expand
     from vitcli.evaluate.parts import Table as Rows
     from vitcli.evaluate.parts import columns_of
@@ -141,11 +179,14 @@ def _tabled(
     columns = columns_of(about, out.suffix != ".csv")
     with Rows(out, columns, about, force) as table, Signals(all_raise=True):
         try:
-            left = table.left(expand(_named(images)))
+            first: list[str | NoImage] = []
+            left = table.left(_kept(expand(_named(images)), first, most))
             if table.done:
+                shown += planned.answers(first[: table.done])
                 reporter("note", {"text": f"{table.done:,} images have their rows already, in {table.folder}"})
             for row in planned.answers(left):
                 table.add(row)
+                shown += [row] if len(shown) < most else []
                 reporter.progress("predicting", table.done, 0)
             table.finish()
         except Stopped as stopped:
@@ -157,6 +198,13 @@ def _tabled(
                 f"the same command goes on; {table.folder} has their rows",
             ) from None
     return table.done, table.errors
+
+
+def _kept(names: Iterator[str | NoImage], first: list[str | NoImage], most: int) -> Iterator[str | NoImage]:
+    """The names as they come; the first `most` are added to `first`."""
+    for name in names:
+        first += [name] if len(first) < most else []
+        yield name
 
 
 def _named(images: list[str]) -> Iterator[str | NoImage]:

@@ -113,6 +113,14 @@ def read_named(path: str | NoImage, view: View, max_megapixels: float) -> NDArra
         return getattr(error, "strerror", None) or _said(error)
 
 
+def named_bytes(path: str) -> bytes | None:
+    """The bytes of an image that is named, or None where they cannot be had."""
+    try:
+        return _fetched(path) if "://" in path else read_file(path)
+    except (OSError, ValueError):
+        return None
+
+
 def _fetched(address: str) -> bytes:
     """The bytes at an address. Raises OSError."""
     import fsspec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from vitcli.errors import UsageError
 from vitcli.evaluate.calibration import reliability
 from vitcli.evaluate.evaluator import Evaluation
 from vitcli.evaluate.metrics import Tally, confusion
+from vitcli.evaluate.named import named_bytes
 from vitcli.evaluate.real import RealLabels
 from vitcli.evaluate.sets import SetEvaluation
 from vitcli.text import as_json, cell, unicode
@@ -169,6 +171,37 @@ def draw_labelled(
         lines = ((classes[own].name, sheets.INK), (f"{100 * score:.0f} % {classes[other].name}", colour))
         tiles.append(sheets.Tile(_picture(split, position, max_megapixels), lines))
     sheets.page(tiles, title, path)
+
+
+_GUESSES = 2
+"""Of an image on a sheet of predictions, beside the best."""
+
+
+def draw_predictions(rows: Sequence[dict[str, Any]], total: int, model: str, max_megapixels: float, path: Path) -> None:
+    """Rows of `vit predict` as pictures, each with its label and score, the next guesses and its name; of one that cannot be read, why.
+    `total` is how many there were. Raises ResourceError.
+    """
+    tiles = []
+    for row in rows:
+        name = (os.path.basename(row["path"].rstrip("/")) or row["path"], sheets.FAINT)  # noqa: PTH119 (an address, too)
+        if "error" in row:
+            lines: tuple[tuple[str, str], ...] = (("cannot be read", sheets.WRONG), (row["error"], sheets.WRONG), name)
+            tiles.append(sheets.Tile(sheets.UNREADABLE, lines))
+            continue
+        best = row.get("labels") or [row]
+        said = [
+            ("none of these" if g["label"] is None else f"{100 * g['score']:.0f} % {g['label']}", sheets.INK)
+            for g in best
+        ]
+        named = {item["label"] for item in best}
+        others = [g for g in row["topk"] if g["label"] not in named][:_GUESSES]
+        guesses = [(f"{100 * g['score']:.0f} % {g['label']}", sheets.FAINT) for g in others]
+        lines = (*said[: 1 + _GUESSES], *guesses[: max(0, 1 + _GUESSES - len(said))], name)
+        tiles.append(sheets.Tile(small_picture(named_bytes(row["path"]), max_megapixels), lines))
+    more = f", the first {len(rows):,}" if total > len(rows) else ""
+    unreadable = sum("error" in row for row in rows)
+    faults = f", {unreadable:,} cannot be read" if unreadable else ""
+    sheets.page(tiles, f"{model}: predictions of {total:,} image{'s' * (total != 1)}{more}{faults}", path)
 
 
 def draw_classes(source: Source, max_megapixels: float, path: Path) -> None:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from vitcli import files, flops, plots
 from vitcli.config import ModelConfig, TrainConfig, format_size
 from vitcli.data.identity import Record
 from vitcli.data.origin import seals
+from vitcli.errors import ResourceError, Stopped
 from vitcli.runs import WEIGHTS
 from vitcli.text import markdown
+from vitcli.train import page
 from vitcli.train.objectives.table import objective_named
+from vitcli.train.page import Shown
 from vitcli.train.plan import Plan
-from vitcli.train.runlog import Event
+from vitcli.train.runlog import Event, Log
 from vitcli.weights import checkpoint
 from vitcli.weights.checkpoint import Tensors
 from vitcli.weights.describe import Description
@@ -186,18 +186,36 @@ def write(
     tensors: Tensors,
     report: dict[str, Any],
     lines: list[Event],
-    pictures: Mapping[str, NDArray[np.uint8]],
+    shown: Shown,
+    log: Log,
 ) -> None:
-    """Everything but the state. The report comes last: where it stands, the run is whole. Raises ResourceError."""
+    """Everything but the state. The report comes last: where it stands, the run is whole. Raises ResourceError; a picture that cannot be
+    drawn is a warning.
+    """
     description = describe_run(
         plan, folder, report["steps"], report["images_seen"], report["train_flops"], report["eval"] or {}
     )
     checkpoint.save(description, tensors)
     if isinstance(description.model, ModelConfig) and description.model.is_plain:
         files.write_json(folder / "config.json", timm_config(description))
-    title = f"{plan.config.model.name} on {plan.source.name if plan.source else 'none'}"
-    plots.curves(lines, title, folder / "curves.png", objective_named(plan.config.train.objective).unit)
-    for name, picture in pictures.items():
+    title = (
+        f"{plan.config.model.name} on {plan.source.name if plan.source else 'none'}, {plan.images:,} training images"
+    )
+    unit = objective_named(plan.config.train.objective).unit
+    contained("curves.png", log, lambda: plots.curves(lines, title, folder / "curves.png", unit))
+    for name, picture in shown.pictures.items():
         plots.write_pixels(picture, folder / f"{name}.png")
     files.write_text(folder / "README.md", _card(description, report, plan))
+    contained(page.FILE, log, lambda: page.write(plan, folder, report, lines, shown))
     files.write_json(folder / "report.json", report)
+
+
+def contained(what: str, log: Log, draw: Callable[[], Any]) -> Any:
+    """What `draw` returns; None where it fails, which is a warning and no reason to lose a run. Raises ResourceError."""
+    try:
+        return draw()
+    except (ResourceError, Stopped):
+        raise
+    except Exception as error:
+        log("warning", text=f"could not draw {what}: {type(error).__name__}: {error}")
+        return None

@@ -22,6 +22,7 @@ from vitcli.train.clock import Anchor
 from vitcli.train.execution import Execution
 from vitcli.train.monitor import Monitor
 from vitcli.train.optim import lr_factor
+from vitcli.train.page import Shown
 from vitcli.train.progressive import size_at, slower
 from vitcli.train.runlog import read_lines
 from vitcli.train.scoring import Scoring
@@ -31,7 +32,8 @@ from vitcli.train.step import DIVERGED_HINT, Update, train_step
 
 Report = dict[str, Any]
 
-
+_LINES = 20
+"""Steps are logged as often as makes about so many lines until then, up to train.log_every_steps apart."""
 _LOOK_EVERY = 10
 """Steps after which a device that the host does not wait for is asked whether its numbers are still finite."""
 _TOLD_EVERY_SECONDS = 0.5
@@ -115,7 +117,7 @@ class Loop:
                 elif clock.is_due(at.step, session.seconds()):
                     self._check()
                     self._keep(clock.estimate(at.step, session.seconds(), self.scoring.reserve))
-                if at.step % self.config.train.log_every_steps == 0 or at.step == 1 or clock.finished(at.step):
+                if self._line_is_due():
                     self._check()  # and all steps so far are done, not only launched
                     now = time.monotonic()
                     rate = (at.step - since) * self.config.train.batch_size / max(now - then, 1e-9)
@@ -170,6 +172,12 @@ class Loop:
         """Between two steps. A run that is resumed does it once more at the step where it begins."""
         every, step = self.config.train.eval_every_steps, self.session.at.step
         return (every > 0 and step > 0 and step % every == 0) or self.scoring.glance_is_due()
+
+    def _line_is_due(self) -> bool:
+        """Of metrics.jsonl. The first steps have more of them, so that a short run has a curve, too."""
+        step = self.session.at.step
+        every = min(self.config.train.log_every_steps, max(1, step // _LINES))
+        return step % every == 0 or step == 1 or self.session.clock.finished(step)
 
     def _save_is_due(self) -> bool:
         every, seconds = self.config.train.save_every_steps, self.config.train.save_every_seconds
@@ -293,7 +301,10 @@ class Loop:
         report.update(session.trainer.objective.told(self.plan.classes))
         if selection is not None:
             report["selection"] = selection
-        artifacts.write(self.plan, session.folder, session.trainer.weights(), report, lines, self.scoring.pictures())
+        shown = artifacts.contained("its pictures", session.log, self.scoring.shown) or Shown(
+            evaluation=self.scoring.last
+        )
+        artifacts.write(self.plan, session.folder, session.trainer.weights(), report, lines, shown, session.log)
         runfolder.write_status(session.folder, "done", at.step, 0)
         if not self.config.train.keep_state:
             state.discard(session.folder / "state")

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitcli.data.cache import Images
 from vitcli.data.split import Split
 from vitcli.errors import UsageError
 from vitcli.evaluate.evaluator import Evaluation, evaluate
+from vitcli.evaluate.sets import SetEvaluation
 from vitcli.progress import Progress, silent
 from vitcli.train.objectives.base import Objective
+from vitcli.train.page import MOST_MISTAKES, Mistake, Shown
 from vitcli.train.session import Session
 
 EXIT_SECONDS = 2.5
@@ -33,6 +36,7 @@ class Scoring:
         self.session, self.plan, self.config = session, session.plan, session.config
         self.reserve = EXIT_SECONDS
         self.glanced_at, self.glance_seconds = time.monotonic(), 0.0
+        self.last: Evaluation | SetEvaluation | None = None
 
     @property
     def held_out(self) -> Split | None:
@@ -55,6 +59,27 @@ class Scoring:
         with self.session.trainer.averaged() as model:
             inference = self.session.inference(model, progress)
             return self.session.trainer.objective.scores(inference, split, self.plan.outputs)
+
+    def shown(self) -> Shown:
+        """What the run shows beside its scores."""
+        return Shown(self.pictures(), self.last, self.mistakes())
+
+    def mistakes(self) -> list[Mistake]:
+        """The images of the last evaluation that are taken for another class, those with the greatest loss first, as the model sees them."""
+        found, part = self.last, self.held_out
+        if not isinstance(found, Evaluation) or part is None:
+            return []
+        wrong = np.flatnonzero(found.top[:, 0] != found.targets)
+        worst = wrong[np.argsort(-found.losses[wrong], kind="stable")][:MOST_MISTAKES]
+        view = self.session.inference(self.session.trainer.model, silent).view
+        images = Images(
+            split=part, view=view, config=self.config.data, valid=found.positions, bad=[], cached=None
+        )  # so few are decoded anew, into no cache
+        pixels = images.read(found.positions[worst])[0].transpose(0, 2, 3, 1) if len(worst) else ()
+        return [
+            Mistake(image, int(found.targets[i]), int(found.top[i, 0]), float(found.scores[i, 0]))
+            for image, i in zip(pixels, worst.tolist(), strict=True)
+        ]
 
     def pictures(self) -> dict[str, NDArray[np.uint8]]:
         """What the objective shows of a few images, held out where there are any."""
@@ -80,7 +105,7 @@ class Scoring:
         self.glance_seconds = self.glanced_at - started
         if scores is None or part is None:
             return None
-        unreadable = scores.pop("unreadable", 0)
+        unreadable, self.last = scores.pop("unreadable", 0), scores.pop("evaluation", None)
         if unreadable:
             session.unreadable[part.name] = unreadable
             session.log("warning", text=f"{unreadable} unreadable images are left out of the evaluation")
@@ -130,5 +155,5 @@ class Scoring:
     def needed_at_the_end(self, rate: float, selects: bool = True) -> float:
         """Seconds: the held-out images once, the dev part for each candidate but the probe, which is scored before that."""
         none: Sized = ()
-        images = len(self.held_out or none) + (2 * len(self.chooses_by or none) if selects else 0)
+        images = len(self.held_out or none) + MOST_MISTAKES + (2 * len(self.chooses_by or none) if selects else 0)
         return EXIT_SECONDS + _EVALUATION_MARGIN * images / rate

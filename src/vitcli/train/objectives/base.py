@@ -122,7 +122,9 @@ class Objective(nn.Module):
         return frozenset()
 
     def scores(self, inference: Inference, split: Split, outputs: NDArray[np.int64]) -> dict[str, Any] | None:
-        """The report's `eval` on a labelled split; None: null. `unreadable` among its fields counts images left out."""
+        """The report's `eval` on a labelled split; None: null. `unreadable` among its fields counts images left out, and `evaluation`, of
+        which report.html shows classes and mistakes, stays with the run.
+        """
         return None
 
     def pictures(

@@ -20,9 +20,9 @@ from vitcli.config_values import shown
 from vitcli.data.batch import Batch, one_hot
 from vitcli.data.split import Split
 from vitcli.errors import UsageError
-from vitcli.evaluate.evaluator import evaluate
+from vitcli.evaluate.evaluator import Evaluation, evaluate
 from vitcli.evaluate.inference import Inference
-from vitcli.evaluate.sets import evaluate_sets
+from vitcli.evaluate.sets import SetEvaluation, evaluate_sets
 from vitcli.model.classifier import Classifier
 from vitcli.plain import read_plain
 from vitcli.train.objectives.base import Loss, Noise, Objective
@@ -115,15 +115,14 @@ class Classify(Objective):
     def scores(self, inference: Inference, split: Split, outputs: NDArray[np.int64]) -> dict[str, Any]:
         """What every metric measures (evaluate/metrics.py), or of sets evaluate/sets.py; with class weights `balanced_top1`, too."""
         if split.sets is not None:
-            found = evaluate_sets(inference, split, outputs)
-            metrics, unreadable = found.metrics, found.unreadable
+            found: Evaluation | SetEvaluation = evaluate_sets(inference, split, outputs)
+            metrics = found.metrics
         else:
-            evaluation = evaluate(inference, split, outputs)
-            metrics, unreadable = evaluation.metrics, evaluation.unreadable
-            metrics = metrics | ({"balanced_top1": evaluation.tally.balanced()} if self.asked else {})
+            found = evaluation = evaluate(inference, split, outputs)
+            metrics = evaluation.metrics | ({"balanced_top1": evaluation.tally.balanced()} if self.asked else {})
         timing = ("seconds", "images_per_second")
         measured = {name: value for name, value in metrics.items() if name not in timing}
-        return measured | ({"unreadable": unreadable} if unreadable else {})
+        return measured | {"evaluation": found} | ({"unreadable": found.unreadable} if found.unreadable else {})
 
     @classmethod
     def check_classes(cls, config: Config, classes: Sequence[Class], images: NDArray[np.int64]) -> None:
