@@ -288,6 +288,7 @@ class Loop:
             report["selection"] = selection
         artifacts.write(self.plan, session.folder, session.trainer.weights(), report, lines, self.scoring.pictures())
         runfolder.write_status(session.folder, "done", at.step, 0)
+        session.log("report", report=report)
         return report
 
     def _seen_until(self, progress: float) -> float:
