@@ -43,6 +43,7 @@ from vitcli.train.sweep import Sweep
 from vitcli.train.sweep import choose as _choose_sweep
 from vitcli.train.sweep import make_sweep as plan_sweep
 from vitcli.train.sweep import run as _run_sweep
+from vitcli.train.trackers import trackers as open_trackers
 from vitcli.weights.asked import loaded as load
 from vitcli.weights.export import export_asked as export
 from vitcli.weights.export import push
@@ -50,7 +51,7 @@ from vitcli.weights.resize import resize_position_embedding
 
 __all__ = [
     "AttentionPlan", "Config", "EvaluationPlan", "Plan", "PredictionPlan", "ProbePlan", "Request", "Sink", "Sweep",
-    "attention_distance", "attention_rollout", "bench", "evaluate", "export", "filters", "finetune", "load", "plan",
+    "attention_distance", "attention_rollout", "bench", "evaluate", "export", "filters", "finetune", "load", "open_trackers", "plan",
     "plan_attention", "plan_evaluation", "plan_prediction", "plan_probe", "plan_sweep", "position_similarity", "predict",
     "pretrain", "probe", "push", "resize_position_embedding", "run", "sweep", "train",
 ]  # fmt: skip
@@ -79,11 +80,12 @@ def train(
     precision: str = "",
     out: str = "",
     resume: str = "auto",
+    trackers: Sequence[str] = (),
     sinks: Sequence[Sink] = (),
     overrides: Overrides | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """`vit pretrain` or `vit finetune`: the run folder and the report. `init` is the checkpoint that it starts from; `time_budget` is in
-    seconds, or text such as 10m; `sinks` hear the run's events (train/runlog.py).
+    seconds, or text such as 10m; `sinks` hear the run's events (train/runlog.py), and so do `trackers`, named as --tracker names them.
     """
     asked = {
         "data.source": data,
@@ -103,7 +105,8 @@ def train(
         "run.precision": precision,
     }
     given = {name: value for name, value in asked.items() if value not in (None, "")} | dict(overrides or {})
-    return run(plan(Request(command, _parsed(given), init)), out, resume, sinks)
+    hearing: list[Sink] = [*sinks, *open_trackers(trackers)]
+    return run(plan(Request(command, _parsed(given), init)), out, resume, hearing)
 
 
 def pretrain(

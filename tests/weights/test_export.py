@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import http.server
 import json
-import threading
-from collections.abc import Iterator
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,14 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+import hub_server
 from conftest import draw_image, run_vit
 from vitcli.classes import Class
 from vitcli.config import EvalConfig, ModelConfig, model_config
 from vitcli.data.decode import eval_view, render
 from vitcli.errors import CheckpointError, UsageError
 from vitcli.model.vit import ViT, init_weights
-from vitcli.weights import export, formats
+from vitcli.weights import card, export, formats
 from vitcli.weights.checkpoint import load, model_with, save
 from vitcli.weights.describe import Description, describe
 from vitcli.weights.formats import timm_config
@@ -255,68 +255,99 @@ def test_the_command_exports_and_says_how_far_both_sides_differ(tmp_path):
     assert none.code == 2 and "--format" in none.err
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """The three requests of an upload, as the Hugging Face hub answers them."""
-
-    commits: list[list[dict[str, Any]]]
-
-    def log_message(self, *arguments: Any) -> None:
-        pass
-
-    def _answer(self, tree: Any) -> None:
-        body = json.dumps(tree).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_GET(self) -> None:
-        self._answer({"id": "someone/model", "sha": "0" * 40, "siblings": [], "name": "someone", "type": "user"})
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.path.endswith("/repos/create"):
-            self._answer({"url": f"http://{self.headers['Host']}/someone/model", "name": "someone/model"})
-        elif "/preupload/" in self.path:
-            files = json.loads(body)["files"]
-            self._answer(
-                {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]}
-            )
-        elif "/commit/" in self.path:
-            type(self).commits.append([json.loads(line) for line in body.decode().splitlines()])
-            url = f"http://{self.headers['Host']}/someone/model/commit/1"
-            self._answer({"success": True, "commitOid": "1" * 40, "commitUrl": url, "hookOutput": ""})
-        else:
-            self._answer({})
+LOADED = """
+import sys
+import torch
+import torchvision_shim, timm, transformers
+images = torch.load(sys.argv[1])
+logits = {}
+if sys.argv[3] == "timm":
+    logits["timm"] = timm.create_model("hf-hub:someone/model", pretrained=True).eval()(images)
+theirs = transformers.AutoModelForImageClassification.from_pretrained("someone/model").eval()
+logits["transformers"] = theirs(images).logits
+torch.save({name: value.detach() for name, value in logits.items()}, sys.argv[2])
+"""
 
 
-@pytest.fixture
-def hub() -> Iterator[str]:
-    Hub.commits = []
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+@pytest.mark.parametrize("form", ["timm", "transformers"])
+def test_a_pushed_folder_loads_from_the_hub_and_tells_nothing_of_this_machine(tmp_path, form):
+    description, tensors = load(str(checkpoint(tmp_path / "run" / "model.safetensors", SQUARE)))
+    secret = tmp_path / "secret-place" / "photos"
+    parent = {"path": str(tmp_path / "secret-place" / "a.safetensors"), "data": {"id": str(secret)}}
+    said = {"data": {"id": str(secret), "name": "photos"}, "parent": parent, "ancestry": [parent]}
+    scores = {"split": "test", "top1": 0.75, "top5": None, "n": 40}
+    path = tmp_path / "run" / "model.safetensors"
+    save(dataclasses.replace(description, path=path, provenance=said, scores=scores), tensors)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    with hub_server.serve({}) as hub:
+        env = hub.env(tmp_path / "home")
+        done = run_vit(
+            "export",
+            path,
+            "out",
+            "--format",
+            form,
+            "--push",
+            "someone/model",
+            "--force",
+            "--json",
+            cwd=tmp_path,
+            env=env,
+        )
+        assert done.code == 0, done.err
+        assert done.json["pushed"] == f"{hub.url}/someone/model"
+        folder = hub.models["someone/model"]
+        usual = {"README.md", "config.json", "model.safetensors"}
+        names = {"timm": usual, "transformers": usual | {"preprocessor_config.json"}}[form]
+        assert set(hub_server.files(folder)) == names
+        assert all(
+            b"secret-place" not in p.read_bytes() and str(tmp_path).encode() not in p.read_bytes()
+            for p in folder.iterdir()
+        )
+        front = hub_server.card(folder)
+        assert (front["library_name"], front["pipeline_tag"]) == (form, "image-classification")
+        assert "license" not in front and front["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.75
+        assert "someone/model" in (folder / "README.md").read_text()
+        if form == "timm":
+            assert describe(folder / "model.safetensors").provenance["data"]["id"] == "photos"
+        images = torch.randn(2, 3, 32, 32)
+        torch.save(images, tmp_path / "images.pt")
+        script = [sys.executable, "-c", LOADED, "images.pt", "logits.pt", form]
+        shim = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
+        loading = subprocess.run(
+            script, cwd=tmp_path, env=os.environ | env | shim, capture_output=True, text=True, check=False
+        )
+        assert loading.returncode == 0, loading.stderr
+        with torch.no_grad():
+            ours = model_with(description.model, tensors)(images)
+        for logits in torch.load(tmp_path / "logits.pt").values():
+            torch.testing.assert_close(logits, ours, rtol=1e-4, atol=1e-5)
+        again = run_vit("predict", "someone/model", tmp_path / "none.jpg", "--json", cwd=tmp_path, env=env)
+        assert "none.jpg" in again.out, again.err
 
 
-def test_an_export_is_pushed_to_a_hub(tmp_path, hub):
+def test_an_onnx_file_is_pushed_with_its_card_and_nothing_else(tmp_path):
+    pytest.importorskip("onnxruntime")
     path = checkpoint(tmp_path / "model.safetensors")
-    env = {"HF_ENDPOINT": hub, "HF_TOKEN": "hf_x", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    done = run_vit(
-        "export", path, "out", "--format", "timm", "--push", "someone/model", "--json", cwd=tmp_path, env=env
-    )
-    assert done.code == 0, done.err
-    assert done.json["pushed"] == f"{hub}/someone/model"
-    (commit,) = Hub.commits
-    sent = {
-        line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in commit if line["key"] == "file"
-    }
-    assert set(sent) == {"config.json", "model.safetensors"}
-    assert sent["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
+    with hub_server.serve({}) as hub:
+        words = ("--format", "onnx", "--push", "someone/model", "--json")
+        done = run_vit("export", path, "out.onnx", *words, cwd=tmp_path, env=hub.env(tmp_path / "home"))
+        assert done.code == 0, done.err
+        assert set(hub_server.files(hub.models["someone/model"])) == {"README.md", "out.onnx"}
+        assert hub_server.card(hub.models["someone/model"])["library_name"] == "onnx"
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [("/home/me/photos", "photos"), ("../photos", "photos"), ("a/b/c.csv", "c.csv"), ("C:\\me\\x", "x"), ("./x", "x")]
+    + [
+        (kept, kept)
+        for kept in ("digits", "user/name", "user/name@rev", "google/vit:config", "hf://datasets/a/b", "a fifth")
+    ],
+)
+def test_provenance_is_told_without_folders(said, told):
+    assert card.public({"data": [{"id": said}], "path": said}) == {"data": [{"id": told}], "path": told}
 
 
 def test_a_hub_that_does_not_answer_is_a_lack_of_resources_and_the_export_stays(tmp_path):

@@ -97,12 +97,13 @@ def export(
         raise UsageError("--format is missing", "give --format onnx, timm or transformers")
     from vitcli import api
 
-    tree, notes = api.export(checkpoint, out, form, labels=labels, force=force, overrides=options.overrides(None, set_))
+    overrides = options.overrides(None, set_)
+    tree, notes = api.export(checkpoint, out, form, labels=labels, force=force, overrides=overrides)
     shown = f"largest difference of a logit on {tree['images']} photographs: {tree['max_abs_difference']:.2g}"
     differs = [f"{form} makes other pixels than vit: {what}" for what in tree["preprocessing"]["differs"]]
     announce([*notes, shown], differs, quiet=quiet)
     if push:
-        tree["pushed"] = api.push(out, push)
+        tree["pushed"] = api.push(out, push, form, checkpoint, labels, overrides)
         if not quiet:
             console.show_note(f"pushed to {tree['pushed']}")
     console.print_json(tree) if json else console.print_path(out)

@@ -111,6 +111,16 @@ Resume = Annotated[
         help="auto resumes an unfinished run of the same configuration; never starts anew beside it.",
     ),
 ]
+Tracker = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tracker",
+        metavar="tensorboard|wandb",
+        show_default=False,
+        help="Show the run there as well, from files in its folder; repeatable.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
 Epochs = Annotated[
     float | None,
     typer.Option(

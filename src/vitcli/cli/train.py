@@ -83,6 +83,7 @@ def pretrain(
     set_: options.Set = None,
     out: options.Out = "",
     resume: options.Resume = "auto",
+    tracker: options.Tracker = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     workers: options.Workers = None,
@@ -95,7 +96,7 @@ def pretrain(
     Prints the path of the checkpoint. The same command again goes on with an unfinished run.
     """
     overrides = options.of_a_run(locals())
-    _train("pretrain", overrides, init, out, resume, json, quiet, dry_run)
+    _train("pretrain", overrides, init, out, resume, tracker or [], json, quiet, dry_run)
 
 
 def finetune(
@@ -118,6 +119,7 @@ def finetune(
     set_: options.Set = None,
     out: options.Out = "",
     resume: options.Resume = "auto",
+    tracker: options.Tracker = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     workers: options.Workers = None,
@@ -130,7 +132,7 @@ def finetune(
     The head is kept where the classes are the same, else new; the position embedding is interpolated to --img-size.
     """
     overrides = options.of_a_run(locals())
-    _train("finetune", overrides, checkpoint, out, resume, json, quiet, dry_run)
+    _train("finetune", overrides, checkpoint, out, resume, tracker or [], json, quiet, dry_run)
 
 
 def _train(
@@ -139,6 +141,7 @@ def _train(
     init: str,
     out: str,
     resume: str,
+    tracker: list[str],
     json: bool,
     quiet: bool,
     dry_run: bool,
@@ -159,12 +162,13 @@ def _train(
 
     with reporting(quiet) as reporter:
         started = time.monotonic() - process_seconds()
+        trackers = api.open_trackers(tracker)
         plan = api.plan(Request(command, overrides, init, dry_run, started, reporter.progress))
         if dry_run:
             announce(plan.notes, plan.warnings, quiet=quiet)
             _show_plan(plan, json)
             return
-        folder, report = api.run(plan, out, resume, [reporter])
+        folder, report = api.run(plan, out, resume, [reporter, *trackers])
     if json:
         console.print_json(report)
     else:

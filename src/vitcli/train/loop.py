@@ -308,6 +308,7 @@ class Loop:
         runfolder.write_status(session.folder, "done", at.step, 0)
         if not self.config.train.keep_state:
             state.discard(session.folder / "state")
+        session.log("report", report=report)
         return report
 
     def _seen_until(self, progress: float) -> float:

@@ -10,6 +10,9 @@
 | `eval`     | step, epoch, images_seen, seconds, eval                                                        |
 | `monitor`  | step, epoch, images_seen, seconds, monitor: of a run without labels (train/monitor.py)         |
 | `saved`    | step, seconds: how long training stood still for it                                            |
+| `begin`    | folder, config, step, seconds: the run's folder and configuration, and where it begins or is resumed |
+| `report`   | report: of a finished run, as in report.json                                                   |
+| `end`      | nothing: no further event of this run, finished or not; what a sink holds open it closes      |
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ LINE_FIELDS = (
     *BETWEEN_STEPS,
 )
 PATIENCE = 10.0
-"""Seconds that a sink may take for one event."""
+"""Seconds that a sink may take for one event, unless it has a `patience` of its own."""
 
 
 class Log:
@@ -51,7 +54,9 @@ class Log:
     """
 
     def __init__(self, sinks: Sequence[Sink], patience: float | None = None) -> None:
-        self._sinks = [_Apart(sink, PATIENCE if patience is None else patience) for sink in sinks]
+        self._sinks = [
+            _Apart(sink, getattr(sink, "patience", PATIENCE) if patience is None else patience) for sink in sinks
+        ]
         self.warnings: list[str] = []
 
     def __call__(self, event: str, **fields: Any) -> None:
@@ -70,7 +75,8 @@ class Log:
         self("progress", what=what, done=done, total=total)
 
     def close(self) -> None:
-        """End the sinks' threads; what is logged later starts them again."""
+        """Tell the sinks that this is the end, and end their threads; what is logged later starts them again."""
+        self("end")
         for sink in self._sinks:
             sink.close()
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vitcli import files
-from vitcli.config import PseudoConfig
+from vitcli.config import PseudoConfig, as_dict
 from vitcli.data.cache import Images, open_images, working_view
 from vitcli.data.joined import Drawn, Joined
 from vitcli.data.loader import TrainLoader
@@ -79,6 +79,7 @@ class Session:
         self.metrics = Metrics(folder / "metrics.jsonl", self.at.step)
         self.writer = state.Writer()
         runfolder.write_status(folder, "running", self.at.step)
+        log("begin", folder=folder, config=as_dict(self.config), step=self.at.step, seconds=self.seconds())
 
     # --- parts ---
 

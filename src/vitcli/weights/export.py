@@ -13,6 +13,7 @@ import importlib.util
 import logging
 import re
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,7 +34,7 @@ from vitcli.model.classifier import Classifier
 from vitcli.model.positions import as_learned
 from vitcli.runs import WEIGHTS
 from vitcli.text import as_json, unicode
-from vitcli.weights import formats
+from vitcli.weights import card, formats
 from vitcli.weights.asked import asked_checkpoint
 from vitcli.weights.checkpoint import Tensors, load, model_with, write_safetensors
 from vitcli.weights.describe import Description, preprocessing
@@ -284,20 +285,24 @@ def _quietly() -> Iterator[None]:
         logging.disable(before)
 
 
-def push(folder: Path, repository: str) -> str:
-    """Upload what was exported to the hub. Returns its address. Raises ResourceError with what was in the way."""
+def push(
+    out: Path, repository: str, form: str, reference: str = "", labels: str = "", overrides: Overrides | None = None
+) -> str:
+    """Upload what was exported of a checkpoint to the hub, with a model card. Returns its address.
+
+    Nothing else in the folder is sent, and no path of this machine. Raises ResourceError with what was in the way.
+    """
     from huggingface_hub import HfApi
 
+    described, _, _ = asked_checkpoint(reference or str(out), overrides or {}, ("model.", "eval."))
+    text = card.card(described.labelled(labels), form, repository)
     api = HfApi()
-    try:
-        api.create_repo(repository, repo_type="model", exist_ok=True)
-        if folder.is_dir():
-            api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export by vit")
-        else:
-            api.upload_file(
-                repo_id=repository, path_or_fileobj=folder, path_in_repo=folder.name, commit_message="Export by vit"
-            )
-    except Exception as error:  # the hub's errors are many
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ResourceError(f"cannot push to {repository}: {first[:200]}", hub.hint(error)) from None
+    with tempfile.TemporaryDirectory() as place:
+        card.stage(out, Path(place), text)
+        try:
+            api.create_repo(repository, repo_type="model", exist_ok=True)
+            api.upload_folder(repo_id=repository, folder_path=place, commit_message="Export by vit")
+        except Exception as error:  # the hub's errors are many
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ResourceError(f"cannot push to {repository}: {first[:200]}", hub.hint(error)) from None
     return f"{api.endpoint}/{repository}"
