@@ -84,9 +84,7 @@ def _front_matter(description: Description, form: str, trained_on: str) -> str:
 def public(value: Any) -> Any:
     """A value of a checkpoint's provenance without this machine's folders: a path is its last name. Names of the hub and of presets stay."""
     if isinstance(value, dict):
-        return {
-            key: Path(str(v)).name if key == "path" and _is_local(str(v)) else public(v) for key, v in value.items()
-        }
+        return {key: public(item) for key, item in value.items()}
     if isinstance(value, list):
         return [public(item) for item in value]
     return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if isinstance(value, str) and _is_local(value) else value
