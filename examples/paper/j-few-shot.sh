@@ -9,8 +9,8 @@ set -euo pipefail
 source "$(dirname "$0")/common.sh"
 
 model=$(sized ViT-w16d1h1/4 ViT-w64d4h2/4 ViT-w256d8h4/4)
-steps=$(sized 3 300 10000)
-batch=$(sized 4 128 512)
+steps=$(sized 3 200 10000)
+batch=$(sized 2 128 512)
 
 halves
 for seed in $SEEDS; do
