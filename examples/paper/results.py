@@ -71,7 +71,7 @@ def draw(cells: Cells, rows: list[str], columns: list[str], asked: argparse.Name
             if score:
                 x = cost[0] if cost else float(row) if numbers else place + 0.06 * (index - (len(columns) - 1) / 2)
                 points.append((x, 100 * score[0], 100 * score[1]))
-        style = {"linestyle": ""} if asked.x == "names" else {}
+        style: dict[str, Any] = {"linestyle": ""} if asked.x == "names" else {}
         axes.errorbar(
             *map(list, zip(*points, strict=True)), marker="osD^"[index % 4], capsize=4, color=COLOURS[index % 4], label=column, **style
         )  # fmt: skip
@@ -79,7 +79,7 @@ def draw(cells: Cells, rows: list[str], columns: list[str], asked: argparse.Name
         axes.set_xscale("log")
         axes.minorticks_off()
         if asked.x == "rows":
-            axes.set_xticks([float(row) for row in rows], [f"{float(row):,.0f}" for row in rows])
+            axes.set_xticks([float(row) for row in rows], [f"{float(row):g}" for row in rows])
     else:
         axes.set_xticks(range(len(rows)), rows)
         axes.set_xlim(-0.5, len(rows) - 0.5)
@@ -101,15 +101,16 @@ def table(asked: argparse.Namespace) -> None:
         cells.setdefault((line[asked.rows], line.get(asked.columns, "")), []).append(line)
     rows = list(dict.fromkeys(row for row, _ in cells))
     columns = list(dict.fromkeys(column for _, column in cells))
-    seeds = ", ".join(map(str, sorted({line["seed"] for line in lines})))
+    numbers = sorted({line["seed"] for line in lines})
+    seeds = f"seed{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
     counts = "/".join(f"{n:,}" for n in sorted({line["n"] for line in lines if line["n"]}))
-    title = f"{asked.title}: {counts} held-out images, seeds {seeds}; bars are one standard deviation"
+    title = f"{asked.title}\n{counts} held-out images, {seeds}; bars are one standard deviation"
     text = as_table(cells, rows, columns, (asked.rows, asked.columns), asked.flops)
-    text += ["", f"{asked.title}: top-1 on {counts} held-out images in percent, mean ± standard deviation of seeds {seeds}."]
+    text += ["", f"{asked.title}: top-1 on {counts} held-out images in percent, mean ± standard deviation of {seeds}."]
     out = Path(asked.out)
     (out / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     (out / "table.md").write_text("\n".join(text) + "\n", encoding="utf-8")
-    draw(cells, rows, columns, asked, title.replace("; ", ";\n").replace(": ", ":\n", 1))
+    draw(cells, rows, columns, asked, title)
     print("\n".join(text))
     print(f"{out / 'table.md'}, {out / 'figure.png'}", file=sys.stderr)
 
