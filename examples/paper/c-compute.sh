@@ -10,7 +10,7 @@ source "$(dirname "$0")/common.sh"
 
 vit=$(sized ViT-w16d1h1/4 ViT-w64d6h2/4 ViT-w256d8h4/4)
 resnet=$(sized R50x0.125 R50x0.125 R50x0.5)
-lengths=$(sized "2 4" "20 60 180" "500 2000 8000")
+lengths=$(sized "2 4" "20 180" "500 2000 8000")
 tuning=$(sized 2 40 200)
 batch=$(sized 4 128 512)
 

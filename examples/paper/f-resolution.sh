@@ -10,7 +10,7 @@ set -euo pipefail
 source "$(dirname "$0")/common.sh"
 
 model=$(sized ViT-w16d1h1/4 ViT-w64d6h2/4 ViT-w256d8h4/4)
-steps=$(sized 3 250 4000)
+steps=$(sized 3 200 4000)
 batch=$(sized 4 128 512)
 
 # positions IN OUT KIND SEED: the same checkpoint with other position embeddings; of IN those at 20 px.
@@ -40,7 +40,7 @@ for seed in $SEEDS; do
             mv "$start.part.safetensors" "$start"
         fi
         vit eval "$start" --data "$DATA" --quiet --json | note updates=0 positions=$kind seed="$seed"
-        for tuning in $(sized "2" "20 80" "100 1000"); do
+        for tuning in $(sized "2" "40" "100 1000"); do
             run "$kind-$tuning-$seed" finetune "$start" --data "$DATA" --steps "$tuning" --batch-size "$batch" --seed "$seed" |
                 note updates="$tuning" positions=$kind seed="$seed"
         done

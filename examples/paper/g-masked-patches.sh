@@ -10,8 +10,8 @@ set -euo pipefail
 source "$(dirname "$0")/common.sh"
 
 model=$(sized ViT-w16d1h1/4 ViT-w64d4h2/4 ViT-w256d8h4/4)
-steps=$(sized 3 250 10000)
-tuning=$(sized 2 150 1000)
+steps=$(sized 3 150 10000)
+tuning=$(sized 2 100 1000)
 batch=$(sized 4 128 512)
 
 halves

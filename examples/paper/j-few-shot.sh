@@ -9,18 +9,17 @@ set -euo pipefail
 source "$(dirname "$0")/common.sh"
 
 model=$(sized ViT-w16d1h1/4 ViT-w64d4h2/4 ViT-w256d8h4/4)
-steps=$(sized 3 200 10000)
+steps=$(sized 3 120 10000)
 batch=$(sized 2 128 512)
+shots=$(sized 1,5 5,25 5,25)
 
 halves
 for seed in $SEEDS; do
     for part in 0.01 0.1 1; do
         run "$part-$seed" pretrain --data "$halves/first" --set data.fraction=$part --model "$model" --steps "$steps" \
             --batch-size "$batch" --seed "$seed" > "$OUT/$part-$seed.json"
-        for shots in $(sized "1 5" "5 25" "5 25"); do
-            vit probe "$OUT/runs/$part-$seed" --data "$halves/second" --method fewshot --set probe.shots="$shots" --quiet --json |
-                note "part of the pre-training images=$part" shots="$shots" seed="$seed"
-        done
+        vit probe "$OUT/runs/$part-$seed" --data "$halves/second" --method fewshot --set probe.shots="$shots" --quiet --json |
+            note "part of the pre-training images=$part" seed="$seed"
     done
 done | table --rows "part of the pre-training images" --columns shots --x rows \
     --title "$model, $steps updates on half of the classes of $data_name, the others few-shot"

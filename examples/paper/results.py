@@ -20,16 +20,17 @@ Cells = dict[tuple[str, str], list[dict[str, Any]]]
 
 
 def note(keys: list[str], cost: str) -> None:
-    """A report has `eval.top1` (pretrain, finetune), `top1` (eval) or `results` (probe); a run that diverged has an error."""
+    """A report has `eval.top1` (pretrain, finetune), `top1` (eval) or `results` (probe), a line each; a run that diverged has an error."""
     report = json.load(sys.stdin)
     if "error" in report and report["error"]["code"] != 5:
         sys.exit(report["error"]["code"])
-    found = (report.get("results") or [report.get("eval") or report])[0]
     line: dict[str, Any] = dict(key.split("=", 1) for key in keys)
     line["seed"] = int(line.get("seed", 0))
     costs = json.loads(Path(cost).read_text(encoding="utf-8")) if cost else report
-    line |= {"top1": found.get("top1"), "n": found.get("n"), "train_flops": costs.get("train_flops")}
-    print(json.dumps(line), flush=True)
+    line["train_flops"] = costs.get("train_flops")
+    for found in report.get("results") or [report.get("eval") or report]:
+        own = {"shots": str(found["shots"])} if "shots" in found else {}
+        print(json.dumps(line | own | {"top1": found.get("top1"), "n": found.get("n")}), flush=True)
 
 
 def cell(lines: list[dict[str, Any]], key: str = "top1") -> tuple[float, float] | None:
@@ -62,18 +63,26 @@ def draw(cells: Cells, rows: list[str], columns: list[str], asked: argparse.Name
     """A line a column over the rows, which are numbers or names, or over training FLOPs; the bars are one standard deviation."""
     figure = plots.new_figure(7.2, 4.4)
     axes = figure.subplots()
-    numbers = all(row.replace(".", "", 1).isdigit() for row in rows)
     for index, column in enumerate(columns):
         points = []
         for place, row in enumerate(rows):
             lines = cells.get((row, column), [])
             score, cost = cell(lines), cell(lines, "train_flops") if asked.x == "flops" else None
             if score:
-                x = cost[0] if cost else float(row) if numbers else place + 0.06 * (index - (len(columns) - 1) / 2)
+                x = (
+                    cost[0]
+                    if cost
+                    else float(row)
+                    if asked.x == "rows"
+                    else place + 0.06 * (index - (len(columns) - 1) / 2)
+                )
                 points.append((x, 100 * score[0], 100 * score[1]))
+        if not points:
+            continue
         style: dict[str, Any] = {"linestyle": ""} if asked.x == "names" else {}
+        xs, means, spreads = (list(values) for values in zip(*points, strict=True))
         axes.errorbar(
-            *map(list, zip(*points, strict=True)), marker="osD^"[index % 4], capsize=4, color=COLOURS[index % 4], label=column, **style
+            xs, means, spreads, marker="osD^"[index % 4], capsize=4, color=COLOURS[index % 4], label=column, **style
         )  # fmt: skip
     if asked.x != "names":
         axes.set_xscale("log")
