@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "examples" / "paper"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("?-*.sh"))
 PAGE = ROOT / "docs" / "paper.md"
+RESULTS = ROOT / "benchmarks" / "results" / "2026-11-paper-2-cores.jsonl"
 ROWS = {
     "a": ["0.01", "0.05", "1"],
     "b": ["0.01", "0.05", "1"],
@@ -116,6 +118,24 @@ def test_a_run_that_diverged_is_a_word_in_the_table(tmp_path: Path, environment:
             env=environment, capture_output=True, text=True, check=True,
         )  # fmt: skip
         assert expected in done.stdout
+
+
+def test_tables_of_the_page_are_those_of_the_runs() -> None:
+    """Every table that is a mean over seeds, made anew from the lines that the scripts left."""
+    page = PAGE.read_text(encoding="utf-8")
+    kept: dict[str, list[dict[str, str | float]]] = {}
+    for text in RESULTS.read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        kept.setdefault(line.pop("claim"), []).append(line)
+    assert list(kept) == [letter for letter in ROWS if letter not in "de"]
+    for lines in kept.values():
+        rows, *columns = [key for key in lines[0] if key not in ("seed", "top1", "n", "train_flops")]
+        cells: dict[tuple[str, ...], list[float]] = {}
+        for line in lines:
+            cells.setdefault(tuple(str(line[key]) for key in (rows, *columns)), []).append(100 * float(line["top1"] or 0))
+        for (row, *_), values in cells.items():
+            shown = f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+            assert re.search(rf"^\| {re.escape(row)} \|.*{re.escape(shown)}", page, re.MULTILINE), (row, shown)
 
 
 def test_page_and_folder_name_each_other() -> None:

@@ -10,7 +10,7 @@ set -euo pipefail
 source "$(dirname "$0")/common.sh"
 
 model=$(sized ViT-w16d3h1/8 ViT-w64d16h2/8 ViT-w192d24h3/4)
-steps=$(sized 3 200 8000)
+steps=$(sized 3 400 8000)
 batch=$(sized 4 128 512)
 
 for seed in $SEEDS; do

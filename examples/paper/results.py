@@ -61,6 +61,8 @@ def as_table(cells: Cells, rows: list[str], columns: list[str], heads: tuple[str
 
 def draw(cells: Cells, rows: list[str], columns: list[str], asked: argparse.Namespace, title: str) -> None:
     """A line a column over the rows, which are numbers or names, or over training FLOPs; the bars are one standard deviation."""
+    from matplotlib.ticker import LogLocator
+
     figure = plots.new_figure(7.2, 4.4)
     axes = figure.subplots()
     for index, column in enumerate(columns):
@@ -89,6 +91,9 @@ def draw(cells: Cells, rows: list[str], columns: list[str], asked: argparse.Name
         axes.minorticks_off()
         if asked.x == "rows":
             axes.set_xticks([float(row) for row in rows], [f"{float(row):g}" for row in rows])
+        else:
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:.0e}")
     else:
         axes.set_xticks(range(len(rows)), rows)
         axes.set_xlim(-0.5, len(rows) - 0.5)
