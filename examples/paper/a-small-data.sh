@@ -2,7 +2,7 @@
 # Claim: with little data a ResNet is above a ViT, with more the gap closes or turns (§4.3, Figures 3 and 4).
 #
 # A ResNet and a ViT of the same compute, from random weights on 1, 5 and 100 % of the training images: every run
-# sees as many images, so that less data means more passes over it. About 11 minutes on two cores.
+# sees as many images, so that less data means more passes over it. Under 20 minutes on one core beside other work.
 # Writes paper/a/table.md and figure.png.
 #
 #     bash examples/paper/a-small-data.sh

@@ -2,7 +2,7 @@
 # Claim: accuracy rises with the data and with the size of the model; the larger one needs more data (§4.3, Figures 3 and 4; Table 5).
 #
 # Three widths on 1, 5 and 100 % of the training images, from random weights, as many images seen in every run.
-# About 8 minutes on two cores. Writes paper/b/table.md and figure.png.
+# Under 15 minutes on one core beside other work. Writes paper/b/table.md and figure.png.
 #
 #     bash examples/paper/b-scaling.sh
 set -euo pipefail

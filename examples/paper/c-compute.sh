@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Claim: a ViT needs less pre-training compute than a ResNet for the same accuracy after transfer (§4.4, Figure 5; Table 6).
 #
-# Both are pre-trained on half of the classes for three lengths, then fine-tuned to the other half, of which 2 % of the
-# images are there. The compute is that of pre-training. About 10 minutes on two cores. Writes paper/c/table.md and figure.png.
+# Both are pre-trained on half of the classes for two lengths or more, then fine-tuned to the other half, of which 2 % of the
+# images are there. The compute is that of pre-training. Under 20 minutes on one core beside other work.
+# Writes paper/c/table.md and figure.png.
 #
 #     bash examples/paper/c-compute.sh
 set -euo pipefail

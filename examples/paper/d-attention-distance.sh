@@ -2,7 +2,7 @@
 # Claim: some heads attend globally already in the lowest layers, and attention distance grows with depth (§4.5, Figure 7 right).
 #
 # The mean attention distance of every head of a trained ViT, DeiT-Ti/16 of the hub or a weights file CKPT, over 128 photographs
-# of DATA (default: pets). About a minute on two cores. Writes paper/d/table.md and figure.png.
+# of DATA (default: pets). Seconds, once they are there. Writes paper/d/table.md and figure.png.
 #
 #     bash examples/paper/d-attention-distance.sh
 set -euo pipefail

@@ -2,8 +2,8 @@
 # Claim: for fine-tuning at a higher resolution position embeddings are interpolated in 2-D, since as they are they lose their meaning (§3.2).
 #
 # Pre-trained at 20 px, 5 x 5 patches, then tuned at 32 px, 8 x 8 patches, from the interpolated embeddings, from the old ones
-# in raster order with nothing after them (none), and from random ones; evaluated before tuning, after a few updates and after more.
-# The paper has no number for it. About 5 minutes on one core. Writes paper/f/table.md and figure.png.
+# in raster order with zeros after them (none), and from random ones; evaluated before tuning and after it.
+# The paper has no number for it. Under 10 minutes on one core beside other work. Writes paper/f/table.md and figure.png.
 #
 #     bash examples/paper/f-resolution.sh
 set -euo pipefail

@@ -3,7 +3,7 @@
 # (§4.6: ViT-B/16 on ImageNet 79.9 %, 2 % above scratch, 4 % below).
 #
 # Pre-trained on half of the classes, with labels or without, then tuned to 10 % of the images of the other half, as many
-# updates from each. About 6 minutes on one core. Writes paper/g/table.md and figure.png.
+# updates from each. Under 10 minutes on one core beside other work. Writes paper/g/table.md and figure.png.
 #
 #     bash examples/paper/g-masked-patches.sh
 set -euo pipefail

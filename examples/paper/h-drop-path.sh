@@ -3,7 +3,7 @@
 # (the ViT paper has dropout alone, Table 3; stochastic depth is of "How to train your ViT?", Steiner et al., 2022, §3.3).
 #
 # 16 blocks on 10 % of the training images, without any augmentation but mirroring, many passes.
-# About 6 minutes on one core. Writes paper/h/table.md and figure.png.
+# Under 15 minutes on one core beside other work. Writes paper/h/table.md and figure.png.
 #
 #     bash examples/paper/h-drop-path.sh
 set -euo pipefail

@@ -2,7 +2,7 @@
 # Claim: LayerNorm before every branch, as in the paper (§3.1, Equations 2 and 3), trains where LayerNorm after every sum
 # (Vaswani et al., 2017) needs warm-up or fails. The paper has no number for it; it cites Wang et al. (2019), Baevski and Auli (2019).
 #
-# 12 blocks, AdamW, with and without warm-up. About 6 minutes on one core. Writes paper/i/table.md and figure.png.
+# 12 blocks, AdamW, with and without warm-up. Under 10 minutes on one core beside other work. Writes paper/i/table.md and figure.png.
 #
 #     bash examples/paper/i-pre-norm.sh
 set -euo pipefail

@@ -2,7 +2,7 @@
 # Claim: few-shot transfer grows with pre-training (§4.3, Figure 4: linear 5-shot accuracy by the size of the pre-training data).
 #
 # The paper's least squares on frozen features, 5 and 25 images of each of the classes that pre-training has not seen, by the part of the
-# other classes' images that it had, at equal updates. About 6 minutes on one core. Writes paper/j/table.md and figure.png.
+# other classes' images that it had, at equal updates. Under 10 minutes on one core beside other work. Writes paper/j/table.md and figure.png.
 #
 #     bash examples/paper/j-few-shot.sh
 set -euo pipefail

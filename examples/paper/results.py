@@ -29,7 +29,7 @@ def note(keys: list[str], cost: str) -> None:
     costs = json.loads(Path(cost).read_text(encoding="utf-8")) if cost else report
     line["train_flops"] = costs.get("train_flops")
     for found in report.get("results") or [report.get("eval") or report]:
-        own = {"shots": str(found["shots"])} if "shots" in found else {}
+        own = {"shots": f"{found['shots']} a class"} if "shots" in found else {}
         print(json.dumps(line | own | {"top1": found.get("top1"), "n": found.get("n")}), flush=True)
 
 
