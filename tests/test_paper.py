@@ -26,6 +26,8 @@ FOLDER = ROOT / "examples" / "paper"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("?-*.sh"))
 PAGE = ROOT / "docs" / "paper.md"
 RESULTS = ROOT / "benchmarks" / "results" / "2026-11-paper-2-cores.jsonl"
+SLOW = "ac"
+"""What they do is in others, too: several models, two halves of the classes."""
 ROWS = {
     "a": ["0.01", "0.05", "1"],
     "b": ["0.01", "0.05", "1"],
@@ -73,7 +75,9 @@ def run(script: str, cwd: Path, environment: dict[str, str]) -> subprocess.Compl
     )
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    "script", [pytest.param(name, marks=[pytest.mark.slow] if name[0] in SLOW else []) for name in SCRIPTS]
+)
 def test_a_script_ends_in_its_table_and_figure(script: str, tmp_path: Path, environment: dict[str, str]) -> None:
     done = run(script, tmp_path, environment)
     assert done.returncode == 0, done.stderr
@@ -132,7 +136,9 @@ def test_tables_of_the_page_are_those_of_the_runs() -> None:
         rows, *columns = [key for key in lines[0] if key not in ("seed", "top1", "n", "train_flops")]
         cells: dict[tuple[str, ...], list[float]] = {}
         for line in lines:
-            cells.setdefault(tuple(str(line[key]) for key in (rows, *columns)), []).append(100 * float(line["top1"] or 0))
+            cells.setdefault(tuple(str(line[key]) for key in (rows, *columns)), []).append(
+                100 * float(line["top1"] or 0)
+            )
         for (row, *_), values in cells.items():
             shown = f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
             assert re.search(rf"^\| {re.escape(row)} \|.*{re.escape(shown)}", page, re.MULTILINE), (row, shown)
