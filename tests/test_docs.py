@@ -31,6 +31,7 @@ PAGES = [
     "docs/python.md",
     "docs/extending.md",
     "docs/source.md",
+    "docs/paper.md",
     "CONTRIBUTING.md",
 ]
 
