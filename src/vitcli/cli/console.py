@@ -9,6 +9,7 @@ import json
 import os
 import stat
 import sys
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from typing import IO, TYPE_CHECKING, Any
@@ -19,8 +20,9 @@ from vitcli.text import as_json, visible
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-PLAIN_SECONDS = 5.0
-"""Between two lines of progress where stderr is not a terminal."""
+PLAIN_SECONDS, LATER_SECONDS = 2.0, 10.0
+"""Between two lines of progress where stderr is not a terminal: in the first minutes, when somebody may be looking, and later."""
+_LATER = 180.0
 
 
 class Unread(Exception):
@@ -172,6 +174,11 @@ def score_text(scores: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in scores.items() if isinstance(value, (int, float)))
 
 
+def _has_bar() -> bool:
+    """Whether stderr is a terminal on which something can move."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
 class Reporter:
     """A reader of a run's events: a moving bar on a terminal, a plain line every few seconds elsewhere."""
 
@@ -180,8 +187,34 @@ class Reporter:
         self.bar: Progress | None = None
         self.task: TaskID | None = None
         self.doing = ""
-        self.started = self.last = time.monotonic()
+        self.begun = self.started = self.last = time.monotonic()
         self.has_printed = False
+        self.detail = ""
+        self._lock = threading.RLock()
+        self._over = threading.Event()
+        if not quiet:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Something moves from the start and whatever the work does: a bar by rich's own thread, else lines by one of ours."""
+        if _has_bar():
+            self._move_bar("starting", 0, 0, "")
+            return
+        self.doing = "starting"
+        with contextlib.suppress(RuntimeError):  # the system gives no thread: lines come with the work
+            threading.Thread(target=self._beat, name="vit-progress", daemon=True).start()
+
+    def _beat(self) -> None:
+        """A line where the work itself has said nothing for a while."""
+        while not self._over.wait(0.25):
+            with self._lock:
+                now = time.monotonic()
+                if self.doing and now - self.last >= self._pause(now) and not self._over.is_set():
+                    self.last = now
+                    _say(f"{self.doing}, {duration(now - self.started)}\n")
+
+    def _pause(self, now: float) -> float:
+        return PLAIN_SECONDS if now - self.begun < _LATER else LATER_SECONDS
 
     def __call__(self, event: str, fields: dict[str, Any]) -> None:
         if event == "warning":
@@ -191,11 +224,13 @@ class Reporter:
         elif event == "note":
             self._line(show_note, fields["text"])
         elif event == "progress":
-            self._advance(fields["what"], fields["done"], fields["total"], "")
+            what = fields["what"]
+            self._advance(what, fields["done"], fields["total"], self.detail if what == "training" else "")
         elif event == "step":
             step, total, rate = fields["step"], fields["total"], fields["images_per_second"]
             left = (total - step) * fields["images_seen"] / step / rate if step and rate else None
-            self._advance("training", step, total, f"loss {fields['loss']:.3f}  {rate:,.0f} images/s", left)
+            self.detail = f"loss {fields['loss']:.3f}  {rate:,.0f} images/s"
+            self._advance("training", step, total, self.detail, left)
         elif event in ("eval", "monitor"):
             self._line(show_note, f"step {fields['step']:,}: {score_text(fields[event])}")
 
@@ -203,6 +238,9 @@ class Reporter:
         self("progress", {"what": what, "done": done, "total": total})
 
     def close(self) -> None:
+        self._over.set()
+        with self._lock:
+            self.doing = ""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
@@ -220,27 +258,39 @@ class Reporter:
 
     def _advance(self, what: str, done: int, total: int, detail: str, left: float | None = None) -> None:
         """`left`: seconds at the speed of the last steps; otherwise by the mean speed so far. A `total` of 0 is not known."""
-        if what != self.doing:
-            self.doing, self.started, self.task, self.has_printed = what, time.monotonic(), None, False
-            self.last = self.started
-        if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-            self._move_bar(what, done, total, detail)
-        else:
-            self._plain(what, done, total, detail, left)
+        with self._lock:
+            if what != self.doing:
+                self.doing, self.started, self.task, self.has_printed = what, time.monotonic(), None, False
+            if _has_bar():
+                self._move_bar(what, done, total, detail)
+            else:
+                self._plain(what, done, total, detail, left)
 
     def _move_bar(self, what: str, done: int, total: int, detail: str) -> None:
         if self.bar is None:
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                SpinnerColumn,
+                TextColumn,
+                TimeElapsedColumn,
+                TimeRemainingColumn,
+            )
 
             self.bar = Progress(
+                SpinnerColumn("line"),
                 TextColumn("{task.description:<10}"),
                 BarColumn(bar_width=None),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[detail]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
                 TimeRemainingColumn(compact=True),
                 console=Console(stderr=True),
                 transient=True,
+                redirect_stdout=False,
             )
             self.bar.start()
         if self.task is None:
@@ -255,11 +305,11 @@ class Reporter:
     def _plain(self, what: str, done: int, total: int, detail: str, left: float | None) -> None:
         """A line every few seconds; work that takes less is not worth one."""
         now, is_last = time.monotonic(), 0 < total <= done
-        if now - self.last < PLAIN_SECONDS and not (is_last and self.has_printed):
+        if now - self.last < self._pause(now) and not (is_last and self.has_printed):
             return
         self.last, self.has_printed = now, not is_last
         if not total:
-            _say(f"{what} {done:,}, {done / (now - self.started):,.0f} a second\n")
+            _say(f"{what} {done:,}, {done / max(now - self.started, 1e-3):,.0f} a second\n")
             return
         if left is None:
             left = (now - self.started) / max(done, 1) * (total - done)
