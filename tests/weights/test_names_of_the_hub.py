@@ -78,7 +78,7 @@ def test_weights_by_their_names(models: dict[str, Path], tmp_path: Path) -> None
         assert len(hub.asked(f"GET .*{DEIT}.*safetensors")) == 1  # downloaded once
         done = run_vit("info", "google/vit-base-patch16-224", "--json", env=env, cwd=tmp_path)
         assert done.code == 0, done.err
-        assert json.loads(done.out)["params"] < 10**6
+        assert json.loads(done.out)["params"] < 2 * 10**6
         listed = run_vit("models", "deit_tiny_patch16", "--json", env=env, cwd=tmp_path)
         assert [row["cached"] for row in json.loads(listed.out)["models"]] == [True]
 

@@ -266,6 +266,7 @@ def _check_outputs(plot: Path | None, csv: Path | None = None, *, force: bool) -
 
     for path in filter(None, (plot, csv)):
         files.check_out(path, force)
+        console.asked_for.append(path)
     if plot is not None:
         plots.check_picture(plot)
     if csv is not None:

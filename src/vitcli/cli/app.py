@@ -69,8 +69,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """The exit code of a command; errors are shown, a closed pipe is quiet. The code is true even if nobody can read why."""
+    console.asked_for.clear()
     try:
-        return int(make_app()(arguments, prog_name="vit", standalone_mode=False) or 0)
+        code = int(make_app()(arguments, prog_name="vit", standalone_mode=False) or 0)
+        console.say_written("--quiet" in arguments or "-q" in arguments)
+        return code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except Stopped as stopped:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from vitcli.errors import ResourceError, VitError
@@ -143,6 +144,18 @@ def _one_line(text: str) -> str:
     return " ".join(text.splitlines())
 
 
+asked_for: list[Path] = []
+"""Files that options of this command name, which are said where they were written."""
+
+
+def say_written(quiet: bool) -> None:
+    """What was asked for beside the result, and is there."""
+    for path in asked_for:
+        if not quiet and path.exists():
+            show_note(f"wrote {path}")
+    asked_for.clear()
+
+
 def show_note(text: str) -> None:
     _say(_styled(visible(text), "2") + "\n")
 
@@ -189,7 +202,7 @@ class Reporter:
         self.doing = ""
         self.begun = self.started = self.last = time.monotonic()
         self.has_printed = False
-        self.detail = ""
+        self.detail = self.waiting = ""
         self._lock = threading.RLock()
         self._over = threading.Event()
         if not quiet:
@@ -211,7 +224,8 @@ class Reporter:
                 now = time.monotonic()
                 if self.doing and now - self.last >= self._pause(now) and not self._over.is_set():
                     self.last = now
-                    _say(f"{self.doing}, {duration(now - self.started)}\n")
+                    _say(self.waiting or f"{self.doing}, {duration(now - self.started)}\n")
+                    self.waiting = ""
 
     def _pause(self, now: float) -> float:
         return PLAIN_SECONDS if now - self.begun < _LATER else LATER_SECONDS
@@ -261,6 +275,7 @@ class Reporter:
         with self._lock:
             if what != self.doing:
                 self.doing, self.started, self.task, self.has_printed = what, time.monotonic(), None, False
+                self.waiting = ""
             if _has_bar():
                 self._move_bar(what, done, total, detail)
             else:
@@ -305,13 +320,15 @@ class Reporter:
     def _plain(self, what: str, done: int, total: int, detail: str, left: float | None) -> None:
         """A line every few seconds; work that takes less is not worth one."""
         now, is_last = time.monotonic(), 0 < total <= done
+        if not total:
+            self.waiting = f"{what} {done:,}, {done / max(now - self.started, 1e-3):,.0f} a second\n"
+        else:
+            if left is None:
+                left = (now - self.started) / max(done, 1) * (total - done)
+            rest = f", {duration(left)} left" if not is_last else ""
+            self.waiting = f"{what} {done:,}/{total:,}{'  ' + detail if detail else ''}{rest}\n"
         if now - self.last < self._pause(now) and not (is_last and self.has_printed):
             return
         self.last, self.has_printed = now, not is_last
-        if not total:
-            _say(f"{what} {done:,}, {done / max(now - self.started, 1e-3):,.0f} a second\n")
-            return
-        if left is None:
-            left = (now - self.started) / max(done, 1) * (total - done)
-        rest = f", {duration(left)} left" if not is_last else ""
-        _say(f"{what} {done:,}/{total:,}{'  ' + detail if detail else ''}{rest}\n")
+        _say(self.waiting)
+        self.waiting = ""

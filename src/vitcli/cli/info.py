@@ -13,7 +13,7 @@ import typer
 from vitcli import config, flops, runs
 from vitcli.cli import console, options
 from vitcli.errors import UsageError
-from vitcli.families.pretrained import find
+from vitcli.families.pretrained import find, other_family
 from vitcli.families.table import size_said
 
 Reference = Annotated[
@@ -93,7 +93,7 @@ def _named(reference: str) -> config.Architecture | None:
     with contextlib.suppress(OSError, ValueError):
         if Path(reference).exists():
             return None
-    if "/" in reference and find(reference) is not None:
+    if "/" in reference and (find(reference) is not None or other_family(reference)):
         return None  # weights on the hub
     try:
         return config.named(reference)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from vitcli import config, files
-from vitcli.cli import habits
+from vitcli.cli import console, habits
 from vitcli.config import Overrides
 from vitcli.errors import UsageError
 
@@ -278,6 +278,8 @@ def check_written(written: dict[str, Path | None], force: bool, endings: dict[st
         if other != option:
             raise UsageError(f"{other} and {option} are one file, {path}", "give each a name of its own")
         files.check_out(path, force)
+        if option != "--out":  # a result, printed as such
+            console.asked_for.append(path)
 
 
 def checkpoint_and_images(checkpoint: str, images: Sequence[str]) -> tuple[str, list[str]]:

@@ -130,7 +130,6 @@ def predict(
         from vitcli.evaluate.report import draw_predictions
 
         draw_predictions(shown, done, planned.description.model.name, planned.data.max_megapixels, sheet)
-        announce([f"wrote {sheet}"], quiet=quiet)
     if out is not None:
         console.print_json({"path": str(out), "rows": done, "errors": failed}) if json else console.print_path(out)
     if failed:

@@ -82,6 +82,7 @@ def compare(run: Compared = None, plot: Plot = None, force: options.Force = Fals
     if plot is not None:
         plots.check_picture(plot)
         files.check_out(plot, force)
+        console.asked_for.append(plot)
     names = run or [str(r.folder) for r in reversed(runs.newest_first(runs.RUNS.glob("*"))) if r.status == "done"]
     if not names:
         raise CheckpointError("no run given, and no finished run under ./runs", "name run folders or checkpoints")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -169,10 +170,31 @@ def _train(
             _show_plan(plan, json)
             return
         folder, report = api.run(plan, out, resume, [reporter, *trackers])
+    if not quiet:
+        announce(_closing(folder, report), quiet=quiet)
     if json:
         console.print_json(report)
     else:
         console.print_path(folder / Path(report["checkpoint"]).name)
+
+
+def _closing(folder: Path, report: dict[str, Any]) -> list[str]:
+    """What was learnt, where it lies, and what to type next."""
+    scores = report.get("eval")
+    learnt = f"{console.score_text(scores)}, " if scores else ""
+    name = shlex.quote(str(folder))
+    ways = [
+        f"vit eval {name} --confusion confusion.png",
+        f"vit predict {name} IMAGE…",
+        f"vit attn-rollout {name} IMAGE… --out looked",
+    ]
+    if not scores:
+        ways = [f"vit finetune {name} --data DATA", f"vit probe {name} --data DATA"]
+    return [
+        f"done: {learnt}{report['steps']:,} steps of {report['images_seen']:,} images in {console.duration(report['seconds'])}",
+        f"files: {folder}; {folder / 'report.html'} shows the run on one page",
+        f"next: {'   '.join(ways)}",
+    ]
 
 
 def _show_plan(plan: Plan, json: bool) -> None:
