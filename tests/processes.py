@@ -125,6 +125,8 @@ def pretrain(data: Path | str, *more: object, steps: int = 12, out: str = "run")
         "train.ema": 0.9,
         "train.log_every_steps": 1,
         "train.save_every_steps": 2,
+        "train.keep_state": "true",
+        "train.eval_every_seconds": 0,
         "optim.name": "adamw",
     }
     options = ["--model", "mu/4", "--batch-size", "8", "--steps", steps, "--out", out, "--json"]
