@@ -35,7 +35,7 @@ ROWS: dict[str, list[tuple[str, int, int, int]]] = {
     "small": [(SMALL, 32, 10, 128), (SMALL, 32, 10, 512)],
     "recipe": [(RECIPE, 32, 10, 512)],
 }
-"""Model, pixels, classes, batch; `recipe` is what `small` takes of CIFAR-10 in three minutes."""
+"""Model, pixels, classes, batch; `recipe` is the larger of those that `small` takes of CIFAR-10, given time."""
 MUST = {("S/16", 512): 12_000, ("B/16", 256): 4_200, ("L/16", 128): 1_280, ("Ti/4", 512): 60_000, (SMALL, 128): 85_000, (SMALL, 512): 170_000}  # fmt: skip
 """Images a second."""
 
