@@ -58,8 +58,8 @@ def _multiplied(
 
 
 def _matrix(old: int, new: int, method: str, device: torch.device) -> Float[Tensor, "new old"]:
-    """What interpolation along a row makes of each unit vector. Not along a column: torch 2.13's antialiasing of images one cell wide
-    gives each of their rows the first one's value.
+    """What interpolation along a row makes of each unit vector. Not along a column: on a CPU, antialiasing (torch 2.13) gives all rows of
+    an image one cell wide, with its channels first in memory, the value of the first.
     """
     units = torch.eye(old, dtype=torch.float64, device=device).reshape(1, old, 1, old)
     return _interpolated(units, (1, new), method).reshape(old, new).t()
