@@ -115,3 +115,23 @@ def test_half_precision_is_interpolated_in_float32_and_comes_back(method):
     expected = resize_position_embedding(old.float(), (4, 4), (7, 7), 1, method)
     assert result.dtype == torch.bfloat16
     assert torch.equal(result, expected.bfloat16())
+
+
+@pytest.mark.parametrize(("from_grid", "to_grid"), [*GRIDS, ((8, 8), (1, 1)), ((1, 4), (5, 1))])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_as_matrix_products_it_has_the_same_values_and_gradients(method, from_grid, to_grid, autocast):
+    weights = table(to_grid)
+    found = []
+    for deterministic in (False, True):
+        old = table(from_grid).requires_grad_()
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                result = resize_position_embedding(old, from_grid, to_grid, 1, method)
+            (result * weights).sum().backward()
+        finally:
+            torch.use_deterministic_algorithms(False)
+        found.append((result.detach(), old.grad))
+    for plain, product in zip(*found, strict=True):
+        torch.testing.assert_close(product, plain, rtol=1e-5, atol=1e-5)  # of float32, whose coordinates are rounded

@@ -32,17 +32,37 @@ def resize_position_embedding(
         return table
     head, cells = table[:, :prefix], table[:, prefix:]
     image = cells.reshape(1, *from_grid, -1).permute(0, 3, 1, 2).float()
-    if method == "paper":
-        image = F.interpolate(image, to_grid, mode="bilinear", align_corners=True)
-    elif method == "bicubic-offset":
-        factors = [(new + _OFFSET) / old for new, old in zip(to_grid, from_grid, strict=True)]
-        image = F.interpolate(image, scale_factor=factors, mode="bicubic", align_corners=False)
-    else:
-        image = F.interpolate(
-            image, to_grid, mode="bicubic", align_corners=False, antialias=method == "bicubic-antialias"
-        )
+    resize = _multiplied if torch.are_deterministic_algorithms_enabled() else _interpolated
+    image = resize(image, to_grid, method)
     cells = image.permute(0, 2, 3, 1).reshape(1, to_grid[0] * to_grid[1], -1).to(table.dtype)
     return torch.cat([head, cells], dim=1)
+
+
+def _interpolated(
+    image: Float[Tensor, "1 width rows columns"], to_grid: Size, method: str
+) -> Float[Tensor, "1 width new_rows new_columns"]:
+    if method == "paper":
+        return F.interpolate(image, to_grid, mode="bilinear", align_corners=True)
+    if method == "bicubic-offset":
+        factors = [(new + _OFFSET) / old for new, old in zip(to_grid, image.shape[2:], strict=True)]
+        return F.interpolate(image, scale_factor=factors, mode="bicubic", align_corners=False)
+    return F.interpolate(image, to_grid, mode="bicubic", align_corners=False, antialias=method == "bicubic-antialias")
+
+
+def _multiplied(
+    image: Float[Tensor, "1 width rows columns"], to_grid: Size, method: str
+) -> Float[Tensor, "1 width new_rows new_columns"]:
+    """The same as two matrix products, since on CUDA the gradient of an interpolation is added up in any order."""
+    rows, columns = (_matrix(old, new, method, image.device) for old, new in zip(image.shape[2:], to_grid, strict=True))
+    return (rows @ image.double() @ columns.t()).float()  # in float64, which neither autocast nor TF32 rounds
+
+
+def _matrix(old: int, new: int, method: str, device: torch.device) -> Float[Tensor, "new old"]:
+    """What interpolation along a row makes of each unit vector. Not along a column: on a CPU, antialiasing (torch 2.13) gives all rows of
+    an image one cell wide, with its channels first in memory, the value of the first.
+    """
+    units = torch.eye(old, dtype=torch.float64, device=device).reshape(1, old, 1, old)
+    return _interpolated(units, (1, new), method).reshape(old, new).t()
 
 
 def resize_patch_embedding(

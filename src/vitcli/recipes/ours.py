@@ -35,7 +35,7 @@ class _OnGpu:
     and what limits a run is what is remembered.
 
     The sizes are those of a model that had 0.925 on CIFAR-10 after 115 passes on an H100, 0.999 on its training images: hence
-    more augmentation. The recipe itself has not been measured on a GPU.
+    more augmentation. The recipe itself: CIFAR-10 in three minutes on an H200, seed 0, 0.936 (docs/gpu.md).
     """
 
     larger: tuple[tuple[int, int, int], ...] = ((192, 6, 3), (192, 9, 3), (256, 9, 4))
