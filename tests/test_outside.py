@@ -57,7 +57,21 @@ def unlabelled(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def guess(data: Path, out: str, *more: object) -> tuple[object, ...]:
-    return ("pretrain", "--data", data, "--steps", 12, *TINY, *SMALL_VIT, *GUESS, "--out", out, *more)
+    return (
+        "pretrain",
+        "--data",
+        data,
+        "--steps",
+        12,
+        *TINY,
+        *SMALL_VIT,
+        *GUESS,
+        "--set",
+        "train.keep_state=true",
+        "--out",
+        out,
+        *more,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,9 @@ from vitcli.train.objectives.base import Objective
 from vitcli.train.page import MOST_MISTAKES, Mistake, Shown
 from vitcli.train.session import Session
 
-EXIT_SECONDS = 2.5
-"""What pictures, the report and the interpreter's end take after the evaluation, kept back from a time budget."""
+EXIT_SECONDS, EXIT_SECONDS_OF_A_CARD = 2.5, 6.0
+"""What pictures, the report and the interpreter's end take after the evaluation, kept back from a time budget; with a card it is more
+(docs/gpu.md)."""
 _EVALUATION_MARGIN = 1.1
 """Times its measured length that an evaluation is given: one of 10,000 images at 48 px took 25 s in place of 23."""
 _TIMED_IMAGES = 512
@@ -34,7 +35,8 @@ class Scoring:
 
     def __init__(self, session: Session) -> None:
         self.session, self.plan, self.config = session, session.plan, session.config
-        self.reserve = EXIT_SECONDS
+        self.exit_seconds = EXIT_SECONDS if session.machine.device.type == "cpu" else EXIT_SECONDS_OF_A_CARD
+        self.reserve = self.exit_seconds
         self.glanced_at, self.glance_seconds = time.monotonic(), 0.0
         self.last: Evaluation | SetEvaluation | None = None
 
@@ -156,4 +158,4 @@ class Scoring:
         """Seconds: the held-out images once, the dev part for each candidate but the probe, which is scored before that."""
         none: Sized = ()
         images = len(self.held_out or none) + MOST_MISTAKES + (2 * len(self.chooses_by or none) if selects else 0)
-        return EXIT_SECONDS + _EVALUATION_MARGIN * images / rate
+        return self.exit_seconds + _EVALUATION_MARGIN * images / rate
