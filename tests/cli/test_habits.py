@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from conftest import run_vit
+from conftest import Vit, run_vit
 from vitcli import config
 from vitcli.cli import habits
 from vitcli.cli.app import make_app
@@ -93,8 +93,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("typed", "right"), MISTAKES)
-def test_a_mistake_ends_in_the_right_command(typed: str, right: str, places: dict[str, str], tmp_path: Path) -> None:
-    done = run_vit(*typed.format(**places).split(), cwd=tmp_path)
+def test_a_mistake_ends_in_the_right_command(
+    typed: str, right: str, places: dict[str, str], in_process: Vit, tmp_path: Path
+) -> None:
+    done = in_process(*typed.format(**places).split())
     assert done.code in (2, 3, 4), done.err
     hint = re.search(r"^hint: (.*)", done.err, re.MULTILINE)
     assert hint is not None and right.format(**places) in hint[1], done.err

@@ -374,6 +374,39 @@ def test_evaluation_during_training_is_logged_and_changes_nothing(
     assert_equal(reference, folder)
 
 
+def test_held_out_images_are_looked_at_as_time_goes_by_and_change_nothing(
+    class_folders: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = train(class_folders, tmp_path / "seldom", train__eval_every_seconds=1000)
+    assert [line["step"] for line in _lines(folder) if "eval" in line] == [20]
+    monkeypatch.setattr("vitcli.train.scoring._GLANCE_PART", 0)
+    folder, _ = train(class_folders, tmp_path / "often", train__eval_every_seconds=1e-9)
+    assert [line["step"] for line in _lines(folder) if "eval" in line] == [*range(1, 20), 20]
+    assert_equal(reference, folder)
+    folder, _ = train(class_folders, tmp_path / "never", train__eval_every_seconds=0)
+    assert [line["step"] for line in _lines(folder) if "eval" in line] == [20]
+
+
+def test_a_look_at_held_out_images_takes_a_twentieth_of_the_time(class_folders: Path, tmp_path: Path) -> None:
+    folder, _ = train(class_folders, tmp_path / "run", train__eval_every_seconds=1e-9)
+    looks = [line for line in _lines(folder) if "eval" in line][:-1]
+    assert len(looks) <= 2, "an evaluation costs as much as some steps, and there are twenty of them"
+
+
+def test_a_finished_run_keeps_one_copy_of_its_weights(class_folders: Path, tmp_path: Path) -> None:
+    folder, report = train(class_folders, tmp_path / "run", train__save_every_steps=5)
+    assert {p.name for p in (folder / "state").iterdir()} == {"identity.json", "status.json", "lock"}
+    assert train(class_folders, folder, train__save_every_steps=5)[1] == report, "it is known to be finished"
+    kept, _ = train(class_folders, tmp_path / "kept", train__keep_state=True)
+    assert list((kept / "state").glob("step-*"))
+    blob = bytearray((folder / "model.safetensors").read_bytes())
+    blob[-1] ^= 8
+    (folder / "model.safetensors").write_bytes(blob)
+    again, anew = train(class_folders, folder, train__save_every_steps=5)
+    assert anew["resumed_from"] is None and anew["steps"] == 20
+    assert_equal(kept, again)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_model_of_any_dimensions_is_trained_and_goes_on(class_folders: Path, tmp_path: Path, seed: int) -> None:
     random = np.random.default_rng(seed)
