@@ -50,6 +50,8 @@ def command(
         "augment.mixup": 0.4 if kind in ("distill", "unlabelled") else 0,
         "train.ema": 0.9,
         "train.log_every_steps": 1,
+        "train.keep_state": "true",
+        "train.eval_every_seconds": 0,
         "train.low_res": 0.4,
         "run.threads": 1,
         "data.workers": 0,
