@@ -130,7 +130,7 @@ def test_row_55_bf16_works_without_units_for_it_and_a_resume_there_says_that_bit
     def command(steps: int, **environment: str) -> Result:
         return run_vit(
             "pretrain", "--data", class_folders, "--model", "mu/4", "--batch-size", 16, "--steps", steps, "--device", "cpu",
-            "--precision", "bf16", "--set", "train.save_every_steps=2", "--out", "run", "--json",
+            "--precision", "bf16", "--set", "train.save_every_steps=2", "--set", "train.keep_state=true", "--out", "run", "--json",
             cwd=tmp_path, env=environment,
         )  # fmt: skip
 
