@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from vitcli import progress
+from vitcli import progress, runs
 from vitcli.cli import console
 
 
@@ -48,6 +48,13 @@ def reporting(quiet: bool) -> Iterator[console.Reporter]:
             yield reporter
     finally:
         reporter.close()
+
+
+def newest_checkpoint() -> str:
+    """That of the newest finished run, which is said. Raises CheckpointError."""
+    path = str(runs.newest_finished())
+    console.show_note(f"checkpoint: {path}, the newest finished run")
+    return path
 
 
 def print_result(tree: Any, lines: Sequence[str], *, json: bool) -> None:

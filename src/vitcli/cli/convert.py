@@ -9,7 +9,7 @@ import typer
 
 from vitcli import runs
 from vitcli.cli import console, options
-from vitcli.cli.command import announce
+from vitcli.cli.command import announce, newest_checkpoint
 from vitcli.cli.train import Checkpoint
 from vitcli.errors import UsageError
 
@@ -115,6 +115,4 @@ def _source_and_out(checkpoint: str, out: Path | None, example: str) -> tuple[st
         return checkpoint, out
     if not checkpoint or Path(checkpoint).is_file() or Path(checkpoint, runs.WEIGHTS).is_file():
         raise UsageError("OUT is missing", f"say where to: {checkpoint or 'CKPT'} {example}")
-    newest = str(runs.newest_finished())
-    console.show_note(f"checkpoint: {newest}, the newest finished run")
-    return newest, Path(checkpoint)
+    return newest_checkpoint(), Path(checkpoint)

@@ -12,6 +12,7 @@ import typer
 
 from vitcli import config, flops, runs
 from vitcli.cli import console, options
+from vitcli.cli.command import newest_checkpoint
 from vitcli.errors import UsageError
 from vitcli.families.pretrained import find, other_family
 from vitcli.families.table import size_said
@@ -41,9 +42,7 @@ def info(
 ) -> None:
     """Parameters, tokens and FLOPs of a model; classes and provenance of a checkpoint, from its header alone."""
     size, overrides = options.size(img_size), config.parse_set(set_ or [])
-    if not reference:
-        reference = str(runs.newest_finished())
-        console.show_note(f"checkpoint: {reference}, the newest finished run")
+    reference = reference or newest_checkpoint()
     named = _named(reference)
     if named is not None:
         if overrides:

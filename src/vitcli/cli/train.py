@@ -170,8 +170,7 @@ def _train(
             _show_plan(plan, json)
             return
         folder, report = api.run(plan, out, resume, [reporter, *trackers])
-    if not quiet:
-        announce(_closing(folder, report), quiet=quiet)
+    announce(_closing(folder, report), quiet=quiet)
     if json:
         console.print_json(report)
     else:
