@@ -172,7 +172,7 @@ ERRORS = {
     "no checkpoint": (4, "absent.safetensors", ("absent.safetensors",)),
     "a picture's ending": (2, ".gif", ("ckpt.safetensors", "--plot", "d.gif")),
     "a table's ending": (2, ".xls", ("ckpt.safetensors", "--csv", "d.xls")),
-    "no images": (2, "analysis.images", ("ckpt.safetensors", "--images", "0")),
+    "no images": (2, "--images 0", ("ckpt.safetensors", "--images", "0")),
     "a key that does not concern it": (2, "optim.lr", ("ckpt.safetensors", "--set", "optim.lr=1")),
     "a key that is not known": (2, "analysis.renormalise", ("ckpt.safetensors", "--set", "analysis.renormalize=1")),
     "data that is not there": (3, "absent-data", ("ckpt.safetensors", "--data", "absent-data")),
@@ -247,7 +247,7 @@ def test_rollout_of_each_layer_and_with_weights_left_out(place: Path, tmp_path: 
         (2, "--out", ("ckpt.safetensors", "flat/0.png")),
         (3, "nothing.png", ("ckpt.safetensors", "nothing.png", "--out", "o")),
         (3, "broken.jpg", ("ckpt.safetensors", "flat/0.png", "broken.jpg", "--out", "o")),
-        (2, "analysis.discard", ("ckpt.safetensors", "flat/0.png", "--out", "o", "--discard", "1")),
+        (2, "--discard 1", ("ckpt.safetensors", "flat/0.png", "--out", "o", "--discard", "1")),
         (2, "a folder is to be written", ("ckpt.safetensors", "flat/0.png", "--out", "broken.jpg")),
     ],
 )

@@ -426,3 +426,27 @@ def test_a_working_session_with_nothing_given(vit: Vit) -> None:
     assert tuned.code == 0, tuned.err
     assert "newest" in vit("eval", "--json").err
     assert vit("eval", "--json").json["n"] == 359
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "9" * 5000, "b/" + "9" * 5000])
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("pretrain --dry-run --data digits --model", 2),
+        ("pretrain --dry-run --data", 3),
+        ("finetune --dry-run --data digits", 4),
+        ("pretrain --dry-run --data digits --init", 4),
+        ("pretrain --config", 2),
+        ("info", 4),
+        ("predict ckpt.safetensors", 4),
+        ("bench", 2),
+        ("compare", 2),
+        ("runs", 2),
+        ("models", 2),
+    ],
+)
+def test_a_name_longer_than_a_file_s_is_one_that_is_not_there(
+    command: str, code: int, name: str, in_process: Vit
+) -> None:
+    done = in_process(*command.split(), name)
+    assert done.code == code and "bug in vit" not in done.err and len(done.err) < 2 * len(name) + 1000, done.err

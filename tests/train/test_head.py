@@ -32,6 +32,7 @@ from vitcli.train.head import balanced, better_beyond_noise
 TESTS = Path(__file__).parents[1]
 
 QUICK: dict[str, Any] = {"batch_size": 16, "steps": 6, "device": "cpu", "precision": "fp32"}
+KEPT: dict[str, Any] = {"train__keep_state": True}
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_the_probe_is_kept_where_tuning_spoils_it(parent: Path, other_folders: P
 def test_the_mean_is_that_of_the_tuned_weights_and_the_probe_of_all_training_images(
     parent: Path, other_folders: Path, tmp_path: Path
 ) -> None:
-    folder, report = tune(parent, other_folders, tmp_path / "run", optim__lr=1e-4, train__dev=0.2)
+    folder, report = tune(parent, other_folders, tmp_path / "run", optim__lr=1e-4, train__dev=0.2, **KEPT)
     assert report["selection"]["kept"] == "average"
     step = folder / "state" / "step-000000006"
     tuned, before = load_file(step / "model.safetensors"), load_file(parent / "model.safetensors")
@@ -176,7 +177,7 @@ def test_without_a_dev_part_weights_are_kept_by_how_they_are_tuned(
 ) -> None:
     theirs, name = load_file(parent / "model.safetensors"), "blocks.0.mlp.fc1.weight"
     for optimizer, kept in (("muon", "finetuned"), ("adamw", "average")):
-        values = {"train__dev": 0.0, "optim__lr": 1e-3, "optim__name": optimizer}
+        values = {"train__dev": 0.0, "optim__lr": 1e-3, "optim__name": optimizer} | KEPT
         folder, report = tune(parent, other_folders, tmp_path / optimizer, **values)
         saved = load_file(next(folder.glob("state/step-*/model.safetensors")))
         own = load_file(folder / "model.safetensors")
@@ -192,7 +193,7 @@ def backbone(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def test_what_is_kept_can_be_decided_beforehand(parent: Path, other_folders: Path, tmp_path: Path) -> None:
     theirs = backbone(load_file(parent / "model.safetensors"))
-    folder, report = tune(parent, other_folders, tmp_path / "tuned", train__keep="finetuned", optim__lr=1e-3)
+    folder, report = tune(parent, other_folders, tmp_path / "tuned", train__keep="finetuned", optim__lr=1e-3, **KEPT)
     assert report["selection"] == {"kept": "finetuned"}
     saved, own = (
         load_file(f) for f in (next(folder.glob("state/step-*/model.safetensors")), folder / "model.safetensors")
@@ -213,7 +214,7 @@ def test_a_budget_too_short_to_tune_gives_the_probe_of_all_training_images(
     monkeypatch.setattr(selection, "_FEWEST_STEPS", 10**9)
     notes: list[str] = []
     sinks = [lambda event, fields: notes.append(fields.get("text", ""))]
-    values = {"steps": None, "train__time_budget": 60.0, "sinks": sinks}
+    values = {"steps": None, "train__time_budget": 60.0, "sinks": sinks} | KEPT
     folder, report = tune(parent, other_folders, tmp_path / "run", **values)
     assert report["steps"] == 0 and report["seconds"] < 40, "what is not needed is not used up"
     assert report["selection"]["kept"] == "probe" and report["selection"]["dev_top1"].keys() == {"probe"}

@@ -125,7 +125,7 @@ def test_a_stopped_sweep_goes_on_where_it_stood(
     steps: list[int] = []
     folder, report = api.sweep(planned, sinks=[lambda event, fields: steps.append(event == "step")])
     assert said[0] == f"sweep folder: {folder}" and len(list((tmp_path / "runs").iterdir())) == 1
-    assert sum(steps) == 4  # the first and last of two runs: the second point and the seed
+    assert sum(steps) == 8  # of the four steps of two runs: the second point and the seed
     assert len(report["grid"]) == 2
 
 

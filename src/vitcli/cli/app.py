@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ import typer
 from vitcli import __version__
 from vitcli.cli import console, habits
 from vitcli.cli.table import COMMANDS
+from vitcli.config_values import shown
 from vitcli.errors import ResourceError, Stopped, UsageError, VitError, did_you_mean, is_out_of_memory
 
 
@@ -109,6 +111,8 @@ def _understood(error: Exception, arguments: list[str]) -> VitError:
         return ResourceError("out of memory", "a smaller --batch-size, or --set train.accumulate=2, needs less")
     if isinstance(error, typer.Abort):
         return UsageError("aborted", "run the command again")
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return UsageError(f"{shown(str(error.filename))}: no file has a name that long", "check what was typed")
     if isinstance(error, OSError) and error.errno is not None:
         return ResourceError(
             f"{error.filename or 'a file'}: {error.strerror}", "free some space, or choose a place that can be used"

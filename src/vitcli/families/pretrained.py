@@ -13,6 +13,8 @@ from vitcli.config_values import Size
 
 _GENERIC = re.compile(r"(?:vit|deit)_(tiny|small|base|large|huge)_patch(\d{1,3})_(\d{2,4})")
 _SIZES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H"}
+_READ = re.compile(r"resnetv2_.*_bit")
+"""Models that are read, whose names begin as those of another family do."""
 
 OTHER_FAMILIES = [
     "aimv2",
@@ -178,9 +180,7 @@ def other_family(name: str) -> str:
     `name` is timm's, with its owner or without, or a hub id of an owner whose names say what they name.
     """
     owner, _, last = name.strip().lower().partition("@")[0].rpartition("/")
-    if find(name) is not None or owner not in ("", *_OWNERS):
-        return ""
-    if last.startswith("resnetv2_") and "_bit" in last:
+    if find(name) is not None or owner not in ("", *_OWNERS) or _READ.match(last):
         return ""
     first = next((f for f in sorted(OTHER_FAMILIES, key=len, reverse=True) if re.match(rf"{f}(?![a-z])", last)), "")
     part = _OTHER_PARTS.search(last.partition(".")[0])
