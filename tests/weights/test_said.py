@@ -182,7 +182,7 @@ def test_names_tell_what_timm_builds():
                 ), name
             known += 1
         if act == "QuickGELU":
-            with pytest.raises(CheckpointError, match="quick_?gelu"):
+            with pytest.raises(CheckpointError, match=r"quick_?gelu"):
                 names.activation(name)
     assert known > 120
 
@@ -312,7 +312,7 @@ def test_an_architecture_with_another_activation(tmp_path):
     (path.parent / "config.json").write_text(
         json.dumps(config | {"architecture": "vit_base_patch16_clip_quickgelu_224"})
     )
-    with pytest.raises(CheckpointError, match="quick_?gelu"):
+    with pytest.raises(CheckpointError, match=r"quick_?gelu"):
         describe(path)
 
 

@@ -75,7 +75,7 @@ def model_config(name: str, img_size: Size = (224, 224), classes: int = 0) -> Ar
     """The architecture that `name` stands for. Raises UsageError."""
     found = named(name)
     if found is None:
-        if os.path.exists(name) or name.endswith((".safetensors", ".pth", ".npz")):
+        if os.path.lexists(name) or name.endswith((".safetensors", ".pth", ".npz")):
             raise UsageError(
                 f"{shown(name)} is no name of a model",
                 f"trained weights: vit finetune {name}, or vit pretrain --init {name}",
