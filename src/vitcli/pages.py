@@ -121,17 +121,24 @@ def matrix(counts: NDArray[np.int64], names: Sequence[str]) -> str:
 
 
 def picture(pixels: NDArray[np.uint8], alternative: str, kind: str = "") -> str:
-    """An image in the page itself: few pixels as they are (PNG), many as JPEG."""
+    """An image in the page itself."""
+    height, width = pixels.shape[:2]
+    kind = kind or ("small" if _is_small(pixels) else "")
+    named = f' class="{kind}"' if kind else ""
+    return f'<img{named} width="{width}" height="{height}" alt="{text(alternative)}" src="{address(pixels)}">'
+
+
+def address(pixels: NDArray[np.uint8]) -> str:
+    """An address that holds the image itself: few pixels as they are (PNG), many as JPEG."""
     from PIL import Image
 
-    height, width = pixels.shape[:2]
-    file, is_small = io.BytesIO(), max(height, width) <= _SMALL
-    Image.fromarray(pixels).save(file, "PNG") if is_small else Image.fromarray(pixels).save(file, "JPEG", quality=82)
-    data = base64.b64encode(file.getvalue()).decode()
-    kind = kind or ("small" if is_small else "")
-    named = f' class="{kind}"' if kind else ""
-    source = f"data:image/{'png' if is_small else 'jpeg'};base64,{data}"
-    return f'<img{named} width="{width}" height="{height}" alt="{text(alternative)}" src="{source}">'
+    file, kind = io.BytesIO(), "png" if _is_small(pixels) else "jpeg"
+    Image.fromarray(pixels).save(file, kind, **({} if kind == "png" else {"quality": 82}))
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _is_small(pixels: NDArray[np.uint8]) -> bool:
+    return max(pixels.shape[:2]) <= _SMALL
 
 
 def images(shown: Iterable[tuple[str, str, str]]) -> str:

@@ -27,6 +27,7 @@ MISTAKES = [
     ("benchmark", "vit bench MODEL"),
     ("convert a.pth", "vit export CKPT OUT --format onnx"),
     ("visualize", "vit attn-rollout CKPT"),
+    ("gradio", "vit demo CKPT"),
     ("list-models", "vit models"),
     ("help", "vit --help"),
     ("version", "vit --version"),

@@ -95,6 +95,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "vit export CKPT OUT --format onnx": ("convert", "onnx", "save", "push"),
     "vit info CKPT": ("show", "summary", "describe", "inspect", "params", "model"),
     "vit attn-rollout CKPT IMAGE… --out DIR": ("attention", "attn", "visualize", "visualise", "explain", "gradcam", "rollout"),
+    "vit demo CKPT": ("serve", "gradio", "app", "ui", "web", "webui", "gui", "launch"),
     "vit data DATA": ("dataset", "datasets", "stats", "check"),
     "vit runs": ("ls", "list", "status", "history", "log", "logs"),
     "vit models": ("list-models", "list_models", "zoo", "hub", "download", "search"),

@@ -8,6 +8,7 @@ from vitcli.cli.analysis import attn_distance, attn_rollout, filters, posemb_sim
 from vitcli.cli.bench import bench
 from vitcli.cli.convert import export, resize_posemb
 from vitcli.cli.data import data
+from vitcli.cli.demo import demo
 from vitcli.cli.evaluate import eval_
 from vitcli.cli.info import info
 from vitcli.cli.models import models
@@ -31,6 +32,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "attn-rollout": attn_rollout,
     "posemb-similarity": posemb_similarity,
     "filters": filters,
+    "demo": demo,
     "models": models,
     "info": info,
     "export": export,

@@ -74,14 +74,14 @@ def _rows(
     answers: Iterator[Row] = iter(())
     if pixels:
         images = inference.normalised(torch.from_numpy(np.stack(pixels)))
-        answers = iter(list(_answers(inference, images, classes, wanted)))
+        answers = iter(list(answers_to(inference, images, classes, wanted)))
     for named, item in zip(paths, read, strict=True):
         path = named.path if isinstance(named, NoImage) else named
         yield {"path": path} | ({"error": item} if isinstance(item, str) else next(answers))
 
 
-def _answers(inference: Inference, images: torch.Tensor, classes: Sequence[Class], wanted: Wanted) -> Iterator[Row]:
-    """What is said of each image, apart from its path."""
+def answers_to(inference: Inference, images: torch.Tensor, classes: Sequence[Class], wanted: Wanted) -> Iterator[Row]:
+    """What is said of each image that is ready for the model, apart from its path, within `inference.running()`."""
     features = inference.features(images) if wanted.embedding else None
     logits = (inference.logits(images) if features is None else inference.logits_of_features(images, features)).cpu()
     order = ranked(logits, len(classes))
