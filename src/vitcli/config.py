@@ -171,6 +171,19 @@ def parse_value(name: str, value: Any) -> Any:
     return parsed
 
 
+def choices(name: str) -> tuple[str, ...]:
+    """The values of a key that takes one of a few; none for others, and for a key that is not known."""
+    for cls in _all_sections().get(name.partition(".")[0], ()):
+        hint = _hints(cls).get(name.partition(".")[2])
+        kinds = [hint, *typing.get_args(hint)]
+        found = [typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is typing.Literal]
+        if found:
+            return tuple(map(str, found[0]))
+        if bool in kinds:
+            return ("true", "false")
+    return ()
+
+
 # --- reading and writing -----------------------------------------------------------------------------------
 
 

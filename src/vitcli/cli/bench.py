@@ -7,12 +7,18 @@ from typing import Annotated, Any
 import typer
 
 from vitcli import config
-from vitcli.cli import options
+from vitcli.cli import completion, options
 from vitcli.cli.command import print_result, reporting
 from vitcli.families.table import size_said
 
 Models = Annotated[
-    list[str], typer.Argument(metavar="MODEL…", show_default=False, help="Models such as ViT-S/16, ti/4 or R50x1.")
+    list[str],
+    typer.Argument(
+        metavar="MODEL…",
+        autocompletion=completion.models,
+        show_default=False,
+        help="Models such as ViT-S/16, ti/4 or R50x1.",
+    ),
 ]
 Batch = Annotated[
     int | None,

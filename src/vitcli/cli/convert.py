@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vitcli import runs
-from vitcli.cli import console, options
+from vitcli.cli import completion, console, options
 from vitcli.cli.command import announce, newest_checkpoint
 from vitcli.cli.train import Checkpoint
 from vitcli.errors import UsageError
@@ -28,6 +28,7 @@ Method = Annotated[
     typer.Option(
         "--method",
         metavar="bicubic|paper|bicubic-antialias|bicubic-offset",
+        autocompletion=completion.of("bicubic", "paper", "bicubic-antialias", "bicubic-offset"),
         show_default=False,
         help="How positions are interpolated: DeiT's bicubic, the paper's bilinear with corners aligned, timm's, DINOv2's. "
         "\\[default: the checkpoint's own, else bicubic]",
@@ -38,7 +39,13 @@ Exported = Annotated[
 ]
 Format = Annotated[
     str,
-    typer.Option("--format", metavar="onnx|timm|transformers", show_default=False, help="What it is for."),
+    typer.Option(
+        "--format",
+        metavar="onnx|timm|transformers",
+        autocompletion=completion.of("onnx", "timm", "transformers"),
+        show_default=False,
+        help="What it is for.",
+    ),
 ]
 Push = Annotated[
     str,

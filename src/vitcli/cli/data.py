@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitcli import config
-from vitcli.cli import options
+from vitcli.cli import completion, options
 from vitcli.cli.command import announce, print_result, reporting
 from vitcli.errors import DataError, UsageError
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 Data = Annotated[
     str,
     typer.Argument(
-        metavar="DATA", show_default=False, help="A preset, a hub id, a folder of images, a table, Parquet files."
+        metavar="DATA",
+        autocompletion=completion.data,
+        show_default=False,
+        help="A preset, a hub id, a folder of images, a table, Parquet files.",
     ),
 ]
 Checkpoint = Annotated[
@@ -28,6 +31,7 @@ Checkpoint = Annotated[
     typer.Option(
         "--checkpoint",
         metavar="CKPT",
+        autocompletion=completion.checkpoints,
         show_default=False,
         help="Look for labels that are likely wrong, by the features of this model.",
     ),

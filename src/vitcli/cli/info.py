@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from vitcli import config, flops, runs
-from vitcli.cli import console, options
+from vitcli.cli import completion, console, options
 from vitcli.cli.command import newest_checkpoint
 from vitcli.errors import UsageError
 from vitcli.families.pretrained import find, other_family
@@ -21,6 +21,7 @@ Reference = Annotated[
     str,
     typer.Argument(
         metavar="[CKPT|MODEL]",
+        autocompletion=completion.checkpoints,
         show_default=False,
         help="A checkpoint, or a model such as ViT-B/16. Left out: the newest finished run under ./runs.",
     ),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vitcli import hub
-from vitcli.cli import console, options
+from vitcli.cli import completion, console, options
 from vitcli.cli.command import print_result
 from vitcli.errors import UsageError, did_you_mean
 from vitcli.families.pretrained import Pretrained, names, table
@@ -16,7 +16,10 @@ from vitcli.families.pretrained import Pretrained, names, table
 Pattern = Annotated[
     str,
     typer.Argument(
-        metavar="[PATTERN]", show_default=False, help="Part of a name, or a pattern such as 'vit_small*384*'."
+        metavar="[PATTERN]",
+        autocompletion=completion.pretrained,
+        show_default=False,
+        help="Part of a name, or a pattern such as 'vit_small*384*'.",
     ),
 ]
 

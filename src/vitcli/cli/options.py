@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from vitcli import config, files
-from vitcli.cli import console, habits
+from vitcli.cli import completion, console, habits
 from vitcli.config import Overrides
 from vitcli.errors import UsageError
 
@@ -22,6 +22,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="DATA",
+        autocompletion=completion.data,
         show_default=False,
         help="digits, a preset (cifar10, cifar100, pets, flowers, fashion-mnist, mnist, imagenet, imagenette), "
         "a hub id (user/name\\[@rev]\\[:config]), a folder of class folders, or Parquet files.",
@@ -36,13 +37,21 @@ EvalBatchSize = Annotated[
     typer.Option("--batch-size", metavar="N", show_default=False, help="Images at a time; changes no result."),
 ]
 Device = Annotated[
-    str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute.", rich_help_panel=_MACHINE)
+    str,
+    typer.Option(
+        "--device",
+        metavar="auto|cpu|cuda|mps",
+        autocompletion=completion.of("auto", "cpu", "cuda", "mps"),
+        help="Where to compute.",
+        rich_help_panel=_MACHINE,
+    ),
 ]
 Precision = Annotated[
     str,
     typer.Option(
         "--precision",
         metavar="auto|fp32|tf32|bf16",
+        autocompletion=completion.of("auto", "fp32", "tf32", "bf16"),
         rich_help_panel=_MACHINE,
         help="fp32 is exact; tf32 needs a CUDA card. auto takes bf16 where the hardware has units for it, else fp32.",
     ),
@@ -67,6 +76,7 @@ Set = Annotated[
     typer.Option(
         "--set",
         metavar="SECTION.KEY=VALUE",
+        autocompletion=completion.keys,
         show_default=False,
         help="Any configuration value; repeatable.",
         rich_help_panel=_FILES,
@@ -87,6 +97,7 @@ Recipe = Annotated[
     typer.Option(
         "--recipe",
         metavar="NAME",
+        autocompletion=completion.recipes,
         show_default=False,
         help="small, finetune, paper-jft, paper-i21k, paper-i1k, paper-finetune, augreg, deit or deit3. \\[default: by command and data]",
         rich_help_panel=_FILES,
@@ -107,6 +118,7 @@ Resume = Annotated[
     typer.Option(
         "--resume",
         metavar="auto|never",
+        autocompletion=completion.of("auto", "never"),
         rich_help_panel=_OUTPUT,
         help="auto resumes an unfinished run of the same configuration; never starts anew beside it.",
     ),
@@ -116,6 +128,7 @@ Tracker = Annotated[
     typer.Option(
         "--tracker",
         metavar="tensorboard|wandb",
+        autocompletion=completion.of("tensorboard", "wandb"),
         show_default=False,
         help="Show the run there as well, from files in its folder; repeatable.",
         rich_help_panel=_OUTPUT,
@@ -170,6 +183,7 @@ Objective = Annotated[
     typer.Option(
         "--objective",
         metavar="NAME",
+        autocompletion=completion.of("classify", *config.OBJECTIVE_SECTIONS),
         show_default=False,
         help="What is learned: classify; without labels masked-patch, mae, visreg. \\[default: classify]",
         rich_help_panel=_TRAINING,
@@ -180,6 +194,7 @@ Labels = Annotated[
     typer.Option(
         "--labels",
         metavar="FILE|imagenet-1k",
+        autocompletion=completion.of("imagenet-1k"),
         show_default=False,
         help="Names for the classes of a checkpoint that has none.",
     ),

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitcli.cli import options
+from vitcli.cli import completion, options
 from vitcli.cli.command import announced, print_result, reporting
 from vitcli.cli.evaluate import Split
 from vitcli.cli.train import Checkpoint
@@ -17,6 +17,7 @@ Method = Annotated[
     typer.Option(
         "--method",
         metavar="linear|fewshot|knn",
+        autocompletion=completion.of("linear", "fewshot", "knn"),
         help="linear: a linear discriminant or softmax regression, whichever is better by cross-validation. fewshot: the "
         "paper's least squares on probe.shots images a class. knn: a vote of the probe.k nearest.",
     ),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vitcli.cli import console, options
+from vitcli.cli import completion, console, options
 from vitcli.cli.command import announce, reporting
 from vitcli.errors import UsageError
 
@@ -20,6 +20,7 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="NAME",
+        autocompletion=completion.models,
         show_default=False,
         help="ViT-B/16, s/32, ti/4 …: a size (mu ti s m b l h) and a patch size; R50x1, R26+ViT-S/32: a ResNet, a hybrid. \\[default: one that suits data and device]",
     ),
@@ -29,6 +30,7 @@ Init = Annotated[
     typer.Option(
         "--init",
         metavar="CKPT",
+        autocompletion=completion.checkpoints,
         show_default=False,
         help="Continued pre-training: start from this weights file, run folder or hub id.",
         rich_help_panel="Training",
@@ -39,6 +41,7 @@ Teacher = Annotated[
     typer.Option(
         "--teacher",
         metavar="CKPT",
+        autocompletion=completion.checkpoints,
         show_default=False,
         help="What --objective distill learns from, and what labels --unlabelled images.",
         rich_help_panel="Training",
@@ -49,16 +52,27 @@ Unlabelled = Annotated[
     typer.Option(
         "--unlabelled",
         metavar="DATA",
+        autocompletion=completion.data,
         show_default=False,
         help="Further images to train on, with labels from --teacher (Noisy Student).",
         rich_help_panel="Training",
     ),
 ]
-Freeze = Annotated[str, typer.Option("--freeze", metavar="backbone", show_default=False, help="Train the head alone.")]
+Freeze = Annotated[
+    str,
+    typer.Option(
+        "--freeze",
+        metavar="backbone",
+        autocompletion=completion.of("backbone"),
+        show_default=False,
+        help="Train the head alone.",
+    ),
+]
 Checkpoint = Annotated[
     str,
     typer.Argument(
         metavar="[CKPT]",
+        autocompletion=completion.checkpoints,
         show_default=False,
         help="A weights file, a run folder or a hub id (user/name\\[@rev]). Left out: the newest finished run under ./runs.",
     ),

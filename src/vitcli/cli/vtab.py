@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitcli.cli import console, options
+from vitcli.cli import completion, console, options
 from vitcli.cli.command import print_result, reporting
 from vitcli.cli.train import Checkpoint
 
@@ -25,7 +25,13 @@ Task = Annotated[
     typer.Option("--task", metavar="NAME", show_default=False, help="This task alone; repeatable."),
 ]
 Method = Annotated[
-    str, typer.Option("--method", metavar="finetune|linear|fewshot|knn", help="How the checkpoint is moved to a task.")
+    str,
+    typer.Option(
+        "--method",
+        metavar="finetune|linear|fewshot|knn",
+        autocompletion=completion.of("finetune", "linear", "fewshot", "knn"),
+        help="How the checkpoint is moved to a task.",
+    ),
 ]
 Out = Annotated[
     str,
