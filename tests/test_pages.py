@@ -16,6 +16,7 @@ from PIL import Image
 from conftest import draw_image, run_vit, train_run
 from vitcli import pages, plots
 from vitcli.lettering import drawable
+from vitcli.text import markdown
 
 NAMES = ("<script>alert(1)<", '\u72d7 & "dog"', "plain")
 SHORT = {
@@ -64,6 +65,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 is_wrong = split == "test" and index == 0  # one of each class is of another's colour
                 draw_image((colour + is_wrong) % 3, index + 100 * (split == "test")).save(folder / f"{index}.png")
     return train_run("pretrain", data=str(root / "colours"), out=str(root / "run"), **SHORT)[0]
+
+
+def test_the_card_says_the_classes_the_next_commands_and_no_place(run: Path) -> None:
+    text = (run / "README.md").read_text(encoding="utf-8")
+    assert "vit predict model.safetensors photo.jpg" in text and "--config run.toml" in text
+    assert str(run.parent) not in text and str(Path.cwd()) not in text and str(Path.home()) not in text
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    assert f"{100 * report['eval']['top1']:.2f} %" in text
+    names = [markdown(name) for name in NAMES]
+    rows = [line.split(" | ") for line in text.splitlines() if any(line.startswith(f"| {name} | ") for name in names)]
+    assert len(rows) == len(NAMES) and all(row[1] == "5" for row in rows), "a row a class"
+    parts = [float(row[2].split()[0]) for row in rows]
+    assert parts == sorted(parts) and sum(parts) / len(parts) == pytest.approx(100 * report["eval"]["top1"], abs=0.1)
 
 
 def test_the_page_is_one_file_that_says_what_the_report_says(run: Path) -> None:

@@ -19,6 +19,7 @@ from vitcli.train.page import Shown
 from vitcli.train.plan import Plan
 from vitcli.train.runlog import Event, Log
 from vitcli.weights import checkpoint
+from vitcli.weights.card import public
 from vitcli.weights.checkpoint import Tensors
 from vitcli.weights.describe import Description
 from vitcli.weights.formats import timm_config
@@ -98,59 +99,39 @@ def _trained(plan: Plan) -> Record:
     return record
 
 
-_COLUMNS = {
-    "split": "split",
-    "n": "images",
-    "top1": "top-1",
-    "top5": "top-5",
-    "loss": "loss (nats)",
-    "ece": "calibration error",
-}
-_PERCENT = ("top1", "top5", "ece", "balanced_top1", "map")
+_MOST_CLASSES = 50
 
 
-def _results(scores: dict[str, Any]) -> str:
-    """The scores as a table, those that every classifier has first."""
-    order = [name for name in _COLUMNS if name in scores] + [name for name in scores if name not in _COLUMNS]
+def _results(plan: Plan, report: dict[str, Any], shown: Shown) -> str:
+    """The scores, and those of the classes, the worst first."""
+    said = [*page.scores_said(report)]
+    parts = ["", "## Results", "", *_table([markdown(name) for name, _ in said], [[text for _, text in said]])]
+    measure, classes = page.classes_measured(plan, shown)
+    if classes:
+        rows = [[markdown(name), f"{n:,}", f"{100 * part:.1f} %"] for part, name, n in classes[:_MOST_CLASSES]]
+        left = len(classes) - len(rows)
+        parts += [
+            "",
+            *_table(["class", "images", measure], rows),
+            *(["", f"{left:,} better ones are left out."] if left else []),
+        ]
+    return "\n".join([*parts, "", "![training curves](curves.png)", ""])
 
-    def cell(name: str) -> str:
-        value = scores[name]
-        if value is None:
-            return "–"
-        if name in _PERCENT:
-            return f"{100 * value:.2f} %"
-        return (
-            f"{value:,}"
-            if isinstance(value, int)
-            else f"{value:.4f}"
-            if isinstance(value, float)
-            else markdown(str(value))
-        )
 
-    rows = (
-        [_COLUMNS.get(name, markdown(name)) for name in order],
-        ["---"] * len(order),
-        [cell(name) for name in order],
+def _table(heads: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def _card(description: Description, report: dict[str, Any], plan: Plan, shown: Shown) -> str:
+    model, config, classes = description.model, plan.config, description.classes
+    names = ", ".join(markdown(c.name) for c in classes[:20])
+    listed = names + (" …" if len(classes) > 20 else "")
+    source, data = (
+        (markdown(str(public(plan.source.id))), markdown(plan.source.name)) if plan.source else ("none", "none")
     )
-    table = "\n".join(f"| {' | '.join(row)} |".replace("| --- ", "|---").replace("--- |", "---|") for row in rows)
-    return f"""
-## Results
-
-{table}
-
-![training curves](curves.png)
-"""
-
-
-def _card(description: Description, report: dict[str, Any], plan: Plan) -> str:
-    model, config, scores = description.model, plan.config, report["eval"]
-
-    names = ", ".join(markdown(c.name) for c in description.classes[:20])
-    shown = names + (" …" if len(description.classes) > 20 else "")
-    source, data = (markdown(plan.source.id), markdown(plan.source.name)) if plan.source else ("none", "none")
     how = "fine-tuned" if config.run.command == "finetune" else "trained further"
     trained = f"{how} from {markdown(plan.parent.path.name)}" if plan.parent else "trained from random weights"
-    result = "" if scores is None else _results(scores)
+    result = "" if report["eval"] is None else _results(plan, report, shown)
     return f"""---
 library_name: vit
 pipeline_tag: image-classification
@@ -165,14 +146,15 @@ A {markdown(model.kind)} {trained} on {source}.
 |---|---|
 | model | {markdown(model.name)}, {flops.parameters(model):,} parameters |
 | input | {format_size(model.img_size)} px, {model.sized()}{", " if model.sized() else ""}{model.seen}, {2 * flops.macs(model) / 1e9:.3g} GFLOPs an image |
-| classes | {f"{len(description.classes)}: {shown}" if description.classes else "none: what was learned has no labels"} |
+| classes | {f"{len(classes)}: {listed}" if classes else "none: what was learned has no labels"} |
 | recipe | `{config.run.recipe}`, seed {config.run.seed} |
 | training | {report["steps"]:,} steps, {report["images_seen"]:,} images, {report["train_flops"]:.3g} FLOPs, {report["seconds"]:,.0f} s |
 {result}
 ## Use
 
 ```
-vit {"eval" if description.classes else "finetune"} model.safetensors{"" if description.classes else " --data DATA"}
+{"vit predict model.safetensors photo.jpg" if classes else "vit finetune model.safetensors --data DATA"}
+{"vit eval" if classes else "vit probe"} model.safetensors{"" if classes else " --data DATA"}
 vit info model.safetensors
 ```
 
@@ -205,7 +187,7 @@ def write(
     contained("curves.png", log, lambda: plots.curves(lines, title, folder / "curves.png", unit))
     for name, picture in shown.pictures.items():
         plots.write_pixels(picture, folder / f"{name}.png")
-    files.write_text(folder / "README.md", _card(description, report, plan))
+    files.write_text(folder / "README.md", _card(description, report, plan, shown))
     contained(page.FILE, log, lambda: page.write(plan, folder, report, lines, shown))
     files.write_json(folder / "report.json", report)
 

@@ -53,7 +53,7 @@ def write(plan: Plan, folder: Path, report: dict[str, Any], lines: list[dict[str
     body = [
         f"<h1>{pages.text(title)}</h1>",
         pages.faint(_summary(plan, report)),
-        pages.tiles(_scores(report)),
+        pages.tiles(scores_said(report)),
         *(pages.warning(pages.without_places(said, places)) for said in report["warnings"]),
         pages.section("Curves", _curves(plan, lines)),
         *_pictures(shown.pictures),
@@ -85,7 +85,8 @@ def _summary(plan: Plan, report: dict[str, Any]) -> str:
     )
 
 
-def _scores(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def scores_said(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The scores of a report as (name, text), those that every classifier has first."""
     scores = report["eval"] or {}
     for name in [*(n for n in _NAMES if n in scores), *(n for n in scores if n not in _NAMES and n != "split")]:
         value = scores[name]
@@ -134,18 +135,25 @@ def _pictures(pictures: Mapping[str, NDArray[np.uint8]]) -> Iterator[str]:
             yield pages.section(name.capitalize(), made)
 
 
+def classes_measured(plan: Plan, shown: Shown) -> tuple[str, list[tuple[float, str, int]]]:
+    """What a class is measured by, and (0..1, class, images) of each, the worst first."""
+    found = shown.evaluation
+    if found is None:
+        return "", []
+    if isinstance(found, SetEvaluation):
+        name, counts = "average precision", found.tally.whole()[1].sum(0).numpy()
+    else:
+        name, counts = "top-1", found.tally.class_n
+    parts = zip(found.tally.per_class(), plan.classes, counts, strict=True)
+    return name, sorted(((part, c.name, int(n)) for part, c, n in parts if part is not None), key=lambda row: row[0])
+
+
 def _of_classes(plan: Plan, shown: Shown) -> Iterator[str]:
     """Each class, what was taken for what, and the mistakes."""
     found, names = shown.evaluation, [c.name for c in plan.classes]
     if found is None or not names:
         return
-    if isinstance(found, SetEvaluation):
-        counts, parts = found.tally.whole()[1].sum(0).numpy(), found.tally.per_class()
-    else:
-        counts, parts = found.tally.class_n, found.tally.per_class()
-    name = "average precision" if isinstance(found, SetEvaluation) else "top-1"
-    there = [(part, names[i], int(counts[i])) for i, part in enumerate(parts) if part is not None]
-    there.sort(key=lambda row: row[0])
+    name, there = classes_measured(plan, shown)
     rows = [(name, f"{n:,}", f"{100 * part:.1f} %", part) for part, name, n in there[:_MOST_CLASSES]]
     heads = ("class", "images", name)
     left = len(there) - len(rows)
