@@ -13,8 +13,10 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
+from vitcli import api
 from vitcli.cli.table import COMMANDS
 from vitcli.config import COMMAND_SECTIONS, FAMILIES, OBJECTIVE_SECTIONS, SECTIONS, ModelConfig
 from vitcli.config_values import key_of
@@ -86,7 +88,30 @@ def page() -> str:
         "## Presets\n\n`digits` needs no network: it comes with scikit-learn.\n\n"
         "| preset | hub id | images | labels | held out | |\n|---|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
     )
+    parts.append("## Python\n\n`from vitcli import api`; how it is used stands in [From Python](python.md).\n")
+    named = {name: of_python(name, getattr(api, name)) for name in api.__all__}
+    parts += [f"### api.{name}\n\n{text}\n" for name, text in named.items() if text]
     return "\n".join(parts)
+
+
+def of_python(name: str, thing: object) -> str:
+    """The signature of a function with its docstring, a class's docstring."""
+    text = inspect.getdoc(thing) or ""
+    if inspect.isclass(thing):
+        return "" if text.startswith(f"{thing.__name__}(") else text  # what a dataclass without one says
+    if not inspect.isfunction(thing):
+        return ""
+    node = ast.parse(textwrap.dedent(inspect.getsource(thing))).body[0]
+    assert isinstance(node, ast.FunctionDef) and node.returns is not None
+    parameters, depth = [""], 0
+    for letter in ast.unparse(node.args):
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and not depth:
+            parameters.append("")
+        else:
+            parameters[-1] += letter
+    inside = "".join(f"\n    {parameter.strip()}," for parameter in parameters)
+    return f"```python\n{name}({inside}\n) -> {ast.unparse(node.returns)}\n```\n\n{text}"
 
 
 def files() -> str:
