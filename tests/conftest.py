@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,13 +133,30 @@ Vit = Callable[..., Result]
 
 
 def run_vit(
-    *arguments: object, cwd: Path, env: dict[str, str] | None = None, timeout: float = 240, stdin: str | None = None
+    *arguments: object,
+    cwd: Path,
+    env: dict[str, str] | None = None,
+    timeout: float = 240,
+    stdin: str | None = None,
+    fresh: bool = False,
 ) -> Result:
-    """`python -m vitcli` in a process of its own."""
+    """`python -m vitcli` in a process of its own: forked from one that has imported everything, unless `fresh`, or where the environment
+    is another.
+    """
+    from processes import Started, Zygote
+
+    whole = {**os.environ, **(env or {})}
+    if not fresh and Zygote.fits(whole):
+        with tempfile.TemporaryDirectory() as folder:
+            out, err, given = (Path(folder, name) for name in ("out", "err", "in"))
+            given.write_text(stdin or "")
+            started = Started(arguments, cwd, env=whole, out=str(out), err=str(err), stdin=str(given))
+            code, _ = started.ended(timeout)
+            return Result(code, *(path.read_text() if path.exists() else "" for path in (out, err)))
     done = subprocess.run(
         [sys.executable, "-m", "vitcli", *map(str, arguments)],
         cwd=cwd,
-        env={**os.environ, **(env or {})},
+        env=whole,
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,15 @@ class Zygote:
     """The process that forks the others (zygote.py); made when it is first needed."""
 
     process: subprocess.Popen[str] | None = None
+    env: Mapping[str, str] = {}
+    """What it was started in: what libraries read of it as they are imported is settled."""
+
+    @classmethod
+    def fits(cls, env: Mapping[str, str]) -> bool:
+        """Whether a process that it forks is as one that is started in `env`."""
+        own = cls.env if cls.process is not None else os.environ
+        differ = {name for name in {*own, *env} if own.get(name) != env.get(name)}
+        return all(name == "PYTEST_CURRENT_TEST" or (name.startswith("VIT_") and name in env) for name in differ)
 
     @classmethod
     def ask(cls, order: dict[str, Any]) -> Any:
@@ -37,11 +46,17 @@ class Zygote:
             cls.process = subprocess.Popen(
                 [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
-            atexit.register(cls.process.kill)
+            cls.env = dict(os.environ)
+            atexit.register(cls.end, cls.process)
         assert cls.process.stdin is not None and cls.process.stdout is not None
         cls.process.stdin.write(json.dumps(order) + "\n")
         cls.process.stdin.flush()
         return json.loads(cls.process.stdout.readline())
+
+    @staticmethod
+    def end(process: subprocess.Popen[str]) -> None:
+        process.kill()
+        process.communicate()
 
 
 class Started:
@@ -55,10 +70,12 @@ class Started:
         env: dict[str, str] | None = None,
         out: str = "",
         err: str = "",
+        stdin: str = "",
     ) -> None:
-        """`before` is Python that the process runs first, to inject a fault; `out` and `err` take its output."""
-        number = sum(1 for _ in cwd.glob(".*.log"))
-        (cwd / f".{number}.log").touch()
+        """`before` is Python that the process runs first, to inject a fault; `out` and `err` take its output, `stdin` is a file."""
+        if not (out and err):
+            number = sum(1 for _ in cwd.glob(".*.log"))
+            (cwd / f".{number}.log").touch()
         self.out, self.err = Path(out or cwd / f".{number}.out"), Path(err or cwd / f".{number}.err")
         self.pid: int = Zygote.ask(
             {
@@ -69,6 +86,7 @@ class Started:
                     "env": env or {},
                     "out": str(self.out),
                     "err": str(self.err),
+                    "stdin": stdin,
                 }
             }
         )

@@ -30,7 +30,7 @@ def child(order: dict[str, Any]) -> None:
     """Become `vit` with the order's arguments; `before` is Python that is run first, to inject a fault."""
     os.chdir(order["cwd"])
     os.environ.update(order["env"])
-    for descriptor, name in ((0, os.devnull), (1, order["out"]), (2, order["err"])):
+    for descriptor, name in ((0, order["stdin"] or os.devnull), (1, order["out"]), (2, order["err"])):
         opened = os.open(name, os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.dup2(opened, descriptor)
         os.close(opened)

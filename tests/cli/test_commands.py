@@ -29,7 +29,7 @@ def trained(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_training_prints_the_path_of_the_checkpoint_and_nothing_else(
     vit: Vit, class_folders: Path, tmp_path: Path
 ) -> None:
-    done = vit("pretrain", "--data", class_folders, *QUICK)
+    done = vit("pretrain", "--data", class_folders, *QUICK, fresh=True)
     assert done.code == 0, done.err
     assert done.out == "runs/ViT-mu-4-colours-1/model.safetensors\n"
     folder = tmp_path / "runs" / "ViT-mu-4-colours-1"
@@ -407,7 +407,7 @@ def test_a_signal_saves_exits_75_and_the_same_command_goes_on(class_folders: Pat
 
 def test_a_time_budget_is_kept(vit: Vit, class_folders: Path) -> None:
     started = time.monotonic()
-    done = vit("pretrain", "--data", class_folders, "--model", "mu/4", "--time-budget", "20s", "--json")
+    done = vit("pretrain", "--data", class_folders, "--model", "mu/4", "--time-budget", "20s", "--json", fresh=True)
     assert done.code == 0, done.err
     assert 16 <= time.monotonic() - started <= 23
     assert done.json["steps"] > 50

@@ -100,7 +100,7 @@ def test_dinov2_as_facebook_wrote_it(tmp_path):
     wanted = torch.nn.functional.interpolate(
         patches, scale_factor=((98 // 14 + 0.1) / 4, (84 // 14 + 0.1) / 4), mode="bicubic", antialias=False
     )
-    assert torch.equal(fitting["pos_embed"][:, 1:], wanted.permute(0, 2, 3, 1).reshape(1, 42, -1))
+    torch.testing.assert_close(fitting["pos_embed"][:, 1:], wanted.permute(0, 2, 3, 1).reshape(1, 42, -1))
     assert torch.equal(fitting["pos_embed"][:, :1], tensors["pos_embed"][:, :1])
 
 
