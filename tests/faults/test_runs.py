@@ -354,7 +354,7 @@ def test_row_32_no_network_is_said_at_once_without_a_storm_of_retries(tmp_path: 
 def test_row_33_a_sink_that_fails_is_one_warning(
     class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """Trackers are sinks; there are no adapters yet, so these are sinks of a test's own."""
+    """Trackers are sinks; these are of a test's own, and fail."""
     monkeypatch.setattr(runlog, "PATIENCE", 0.5)
     heard: list[str] = []
     release = threading.Event()
