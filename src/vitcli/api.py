@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from vitcli import world
 from vitcli.analysis.plan import AttentionPlan as AttentionPlan
 from vitcli.analysis.plan import filters_of as filters
 from vitcli.analysis.plan import plan_attention
@@ -35,6 +36,7 @@ from vitcli.evaluate.report import summary, summary_of_sets
 from vitcli.progress import Progress, silent
 from vitcli.train import runfolder
 from vitcli.train.bench import bench_asked
+from vitcli.train.following import follow, together
 from vitcli.train.plan import Plan, Request
 from vitcli.train.planning import make_plan as plan
 from vitcli.train.run import train as train_plan
@@ -150,14 +152,17 @@ def finetune(
 
 def run(planned: Plan, out: str = "", resume: str = "auto", sinks: Sequence[Sink] = ()) -> tuple[Path, dict[str, Any]]:
     """Train what was planned, or resume it. Returns the run folder and the report."""
-    log = Log(sinks)
-    place = runfolder.choose(planned, out, resume)
-    log("note", text=f"run folder: {place.folder}")
-    for note in planned.notes if place.how != "finished" else ():
-        log("note", text=note)
-    for warning in planned.warnings if place.how != "finished" else ():
-        log("warning", text=warning)
-    return train_plan(planned, place, log)
+    with together(planned) as is_first:
+        if not is_first:
+            return follow(planned), {}
+        log = Log(sinks)
+        place = world.told(runfolder.choose(planned, out, resume))
+        log("note", text=f"run folder: {place.folder}")
+        for note in planned.notes if place.how != "finished" else ():
+            log("note", text=note)
+        for warning in planned.warnings if place.how != "finished" else ():
+            log("warning", text=warning)
+        return train_plan(planned, place, log)
 
 
 def sweep(

@@ -16,6 +16,7 @@ from vitcli.cli import console, habits
 from vitcli.cli.table import COMMANDS
 from vitcli.config_values import shown
 from vitcli.errors import ResourceError, Stopped, UsageError, VitError, did_you_mean, is_out_of_memory
+from vitcli.world import world
 
 
 def _version(wanted: bool) -> None:
@@ -66,6 +67,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stderr.flush()
     except OSError:
         console.silence(1, 2)
+    if "RANK" in os.environ:  # threads of the processes' connections may outlive the interpreter, which aborts it
+        os._exit(code)
     sys.exit(code)
 
 
@@ -73,6 +76,10 @@ def run(arguments: list[str]) -> int:
     """The exit code of a command; errors are shown, a closed pipe is quiet. The code is true even if nobody can read why."""
     console.asked_for.clear()
     try:
+        if not world().is_first:  # the first process speaks for all, and does alone what is not shared
+            if not {"pretrain", "finetune"} & set(arguments[:1]):
+                return 0
+            arguments = [*arguments, "--quiet"]
         code = int(make_app()(arguments, prog_name="vit", standalone_mode=False) or 0)
         console.say_written("--quiet" in arguments or "-q" in arguments)
         return code

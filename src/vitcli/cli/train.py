@@ -11,6 +11,7 @@ import typer
 from vitcli.cli import completion, console, options
 from vitcli.cli.command import announce, reporting
 from vitcli.errors import UsageError
+from vitcli.world import world
 
 if TYPE_CHECKING:
     from vitcli.train.plan import Plan
@@ -184,6 +185,8 @@ def _train(
             _show_plan(plan, json)
             return
         folder, report = api.run(plan, out, resume, [reporter, *trackers])
+    if not world().is_first:
+        return
     announce(_closing(folder, report), quiet=quiet)
     if json:
         console.print_json(report)

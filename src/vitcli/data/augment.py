@@ -251,9 +251,14 @@ def _filled(
     return images
 
 
-def mixed(whole: Batch, config: AugmentConfig, seed: int, steps: Int[Tensor, " steps"]) -> list[Batch]:
+def partners(config: AugmentConfig, is_labelled: bool) -> int:
+    """How many images before its own a part of a batch needs for mixing."""
+    return config.repeats if is_labelled and (config.mixup > 0 or config.cutmix > 0) else 0
+
+
+def mixed(whole: Batch, config: AugmentConfig, seed: int, steps: Int[Tensor, " steps"], before: int = 0) -> list[Batch]:
     """The batches of these steps, which lie in `whole` one behind the other, each mixed with itself rolled by one image and its
-    repeats, by one ratio a batch.
+    repeats, by one ratio a batch. With `before` they are parts of batches: so many of the first images stand before the part.
 
     Mixup takes max(λ, 1 - λ) as in big_vision; cutmix's ratio is the area that is left (Yun et al., 2019).
     With both, each batch draws one of them with equal chance. Drawn from (seed, step), on the device of `steps`.
@@ -278,19 +283,25 @@ def mixed(whole: Batch, config: AugmentConfig, seed: int, steps: Int[Tensor, " s
         else:
             keeps, weight = everywhere, ratio
 
+    def paired(each: Tensor) -> tuple[Tensor, Tensor]:
+        """Of `[steps, images, ...]` the images and their partners."""
+        return (each[:, before:], each[:, :-before]) if before else (each, each.roll(config.repeats, 1))
+
     def blended(t: Tensor, own: Tensor) -> Tensor:
         """By a part `own` of each image for its own, the rest its partner's."""
         each = t.unflatten(0, (len(steps), size))
         shape = (len(steps), *[1] * (each.ndim - own.ndim), *own.shape[1:])
-        other = each.roll(config.repeats, 1)
+        each, other = paired(each)
         return (each * own.to(t.dtype).view(shape) + other * (1 - own).to(t.dtype).view(shape)).flatten(0, 1)
 
     views = tuple(blended(v, keeps) for v in whole.views)
     targets = None if whole.targets is None else blended(whole.targets, weight[:, None])
-    partner = whole.labels
-    if partner is not None:
-        partner = partner.view(len(steps), size).roll(config.repeats, 1).flatten()
-    both = replace(whole, views=views, partner_labels=partner, targets=targets)
+    labels = partner = whole.labels
+    if labels is not None:
+        labels, partner = (part.flatten() for part in paired(labels.view(len(steps), size)))
+    ids = whole.ids.view(len(steps), size)[:, before:].flatten()
+    parts = [slice(i * (size - before), (i + 1) * (size - before)) for i in range(len(steps))]
+    both = replace(whole, views=views, labels=labels, ids=ids, partner_labels=partner, targets=targets)
     return [replace(both.rows(part), weight=own) for part, own in zip(parts, weight.float().unbind(), strict=True)]
 
 

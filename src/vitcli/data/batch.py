@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,9 @@ class Batch:
     partner_labels: Int[Tensor, " batch"] | None = None
     weight: Float[Tensor, ""] | float = 1.0
     targets: Float[Tensor, "batch classes"] | None = None
+    start: int = 0
+    whole: int = 0
+    """Of a process's share: its first row in the global batch, and that one's length; 0: it is the global batch."""
 
     @property
     def images(self) -> Images:
@@ -38,6 +42,13 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def outline(self) -> Batch:
+        """As long as the global batch, with the shapes and the device of its images: enough to draw from, with no images of others."""
+        if self.whole in (0, len(self)):
+            return self
+        views = tuple(view[:1].expand(self.whole, *view.shape[1:]) for view in self.views)
+        return Batch(views, None, self.ids[:1].expand(self.whole))
 
     def resized(self, size: Size) -> Batch:
         """The same batch at another size, by an antialiased bilinear resize."""
@@ -52,7 +63,7 @@ class Batch:
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """With what `change` makes of every tensor that a step reads."""
-        changed = {name: change(tensor) for name, tensor in self.tensors().items()}
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in self.tensors().items()}
         views = tuple(changed.pop(f"views.{i}") for i in range(len(self.views)))
         return replace(self, views=views, **changed)
 

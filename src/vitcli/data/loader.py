@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -17,13 +17,14 @@ from torch import Tensor
 
 from vitcli import host
 from vitcli.config import Config
-from vitcli.data.augment import Augmenter, mixed
+from vitcli.data.augment import Augmenter, mixed, partners
 from vitcli.data.batch import Batch, one_hot
 from vitcli.data.cache import Images
 from vitcli.data.joined import Drawn, Joined
 from vitcli.data.prefetch import ahead
 from vitcli.data.upload import Sent, Upload
 from vitcli.randomness import permutation
+from vitcli.world import World
 
 _COPY = 2**40
 """Between the addresses of an image's repeats: more than there are images."""
@@ -92,11 +93,13 @@ class TrainLoader:
         device: torch.device,
         drawn: Drawn | None = None,
         room: int = 0,
+        world: World = World(),
     ) -> None:
         """`labels` are of every position of `images`, a number or a row of a matrix of sets; `drawn` says what an epoch draws: else each
         that can be read, once.
         """
         self.images, self.config, self.device, self.room = images, config, device, room
+        self.size, self.share = config.train.batch_size, world.share(config.train.batch_size)
         if drawn is None:
             assert isinstance(images, Images)
             drawn = Drawn(images.valid)
@@ -109,6 +112,9 @@ class TrainLoader:
         balanced = self.labels if config.data.balanced else None
         self.order = Order(len(drawn.positions), config.run.seed, balanced, config.augment.repeats)
         self.augment = Augmenter(config.augment, config.eval, config.model.img_size, config.run.seed)
+        self.before = partners(config.augment, labels is not None) if world.is_shared else 0
+        self.rows = np.arange(self.share.start - self.before, self.share.stop) % self.size
+        """Of the global batch that this process reads: its share, and the images that those of its share are mixed with."""
         # float64 and int64 are what addresses are mixed with; where a device has none, images are augmented by the CPU
         self.upload = Upload(host.numbers_of(device))
         self._known: _Known | None = None
@@ -174,9 +180,9 @@ class TrainLoader:
 
     def _read(self, step: int, count: int) -> _Read:
         """On its way to the device. May be called by any thread."""
-        size = self.config.train.batch_size
-        samples, epochs = self.order.take(step * size, count * size)
-        copies = self.order.copies(step * size, count * size)
+        size = self.size
+        samples, epochs = (self._own(found) for found in self.order.take(step * size, count * size))
+        copies = self._own(self.order.copies(step * size, count * size))
         if self.drawn.copies is not None:
             copies = copies + self.order.repeats * self.drawn.copies[samples]
         positions = self.drawn.positions[samples]
@@ -201,10 +207,16 @@ class TrainLoader:
         if known.sets is not None:
             targets = known.sets.index_select(0, samples).float()
         whole = Batch(tuple(views), labels, torch.from_numpy(read.numbers[4]), targets=targets)
-        count = len(samples) // self.config.train.batch_size
+        count = len(samples) // len(self.rows)
         steps = torch.arange(read.step, read.step + count, device=samples.device)
-        batches = mixed(whole, self.config.augment, self.config.run.seed, steps)
+        batches = mixed(whole, self.config.augment, self.config.run.seed, steps, self.before)
+        if len(self.rows) != self.size:
+            batches = [replace(batch, start=self.share.start, whole=self.size) for batch in batches]
         return batches if self.upload.device == self.device else [batch.to(self.device) for batch in batches]
+
+    def _own(self, found: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of numbers of consecutive global batches those of this process's rows."""
+        return found if len(self.rows) == self.size else found.reshape(-1, self.size)[:, self.rows].flatten()
 
     def _targets(self, labels: Tensor, positions: Tensor, soft: Tensor | None) -> Tensor | None:
         """The distributions that images learn, where some of them are a teacher's."""
@@ -216,7 +228,7 @@ class TrainLoader:
 
     def _together(self) -> int:
         """How many batches are augmented at once: small ones cost as many calls as large ones."""
-        size, on_gpu = self.config.train.batch_size, self.upload.device.type == "cuda"
+        size, on_gpu = len(self.rows), self.upload.device.type == "cuda"
         images, most = (_IMAGES_ON_GPU, _BYTES_ON_GPU) if on_gpu else (_IMAGES_TOGETHER, _BYTES_TOGETHER)
         views = self.config.augment.views * 12 * math.prod(self.config.model.img_size)  # bytes of an image
         fitting = min(images // size, most // (size * views))
@@ -225,7 +237,7 @@ class TrainLoader:
     def _memory(self) -> int:
         """How many batches of decoded images data.memory_mb has room for."""
         pixels = 3 * math.prod(self.images.view.size)
-        return int(self.config.data.memory_mb * 1e6 // (self.config.train.batch_size * pixels))
+        return int(self.config.data.memory_mb * 1e6 // (len(self.rows) * pixels))
 
     def batches(self, start: int) -> Generator[Batch, None, None]:
         """Batches from `start` on, without end. With workers, the images of the next ones are read meanwhile.

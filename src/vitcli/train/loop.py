@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from vitcli import files, host
+from vitcli import files, host, world
 from vitcli.data.batch import Batch
 from vitcli.errors import DivergedError, Interrupted, ResourceError, is_out_of_memory
 from vitcli.machine import peak_flops
@@ -20,6 +20,7 @@ from vitcli.runs import WEIGHTS
 from vitcli.train import artifacts, runfolder, state
 from vitcli.train.clock import Anchor
 from vitcli.train.execution import Execution
+from vitcli.train.following import Step, Train, send_weights
 from vitcli.train.monitor import Monitor
 from vitcli.train.optim import lr_factor
 from vitcli.train.page import Shown
@@ -98,6 +99,8 @@ class Loop:
             self._seconds_to_come,
             lambda text: session.log("note", text=text),
         )
+        world.told(Train(at.step))
+        send_weights(session.trainer)
         monitor = None if session.trainer.objective.needs_labels else Monitor(session)
         since, then = at.step, time.monotonic()
         batches = session.loader.batches(at.step)
@@ -195,6 +198,8 @@ class Loop:
         height, width = batch.images.shape[2:]
         try:
             with trainer.model.taking((height, width)):
+                size = (int(height), int(width))
+                world.told(Step(self.factor, progress, size, bool(trainer.machine.compile)))
                 update = self.execution(batch, step)
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):

@@ -10,31 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from vitcli import files
-from vitcli.config import PseudoConfig, as_dict
-from vitcli.data.cache import Images, open_images, working_view
-from vitcli.data.joined import Drawn, Joined
-from vitcli.data.loader import TrainLoader
-from vitcli.data.split import Split
+from vitcli import files, host, world
+from vitcli.config import as_dict
 from vitcli.errors import CheckpointError, DivergedError, Interrupted
 from vitcli.evaluate.inference import Inference
-from vitcli.machine import Machine
-from vitcli.model.classifier import Classifier, build
+from vitcli.model.classifier import Classifier
 from vitcli.progress import Progress
-from vitcli.train import pseudo, runfolder, state
+from vitcli.train import runfolder, state
 from vitcli.train.clock import Anchor, Clock
+from vitcli.train.following import Begin
 from vitcli.train.head import Start
-from vitcli.train.memory import room_of
+from vitcli.train.parts import Parts
 from vitcli.train.plan import Plan
 from vitcli.train.runlog import Log, Metrics, read_lines
 from vitcli.train.signals import Signals
 from vitcli.train.step import DIVERGED_HINT
-from vitcli.train.teacher import outputs_of
-from vitcli.train.trainer import Trainer
-from vitcli.weights.asked import loaded
-from vitcli.weights.checkpoint import adapt, load, resized
 
 
 @dataclass(eq=False)
@@ -48,28 +38,20 @@ class Reached:
     saved_step: int = -1
 
 
-class Session:
-    """The parts of a run in one place, made in the order in which they need each other.
+class Session(Parts):
+    """The parts of a run in one place, and what it writes.
 
-    `start` is the linear probe that a new head began as, where it did (selection.py); `unreadable` counts images that were left
-    out, by split.
+    `start` is the linear probe that a new head began as, where it did (selection.py).
     """
 
     def __init__(self, plan: Plan, folder: Path, log: Log, signals: Signals) -> None:
-        self.plan, self.folder, self.log, self.config, self.signals = plan, folder, log, plan.config, signals
+        self.signals = signals
         # what an earlier session left, and what a killed one broke
         saved, faults = state.newest(folder / "state")
         files.remove_leftovers(folder)
         for fault in faults:
             log("warning", text=fault)
-        # the parts, each from the ones before it
-        self.unreadable: dict[str, int] = {}
-        self.machine = machine_of(plan, saved, folder, log)
-        self.images = self._open_images()
-        self.loader = self._loader()
-        self.trainer = Trainer(self.initial_model(restored=saved is not None), self.config, self.machine)
-        self.trainer.objective.begin(plan.classes)
-        self.trainer.objective.counted(plan.classes, plan.class_counts)
+        super().__init__(plan, folder, log, saved)
         self.clock = Clock(plan.steps, self.config.train.time_budget, self._anchors())
         self.at = Reached()
         self.start: Start | None = None
@@ -79,76 +61,8 @@ class Session:
         self.metrics = Metrics(folder / "metrics.jsonl", self.at.step)
         self.writer = state.Writer()
         runfolder.write_status(folder, "running", self.at.step)
+        world.told(Begin(self.at.resumed_from))
         log("begin", folder=folder, config=as_dict(self.config), step=self.at.step, seconds=self.seconds())
-
-    # --- parts ---
-
-    def _open_images(self) -> Images | Joined:
-        plan = self.plan
-        assert plan.train is not None
-        images = self._open(plan.train)
-        return images if plan.unlabelled is None else Joined(images, self._open(plan.unlabelled))
-
-    def _open(self, split: Split) -> Images:
-        plan = self.plan
-        view = working_view(plan.native, plan.uniform, self.config.model.img_size, self.config.augment)
-        images = open_images(split, view, self.config.data, self.log.progress)
-        if images.bad:
-            self.unreadable[split.name] = len(images.bad)
-            position, reason = images.bad[0]
-            self.log(
-                "warning",
-                text=f"{len(images.bad)} unreadable {'training' if split is plan.train else split.name} images are skipped, the first is "
-                f"{split.describe(position)}: {reason}",
-            )
-        return images
-
-    def _loader(self) -> TrainLoader:
-        """Of the training images, with those that a teacher labels first."""
-        plan, config = self.plan, self.config
-        if plan.unlabelled is None:
-            assert isinstance(self.images, Images)
-            return TrainLoader(self.images, plan.targets, config, self.machine.device, room=self._room())
-        assert isinstance(self.images, Joined) and plan.targets is not None
-        settings: PseudoConfig = config.settings_of("pseudo")
-        described, model = loaded(config.train.teacher)
-        teacher = Inference(model.to(self.machine.device), described.eval, config.data, self.machine, self.log.progress)
-        outputs = outputs_of(described.classes, plan.classes).numpy()
-        said = pseudo.labelled(teacher, outputs, plan.unlabelled, self.folder / pseudo.FILE)
-        pseudo_labels = pseudo.chosen(said, settings, config.run.seed)
-        self.log("note", text=str(pseudo_labels))
-        own, start = self.images.first.valid, len(self.images.first.split)
-        readable = np.isin(pseudo_labels.places, self.images.second.valid)
-        places, copies = pseudo_labels.places[readable], pseudo_labels.copies[readable]
-        drawn = Drawn(
-            np.concatenate([own, start + places]),
-            np.concatenate([np.zeros(len(own), np.int64), copies]),
-            start,
-            pseudo.targets_of(pseudo_labels, settings),
-        )
-        labels = np.concatenate([plan.targets, pseudo_labels.labels])
-        return TrainLoader(self.images, labels, config, self.machine.device, drawn, self._room())
-
-    def _room(self) -> int:
-        """Bytes of a GPU's memory for the images: what it says is free, less twice what training is estimated to need."""
-        room = room_of(self.machine.device) if self.machine.device.type == "cuda" else None
-        return 0 if room is None else max(0, room.free - 2 * self.plan.memory().total)
-
-    def initial_model(self, restored: bool = False) -> Classifier:
-        """The model as a run begins: random, or the weights that it starts from. One that is `restored` is overwritten by the saved step."""
-        plan, config = self.plan, self.config
-        if plan.parent is None or restored:
-            model = build(config.model)
-            model.initialise(config.run.seed, config.train.init, config.train.head_bias)
-        else:
-            description, tensors = load(plan.parent)
-            _, fitting = resized(description, tensors, config.model.img_size)
-            model = adapt(fitting, config.model, plan.keep_head, config.run.seed, config.train.head_bias)
-        if plan.frozen:
-            heads = model.head_names()
-            for name, parameter in model.named_parameters():
-                parameter.requires_grad_(name.startswith(heads))
-        return model
 
     def inference(self, model: Classifier, progress: Progress | None = None) -> Inference:
         """A model as this run measures it; a signal ends what it is asked."""
@@ -193,12 +107,18 @@ class Session:
 
     def stop_if_signalled(self) -> None:
         """Raises Interrupted after a signal; `finish` then saves, if this step is not saved."""
-        if self.signals.received and self.signals.is_training:
-            name = signal.Signals(self.signals.received).name
+        received = self.signals.received and signal.Signals(self.signals.received).name
+        if self.signals.is_training and (received or self._others_signalled()):
+            name = received or "a signal to another of its processes"
             raise Interrupted(
                 f"stopped by {name} at step {self.at.step}, saved in {self.folder}",
                 "run the same command again to resume",
             )
+
+    def _others_signalled(self) -> bool:
+        """Whether another process was sent a signal before the last update; asked where nothing waits for it, or now and then."""
+        signals = self.trainer.signals
+        return signals is not None and (host.can_read(signals) or self.at.step % 10 == 0) and bool(host.read(signals))
 
     def watch(self, what: str, done: int, total: int) -> None:
         """The progress of an evaluation."""
@@ -277,39 +197,3 @@ class Session:
             with contextlib.suppress(DivergedError):
                 self.save("failed", DivergedError.code)
         self.writer.wait()
-
-
-def machine_of(plan: Plan, saved: state.Saved | None, folder: Path, log: Log) -> Machine:
-    """The plan's machine, with the precision and threads of the state, since they change bits."""
-    machine = plan.machine
-    if saved is None:
-        return machine
-    then = _known(saved, folder)
-    if then["device"] == machine.device.type:
-        asked = plan.config.run  # what a run is told stands above what it chose before
-        machine = machine.at(
-            then["precision"],
-            then["threads"],
-            then.get("compile") if asked.compile is None else None,
-            then.get("replay") if asked.replay is None else None,
-        )
-    now = machine.as_json(plan.config.model.tokens)
-    changed = [f"{k} {then[k]} → {now[k]}" for k in now if then.get(k, now[k]) != now[k]]
-    if changed:
-        log("warning", text=f"resumed on another machine ({', '.join(changed)}): the result will not be bit-equal")
-    return machine
-
-
-def _known(saved: state.Saved, folder: Path) -> dict[str, Any]:
-    """The machine of a saved step. Raises CheckpointError where the step lacks what every vit writes."""
-    try:
-        then = saved.values["runtime"]
-        position, seconds = saved.values["loader"]["step"], saved.values["seconds"]
-        if position == saved.step and seconds >= 0 and then["threads"] > 0 and {"device", "precision"} <= then.keys():
-            return dict(then)
-        raise ValueError(f"position {position}")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"step {saved.step} in {folder} is not one that this vit reads: {error}",
-            "start anew with --resume never",
-        ) from None

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitcli import host
+from vitcli import host, world
 from vitcli.data.batch import Batch
 from vitcli.model.held import held
 from vitcli.randomness import Step, generator
@@ -24,6 +24,12 @@ class Update:
     loss: Float[Tensor, ""]  # nats, mean over the batch
     grad_norm: Float[Tensor, ""]  # before clipping
     metrics: dict[str, Tensor]  # the objective's own, means over the batch
+
+
+def micro_batches(own: int, whole: int, accumulate: int) -> int:
+    """How many a process makes of its images: as few as are no larger than those of a process that has the whole batch."""
+    most = max(1, (whole or own) // accumulate)
+    return next(n for n in range(1, own + 1) if own % n == 0 and own // n <= most)
 
 
 def train_step(trainer: Trainer, batch: Batch, step: int) -> Update:
@@ -42,8 +48,9 @@ def update(trainer: Trainer, batch: Batch, step: Step) -> Update:
     """
     model, objective, optimizer, config = trainer.model, trainer.objective, trainer.optimizer, trainer.config
     # what is random is drawn for the whole batch, and each micro-batch takes its rows
-    noise = objective.draw(model, batch, config.run.seed, step)
-    size, parts = len(batch) // config.train.accumulate, config.train.accumulate
+    noise = objective.draw(model, batch.outline(), config.run.seed, step)
+    parts = micro_batches(len(batch), batch.whole, config.train.accumulate)
+    size, processes = len(batch) // parts, max(1, batch.whole // len(batch))
     losses: list[Tensor] = []
     metrics: dict[str, Tensor] = {}
     optimizer.zero_grad()
@@ -55,14 +62,21 @@ def update(trainer: Trainer, batch: Batch, step: Step) -> Update:
             if isinstance(step, int):
                 trainer.machine.seed(int(generator(config.run.seed, "dropout", step, index).integers(2**62)))
             with torch.autocast(trainer.machine.device.type, torch.bfloat16, enabled=trainer.machine.bf16):
-                result = objective(model, batch.rows(rows), noise.rows(rows))
-            # gradients add up, so that the sum over micro-batches is the gradient of the batch's mean
-            (result.loss / parts).backward()
+                drawn = noise.rows(slice(batch.start + rows.start, batch.start + rows.stop))
+                result = objective(model, batch.rows(rows), drawn)
+            # gradients add up, so that the sum over micro-batches, and over processes, is the gradient of the batch's mean
+            (result.loss / (parts * processes)).backward()
             losses.append(result.loss.detach())
             for name, value in result.metrics.items():
                 mean = host.tensor(value, trainer.machine.device).detach().float() / parts
                 metrics[name] = metrics[name] + mean if name in metrics else mean
     loss = losses[0] if parts == 1 else torch.stack(losses).mean()
+    if processes > 1:
+        means = torch.stack([loss.float(), *metrics.values()]) / processes
+        signals = torch.tensor([float(trainer.signal)], device=means.device)
+        world.add_up([*trainer.gradients(), means, signals])
+        loss, metrics = means[0], dict(zip(metrics, means[1:].unbind(), strict=True))
+        trainer.signals = signals
     norm = optimizer.clip(config.optim.clip)
     optimizer.step(trainer.watch.admits(step, loss, norm))
     return Update(loss, norm, metrics)

@@ -35,6 +35,14 @@ class Trainer:
         )
         self.average = Average(self.model, config.train.ema) if config.train.ema else None
         self.watch = Watch(machine.device)
+        self.signal = 0
+        """The signal that this process was sent, 0 for none; and, after an update, the sum of those of all processes."""
+        self.signals: torch.Tensor | None = None
+
+    def gradients(self) -> list[torch.Tensor]:
+        """Of the update to come, in the same order in every process."""
+        parameters = [*self.model.parameters(), *self.objective.parameters()]
+        return [p.grad for p in parameters if p.grad is not None]
 
     def compile(self) -> None:
         """Compile the forward and the backward pass, the loss included."""

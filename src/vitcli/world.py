@@ -1,0 +1,141 @@
+"""The processes that train together, as a launcher such as torchrun starts them: how many there are, and what they tell each other.
+
+The first one is the run: it decides, logs, measures and saves. The others follow it (train/following.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import functools
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vitcli.errors import ResourceError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+_PATIENCE = 600.0
+"""Seconds that a process waits for the others, unless VIT_WORLD_TIMEOUT says another number: evaluations and saves take some."""
+_BUCKET = 25_000_000
+"""Numbers that are summed over the processes at once."""
+
+
+@dataclass(frozen=True)
+class World:
+    """How many processes there are, which one this is, and which one on its machine."""
+
+    size: int = 1
+    rank: int = 0
+    local_rank: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def is_shared(self) -> bool:
+        return self.size > 1
+
+    def share(self, count: int) -> slice:
+        """This process's part of so many, which `size` must divide."""
+        own = count // self.size
+        return slice(self.rank * own, (self.rank + 1) * own)
+
+
+@functools.cache
+def world() -> World:
+    """As the launcher says in the environment (torch.distributed's names). Raises UsageError for what no launcher writes."""
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
+    try:
+        size, rank, local = (int(os.environ.get(name, default)) for name, default in zip(names, "100", strict=True))
+    except ValueError:
+        size = rank = local = -1
+    if not 0 <= rank < size or local < 0:
+        said = ", ".join(f"{name}={os.environ.get(name, '')}" for name in names)
+        raise UsageError(f"{said}: no launcher says that", "start with torchrun, or unset them")
+    return World(size, rank, local)
+
+
+def join(device: torch.device) -> None:
+    """Meet the other processes, once. Raises RuntimeError where they do not come."""
+    import torch
+    import torch.distributed as distributed
+
+    if not world().is_shared or distributed.is_initialized():
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(world().local_rank)
+    seconds = float(os.environ.get("VIT_WORLD_TIMEOUT") or _PATIENCE)
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(seconds=seconds)
+    )
+
+
+def leave() -> None:
+    """Nothing more is told."""
+    import torch.distributed as distributed
+
+    if world().is_shared and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _in_touch() -> Iterator[None]:
+    """Raises ResourceError where another process is gone, or does not answer in time."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = (str(error).splitlines() or [""])[0][-200:]
+        raise ResourceError(
+            f"another process of this run has ended, or does not answer: {said}",
+            "it says why; the same command goes on from the last saved step",
+        ) from None
+
+
+def told(thing: Any = None) -> Any:
+    """What the first process gives, in all of them."""
+    import torch
+    import torch.distributed as distributed
+
+    if not world().is_shared:
+        return thing
+    box = [thing]
+    with _in_touch():
+        distributed.broadcast_object_list(box, 0, device=torch.device("cpu"))
+    return box[0]
+
+
+def share_out(tensors: Iterable[Tensor]) -> None:
+    """The first process's values, in all of them."""
+    import torch.distributed as distributed
+
+    if world().is_shared:
+        with _in_touch():
+            for tensor in tensors:
+                distributed.broadcast(tensor, 0)
+
+
+def add_up(tensors: list[Tensor]) -> None:
+    """Replace each tensor by its sum over the processes, many of them in one message."""
+    import torch
+    import torch.distributed as distributed
+
+    if not world().is_shared:
+        return
+    buckets: dict[tuple[torch.dtype, torch.device, int], list[Tensor]] = {}
+    counts: dict[tuple[torch.dtype, torch.device], int] = {}
+    for tensor in tensors:
+        kind = (tensor.dtype, tensor.device)
+        buckets.setdefault((*kind, counts.get(kind, 0) // _BUCKET), []).append(tensor)
+        counts[kind] = counts.get(kind, 0) + tensor.numel()
+    for bucket in buckets.values():
+        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+        with _in_touch():
+            distributed.all_reduce(flat)
+        for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+            tensor.copy_(part.view_as(tensor))
