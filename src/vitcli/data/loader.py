@@ -93,6 +93,7 @@ class TrainLoader:
         device: torch.device,
         drawn: Drawn | None = None,
         room: int = 0,
+        *,
         world: World = World(),
     ) -> None:
         """`labels` are of every position of `images`, a number or a row of a matrix of sets; `drawn` says what an epoch draws: else each

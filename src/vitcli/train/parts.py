@@ -89,7 +89,7 @@ class Parts:
             pseudo.targets_of(pseudo_labels, settings),
         )
         labels = np.concatenate([plan.targets, pseudo_labels.labels])
-        return TrainLoader(self.images, labels, config, self.machine.device, drawn, self._room(), world())
+        return TrainLoader(self.images, labels, config, self.machine.device, drawn, self._room(), world=world())
 
     def _room(self) -> int:
         """Bytes of a GPU's memory for the images: what it says is free, less twice what training is estimated to need."""
