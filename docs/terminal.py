@@ -8,7 +8,6 @@ screen stood still for longer than two seconds and a half before its command was
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -83,12 +82,15 @@ def main() -> int:
         ("vit pretrain --steps 60 --out runs/plain", {"NO_COLOR": "1"}),
         ("vit pretrain --steps 60 --out runs/piped 2>&1 | cat", {}),
     ]
-    parts, is_still = ["# In the terminal\n\nMade by `python docs/terminal.py CKPT PHOTOS` in tmux, 30 lines high.\n"], False
+    parts, is_still = (
+        ["# In the terminal\n\nMade by `python docs/terminal.py CKPT PHOTOS` in tmux, 30 lines high.\n"],
+        False,
+    )
     for columns in (80, 200):
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)
-            os.symlink(checkpoint, place / "deit_tiny_patch16_224.safetensors")
-            os.symlink(photos, place / "photos")
+            (place / "deit_tiny_patch16_224.safetensors").symlink_to(checkpoint)
+            (place / "photos").symlink_to(photos)
             for command, env in commands:
                 command = command.replace(checkpoint, "deit_tiny_patch16_224.safetensors").replace(photos, "photos")
                 found, longest = screens(command, columns, place, env)
@@ -101,7 +103,9 @@ def main() -> int:
                 )
                 for at, screen in chosen(found):
                     parts.append(f"After {at:.1f} s:\n\n```text\n{plain(screen)}\n```\n")
-                print(f"{columns} {command}: {len(found)} screens, still for {longest:.1f} s, colours {used}", flush=True)
+                print(
+                    f"{columns} {command}: {len(found)} screens, still for {longest:.1f} s, colours {used}", flush=True
+                )
     PAGE.write_text("\n".join(parts), encoding="utf-8")
     return int(is_still)
 

@@ -4,4 +4,19 @@
 Importing this package imports neither torch nor datasets.
 """
 
+import os
+import time
+
 __version__ = "0.1.0"
+
+STARTED = time.monotonic()
+"""When this process began to be vit, on the clock of time.monotonic."""
+
+
+def _start_anew() -> None:
+    global STARTED
+    STARTED = time.monotonic()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)

@@ -115,6 +115,12 @@ def is_cached(repository: str) -> bool:
     return any(f.suffix in (".safetensors", ".bin", ".npz", ".pth") for f in kept.glob("*/*"))
 
 
+def id_of(path: Path) -> str:
+    """`user/name` of a file in the hub's cache; empty for any other."""
+    place = re.search(r"models--(.+?)--(.+?)/snapshots/[0-9a-f]{40}/", path.as_posix())
+    return f"{place[1]}/{place[2]}" if place else ""
+
+
 def origin(path: Path) -> str:
     """`user/name at revision 0123456, licence apache-2.0` of a file in the hub's cache; empty for any other."""
     place = re.search(r"models--(.+?)--(.+?)/snapshots/([0-9a-f]{40})/", path.as_posix())

@@ -63,3 +63,9 @@ def as_json(tree: Any, indent: int | None = None) -> str:
     """
     written = _joined(json.dumps(tree, indent=indent, ensure_ascii=False, allow_nan=False))
     return re.sub("[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]", lambda m: f"\\u{ord(m[0]):04x}", written)
+
+
+def last_names(path: str) -> str:
+    """Of a path or an address what tells files apart to a reader: the file and its folder, which is often its class."""
+    parts = [part for part in re.split(r"[/\\]", path) if part not in ("", ".", "..")]
+    return "/".join(parts[-2:]) or path

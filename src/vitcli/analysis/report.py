@@ -22,6 +22,7 @@ from vitcli.data.split import Split
 from vitcli.evaluate.inference import Inference
 from vitcli.model.vit import ViT
 from vitcli.progress import Progress, silent
+from vitcli.text import last_names
 
 SHEET_IMAGES = 40
 """Images on one contact sheet."""
@@ -138,7 +139,7 @@ def write_overlays(
         pixels, box, maps = np.asarray(image), seen_part(size, view), rollouts.maps[:, index]
         overlay = pictures.overlay(pixels, maps[-1], box)
         plots.write_pixels(overlay, paths.overlays[position])
-        name = Path(file).name
+        name = last_names(file)
         if paths.layers:
             pictures.picture_tiles(_layer_tiles(pixels, maps, box), f"{name}: {title}", paths.layers[position])
         if paths.sheets:

@@ -152,7 +152,10 @@ def _usage(error: Exception, arguments: list[str]) -> UsageError:
     extra = re.fullmatch(r"Got unexpected extra arguments?(?:\(s\))? \((.+)\)", message)
     if extra is not None:
         word, first = extra[1].split()[0], next((a for a in arguments[1:] if not a.startswith("-")), "")
-        return UsageError(f"{where} takes no argument {extra[1]}", habits.of_extra(word, where, known, first) or hint)
+        return UsageError(
+            f"{where} takes no argument {extra[1]}",
+            habits.of_blank(arguments) or habits.of_extra(word, where, known, first) or hint,
+        )
     return UsageError(message, hint)
 
 

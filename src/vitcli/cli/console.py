@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import json
+import math
 import os
 import stat
 import sys
@@ -183,8 +184,22 @@ def score_text(scores: dict[str, Any]) -> str:
     if "map" in scores:
         return f"mAP {percent(scores['map'])} on {scores['n']:,} images of {scores['split']}"
     if "top1" in scores:
-        return f"top-1 {percent(scores['top1'])} on {scores['n']:,} images of {scores['split']}"
+        return f"top-1 {percent(scores['top1'])} on {scores['n']:,} images of {scores['split']}{_interval(scores)}"
     return ", ".join(f"{name} {value:.4g}" for name, value in scores.items() if isinstance(value, (int, float)))
+
+
+def _interval(scores: dict[str, Any]) -> str:
+    """Where the score of a few images may lie on more of them (Wilson, 1927)."""
+    part, n = scores["top1"], scores["n"]
+    if part is None or not 0 < n < _FEW:
+        return ""
+    z = 1.96
+    middle = (part + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(part * (1 - part) / n + z * z / (4 * n * n))
+    return f", 95 % interval {100 * (middle - half):.0f} to {100 * (middle + half):.0f} %"
+
+
+_FEW = 300
 
 
 def _has_bar() -> bool:
@@ -310,8 +325,14 @@ class Reporter:
             self.bar.start()
         if self.task is None:
             for task in self.bar.task_ids:
-                self.bar.remove_task(task)
-            self.task = self.bar.add_task(what, total=total or None, detail=detail)
+                self.bar.update(task, visible=False)
+            # work that is taken up again goes on with its time
+            self.task = next(
+                (task.id for task in self.bar.tasks if task.description == what and what == "training"), None
+            )
+            if self.task is None:
+                self.task = self.bar.add_task(what, total=total or None, detail=detail)
+            self.bar.update(self.task, visible=True)
         self.bar.update(self.task, completed=done, total=total or None, detail=detail)
         if 0 < total <= done and what != "training":
             self.bar.remove_task(self.task)

@@ -5,7 +5,9 @@ timm's train.py and validate.py, the transformers examples, torchvision's refere
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shlex
 from pathlib import Path
 
 from vitcli.runs import WEIGHTS
@@ -139,6 +141,17 @@ def of_command(typed: str) -> str:
         (f"{here.rstrip(',')} is what does that here" for here, others in COMMANDS.items() if typed.lower() in others),
         "",
     )
+
+
+def of_blank(arguments: list[str]) -> str:
+    """Neighbouring arguments that are the name of a file or folder with blanks in it, typed without quotes; empty where there are none."""
+    for start in range(len(arguments)):
+        for end in range(start + 2, min(start + 9, len(arguments) + 1)):
+            name = " ".join(arguments[start:end])
+            with contextlib.suppress(OSError, ValueError):
+                if not name.startswith("-") and Path(name).exists():
+                    return f"a name with blanks stands in quotes: {shlex.quote(name)}"
+    return ""
 
 
 def of_extra(word: str, command: str, known: list[str], first: str = "") -> str:

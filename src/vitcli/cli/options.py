@@ -34,7 +34,9 @@ BatchSize = Annotated[
 ]
 EvalBatchSize = Annotated[
     int | None,
-    typer.Option("--batch-size", metavar="N", show_default=False, help="Images at a time; changes no result."),
+    typer.Option(
+        "--batch-size", metavar="N", show_default=False, help="Images at a time; changes no result but for rounding."
+    ),
 ]
 Device = Annotated[
     str,

@@ -126,7 +126,7 @@ def predict(
             if out
             else _printed(planned, images, json, reporter, shown, most)
         )
-    if sheet is not None:
+    if sheet is not None and failed < done:
         from vitcli.evaluate.report import draw_predictions
 
         draw_predictions(shown, done, planned.description.model.name, planned.data.max_megapixels, sheet)
@@ -149,6 +149,8 @@ def _printed(
     done = failed = 0
     is_seen = sys.stdout.isatty()  # where lines move past, nothing else needs to
     for row in planned.predict(_named(images)):
+        if is_seen and not done:
+            reporter.close()  # a bar and lines on one terminal would run into each other
         done, failed = done + 1, failed + ("error" in row)
         shown += [row] if len(shown) < most else []
         console.print_json(row) if json else console.print_row(_fields(row))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -32,8 +32,8 @@ class Batch:
     partner_labels: Int[Tensor, " batch"] | None = None
     weight: Float[Tensor, ""] | float = 1.0
     targets: Float[Tensor, "batch classes"] | None = None
-    start: int = 0
-    whole: int = 0
+    start: int = field(default=0, kw_only=True)
+    whole: int = field(default=0, kw_only=True)
     """Of a process's share: its first row in the global batch, and that one's length; 0: it is the global batch."""
 
     @property
@@ -58,7 +58,7 @@ class Batch:
     def tensors(self) -> dict[str, Tensor]:
         """Those that a step reads, by name: all but the ids."""
         found = {f"views.{i}": view for i, view in enumerate(self.views)}
-        found |= {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("views", "ids")}
+        found |= {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("views", "ids")}
         return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Batch:

@@ -20,6 +20,7 @@ from vitcli.data.columns import first_line, make_source
 from vitcli.data.decode import IMAGE_ENDINGS, open_file, read_file
 from vitcli.data.identity import Contents, Digests, stamp, stamp_of_file, stamps_of_rows
 from vitcli.data.layout import (
+    UNREAD,
     Arranged,
     Listing,
     Parts,
@@ -61,6 +62,9 @@ def folder_source(root: Path, config: DataConfig) -> Source:
         f"a table of paths and labels, or an archive, is named itself: --data {listing.at(unread)}" if unread else ""
     )
     if not images:
+        if other := listing.unread(tables):
+            kinds = other[0].partition(": ")[2]
+            raise DataError(f"{root} has no images that can be read and no Parquet files, but {kinds}", named or UNREAD)
         hint = "images lie in a folder a class, such as cats/1.jpg, or train/cats/1.jpg and test/cats/2.jpg"
         raise DataError(f"{root} has no images and no Parquet files", named or hint)
     arranged = arrange(str(root), [parts_of(f) for f in images])

@@ -250,6 +250,10 @@ def _one_spelling(found: Arranged) -> Arranged:
 # --- a folder on disk ----------------------------------------------------------------------------------------
 
 
+UNREAD = "of what are pictures, make JPEG or PNG"
+"""What to do about files of formats that are not read."""
+
+
 @dataclass(frozen=True)
 class Listing:
     """What lies below a folder, as paths from there, in order: hidden files and __MACOSX left out, links followed but for

@@ -7,6 +7,8 @@ fsspec address all become a `Source`. Columns are found by their type, not by th
 from __future__ import annotations
 
 import hashlib
+import itertools
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -77,8 +79,18 @@ def open_source(config: DataConfig) -> Source:
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:[\w.-]+)?", text) and not text.startswith(("./", "../")):
         return hub_source(text, config, None)
     raise DataError(
-        f"no data set {text!r}: not a preset, a file, a folder or a hub id", did_you_mean(text, ["digits", *PRESETS])
+        f"no data set {text!r}: not a preset, a file, a folder or a hub id",
+        did_you_mean(text, [*_beside(path), "digits", *PRESETS], f"known: {', '.join(sorted(['digits', *PRESETS]))}"),
     )
+
+
+def _beside(path: Path) -> list[str]:
+    """The names of what lies where `path` is not, as they would be typed from here."""
+    try:
+        found = [other for other in itertools.islice(path.parent.iterdir(), 1000) if not other.name.startswith(".")]
+        return [os.path.relpath(other) if other.is_relative_to(Path.cwd()) else str(other) for other in found]
+    except (OSError, ValueError):
+        return []
 
 
 PRESET = "preset:"

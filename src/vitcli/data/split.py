@@ -97,12 +97,15 @@ class Split:
 
         return self.contents.digests(self.rows, read, progress)
 
+    def path_of(self, position: int) -> str:
+        """The path of an image's file, empty where it has none."""
+        item = self.table[int(self.rows[position])][self.image_column]
+        return path_in(item.get("path") or "") if isinstance(item, dict) else ""
+
     def describe(self, position: int) -> str:
         """The split and row of an image, and its path where it has one, for messages."""
-        row = int(self.rows[position])
-        item = self.table[row][self.image_column]
-        path = path_in(item.get("path") or "") if isinstance(item, dict) else None
-        where = f"row {row} of split {self.table_name!r}"
+        path = self.path_of(position)
+        where = f"row {int(self.rows[position])} of split {self.table_name!r}"
         if path and (Path(path).is_absolute() or "://" in path):
             return f"{path} ({where})"
         return where + (f" ({path})" if path else "")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vitcli.data.colour import BadImage
 from vitcli.data.decode import IMAGE_ENDINGS, View, decode, read_file
-from vitcli.data.layout import list_folder
+from vitcli.data.layout import UNREAD, Listing, list_folder
 from vitcli.errors import VitError
 
 _LONGEST_LINE = 2**16
@@ -59,6 +59,12 @@ def expand(names: Iterable[str | NoImage]) -> Iterator[str | NoImage]:
         yield from [name] if isinstance(name, NoImage) else _expanded(name)
 
 
+def _without(listing: Listing) -> str:
+    """Why a folder gives no image."""
+    there = ", ".join(f"{n:,} {ending}" for ending, n in listing.left_out()[:8])
+    return f"a folder without images that can be read: {there}; {UNREAD}" if there else "a folder without images"
+
+
 def _expanded(name: str) -> Iterable[str | NoImage]:
     if "://" in name:
         return _at_address(name)
@@ -67,7 +73,7 @@ def _expanded(name: str) -> Iterable[str | NoImage]:
         if path.is_dir():
             listing = list_folder(path)
             faults = [NoImage(listing.at(folder), reason) for folder, reason in listing.unlisted]
-            none = [] if listing.images or faults else [NoImage(name, "a folder without images")]
+            none = [] if listing.images or faults else [NoImage(name, _without(listing))]
             return itertools.chain(map(listing.at, listing.images), faults, none)
         if not path.exists() and glob.has_magic(name):
             return sorted(glob.glob(name, recursive=True)) or [name]  # noqa: PTH207 (absolute patterns too)

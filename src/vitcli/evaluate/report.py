@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from vitcli.evaluate.metrics import Tally, confusion
 from vitcli.evaluate.named import named_bytes
 from vitcli.evaluate.real import RealLabels
 from vitcli.evaluate.sets import SetEvaluation
-from vitcli.text import as_json, cell, unicode
+from vitcli.text import as_json, cell, last_names, unicode
 
 TABLE_FORMATS = (".parquet", ".csv", ".jsonl")
 
@@ -183,7 +182,7 @@ def draw_predictions(rows: Sequence[dict[str, Any]], total: int, model: str, max
     """
     tiles = []
     for row in rows:
-        name = (os.path.basename(row["path"].rstrip("/")) or row["path"], sheets.FAINT)  # noqa: PTH119 (an address, too)
+        name = (last_names(row["path"]), sheets.FAINT)
         if "error" in row:
             lines: tuple[tuple[str, str], ...] = (("cannot be read", sheets.WRONG), (row["error"], sheets.WRONG), name)
             tiles.append(sheets.Tile(sheets.UNREADABLE, lines))

@@ -130,13 +130,14 @@ def _card(description: Description, report: dict[str, Any], plan: Plan, shown: S
         (markdown(str(public(plan.source.id))), markdown(plan.source.name)) if plan.source else ("none", "none")
     )
     how = "fine-tuned" if config.run.command == "finetune" else "trained further"
-    trained = f"{how} from {markdown(plan.parent.path.name)}" if plan.parent else "trained from random weights"
+    trained = f"{how} from {markdown(plan.parent.title)}" if plan.parent else "trained from random weights"
+    base = f"base_model: {plan.parent.hub_id}\n" if plan.parent is not None and plan.parent.hub_id else ""
     result = "" if report["eval"] is None else _results(plan, report, shown)
     return f"""---
 library_name: vit
 pipeline_tag: image-classification
 tags: [{markdown(model.kind).lower().replace(" ", "-")}, image-classification]
----
+{base}---
 
 # {markdown(model.name)} on {data}
 

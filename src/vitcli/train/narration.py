@@ -36,7 +36,7 @@ def said_of(plan: Plan) -> list[str]:
             else f"new, for {len(plan.classes)} classes"
         )
         kept += ", a linear probe of the frozen features at first" if plan.fits_head else ""
-        said.append(f"start: {plan.parent.path}; head {kept}")
+        said.append(f"start: {plan.parent.title}; head {kept}")
         if plan.parent.model.img_size != config.model.img_size:
             how = config.model.resampled_from(plan.parent.model)
             times = flops.macs(config.model) / flops.macs(plan.parent.model)
@@ -49,6 +49,10 @@ def said_of(plan: Plan) -> list[str]:
             if config.train.epochs
             else f"length: {config.train.steps:,} steps"
         )
+    parts = {"to train on": plan.train, "to choose weights by": plan.dev, "to measure": plan.held_out}
+    counted = [f"{len(part):,} {what}" for what, part in parts.items() if part is not None and len(part)]
+    if counted:
+        said.append(f"images: {', '.join(counted)}")
     return [*said, *_said_of_classes(plan)]
 
 

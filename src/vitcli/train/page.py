@@ -29,9 +29,10 @@ _PERCENT = ("top1", "top5", "ece", "balanced_top1", "map")
 
 @dataclass(frozen=True, eq=False)
 class Mistake:
-    """An image as the model saw it, `[height, width, 3]`, its class, the one that it was taken for, and how sure the model was."""
+    """An image as the model saw it, `[height, width, 3]`, its name, its class, the one that it was taken for, and how sure the model was."""
 
     pixels: NDArray[np.uint8]
+    name: str
     target: int
     predicted: int
     score: float
@@ -78,7 +79,7 @@ def _places(plan: Plan, folder: Path) -> list[str]:
 def _summary(plan: Plan, report: dict[str, Any]) -> str:
     model = plan.config.model
     how = "fine-tuned" if plan.config.run.command == "finetune" else "trained further"
-    start = f"{how} from {plan.parent.path.name}" if plan.parent else "trained from random weights"
+    start = f"{how} from {plan.parent.title}" if plan.parent else "trained from random weights"
     return (
         f"A {model.kind} of {flops.parameters(model):,} parameters at {format_size(model.img_size)} px, {start}: {report['steps']:,} steps, "
         f"{report['images_seen']:,} images, {report['seconds']:,.0f} s."
@@ -198,7 +199,7 @@ def _mistakes(found: Evaluation, mistakes: Sequence[Mistake], names: Sequence[st
     yield pages.images(
         (
             pages.picture(m.pixels, f"{names[m.target]}, taken for {names[m.predicted]}"),
-            names[m.target],
+            f"{m.name}: {names[m.target]}" if m.name else names[m.target],
             f"{names[m.predicted]}, {100 * m.score:.0f} %",
         )
         for m in mistakes

@@ -15,6 +15,7 @@ from vitcli.errors import UsageError
 from vitcli.evaluate.evaluator import Evaluation, evaluate
 from vitcli.evaluate.sets import SetEvaluation
 from vitcli.progress import Progress, silent
+from vitcli.text import last_names
 from vitcli.train.objectives.base import Objective
 from vitcli.train.page import MOST_MISTAKES, Mistake, Shown
 from vitcli.train.session import Session
@@ -54,7 +55,9 @@ class Scoring:
     def evaluation(self, split: Split) -> Evaluation:
         """The weights that the run leaves, as a classifier."""
         with self.session.trainer.averaged() as model:
-            return evaluate(self.session.inference(model), split, self.plan.outputs)
+            found = evaluate(self.session.inference(model), split, self.plan.outputs)
+        self.session.left_out("the dev part" if split is self.plan.dev else split.name, found.unreadable)
+        return found
 
     def scores(self, split: Split, progress: Progress | None = None) -> dict[str, Any] | None:
         """The weights that the run leaves, as their objective measures them."""
@@ -79,7 +82,13 @@ class Scoring:
         )  # so few are decoded anew, into no cache
         pixels = images.read(found.positions[worst])[0].transpose(0, 2, 3, 1) if len(worst) else ()
         return [
-            Mistake(image, int(found.targets[i]), int(found.top[i, 0]), float(found.scores[i, 0]))
+            Mistake(
+                image,
+                last_names(part.path_of(int(found.positions[i]))),
+                int(found.targets[i]),
+                int(found.top[i, 0]),
+                float(found.scores[i, 0]),
+            )
             for image, i in zip(pixels, worst.tolist(), strict=True)
         ]
 

@@ -148,6 +148,12 @@ class Session(Parts):
             **{event: found},
         )
 
+    def left_out(self, split: str, count: int) -> None:
+        """Say, once a split, that so many of its images cannot be read."""
+        if count and split not in self.unreadable:
+            self.unreadable[split] = count
+            self.log("warning", text=f"{count} unreadable images of {split} are left out")
+
     # --- saving ---
 
     def save(self, status: str, code: int | None = None) -> None:

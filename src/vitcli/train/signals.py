@@ -6,24 +6,22 @@ import contextlib
 import os
 import signal
 import time
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import vitcli
 from vitcli.errors import Stopped
 
 
 def process_seconds() -> float:
-    """Seconds since this process began, its imports included."""
-    try:
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        uptime = float(Path("/proc/uptime").read_text().split()[0])
-        return max(0.0, uptime - ticks / os.sysconf("SC_CLK_TCK"))
-    except (OSError, ValueError, IndexError):
-        return time.monotonic() - _IMPORTED
+    """Since this package was imported, which a command does first: the age of the process would count what a shell did before it became
+    this command.
+    """
+    return _INTERPRETER + time.monotonic() - vitcli.STARTED
 
 
-_IMPORTED = time.monotonic()
+_INTERPRETER = 0.05
+"""Seconds that Python takes before it imports anything."""
 
 
 class Signals:

@@ -22,6 +22,7 @@ from vitcli.config import (
 )
 from vitcli.errors import CheckpointError, UsageError, VitError
 from vitcli.families.table import FAMILIES
+from vitcli.text import last_names
 from vitcli.weights import names as by_name
 from vitcli.weights.architecture import Stored, architecture, check_shapes
 from vitcli.weights.document import check_document
@@ -68,6 +69,16 @@ class Description:
             "scores": self.scores,
             **({"trained_images": self.trained_images} if self.trained_images else {}),
         }
+
+    @property
+    def hub_id(self) -> str:
+        """`user/name`, where the file is of the hub; else empty."""
+        return hub.id_of(self.path)
+
+    @property
+    def title(self) -> str:
+        """What people know the file by: its id at the hub, else its name with its folder's."""
+        return self.hub_id or last_names(str(self.path))
 
     @property
     def vit(self) -> ModelConfig:
