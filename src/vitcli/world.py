@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-_PATIENCE = 600.0
+_PATIENCE = 7200.0
 """Seconds that a process waits for the others, unless VIT_WORLD_TIMEOUT says another number: evaluations and saves take some."""
 _BUCKET = 25_000_000
 """Numbers that are summed over the processes at once."""
