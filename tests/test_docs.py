@@ -32,6 +32,7 @@ PAGES = [
     "docs/extending.md",
     "docs/source.md",
     "docs/paper.md",
+    "docs/first-photos.md",
     "CONTRIBUTING.md",
 ]
 

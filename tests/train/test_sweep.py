@@ -124,6 +124,7 @@ def test_a_stopped_sweep_goes_on_where_it_stood(
         api.sweep(planned, say=until_the_second)
     steps: list[int] = []
     folder, report = api.sweep(planned, sinks=[lambda event, fields: steps.append(event == "step")])
+    assert folder.name == "sweep-ViT-mu-4-colours-1", "of the data their last name"
     assert said[0] == f"sweep folder: {folder}" and len(list((tmp_path / "runs").iterdir())) == 1
     assert sum(steps) == 8  # of the four steps of two runs: the second point and the seed
     assert len(report["grid"]) == 2

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import stat
+import statistics
 import sys
 import threading
 import time
@@ -207,6 +208,10 @@ def _has_bar() -> bool:
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
+_PACES = 7
+"""Lines of a run by whose middle speed the time left goes: a pause between two steps is in one of them."""
+
+
 class Reporter:
     """A reader of a run's events: a moving bar on a terminal, a plain line every few seconds elsewhere."""
 
@@ -217,6 +222,8 @@ class Reporter:
         self.doing = ""
         self.begun = self.started = self.last = time.monotonic()
         self.has_printed = False
+        self.paces: list[float] = []
+        """Seconds of a step, of the last ones that were told."""
         self.detail = self.waiting = ""
         self._lock = threading.RLock()
         self._over = threading.Event()
@@ -257,7 +264,9 @@ class Reporter:
             self._advance(what, fields["done"], fields["total"], self.detail if what == "training" else "")
         elif event == "step":
             step, total, rate = fields["step"], fields["total"], fields["images_per_second"]
-            left = (total - step) * fields["images_seen"] / step / rate if step and rate else None
+            if step and rate:
+                self.paces = [*self.paces[-_PACES + 1 :], fields["images_seen"] / step / rate]
+            left = (total - step) * statistics.median(self.paces) if self.paces else None
             self.detail = f"loss {fields['loss']:.3f}  {rate:,.0f} images/s"
             self._advance("training", step, total, self.detail, left)
         elif event in ("eval", "monitor"):

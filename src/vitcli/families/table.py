@@ -78,7 +78,7 @@ def model_config(name: str, img_size: Size = (224, 224), classes: int = 0) -> Ar
         if os.path.lexists(name) or name.endswith((".safetensors", ".pth", ".npz")):
             raise UsageError(
                 f"{shown(name)} is no name of a model",
-                f"trained weights: vit finetune {name}, or vit pretrain --init {name}",
+                f"trained weights: vit finetune {name}, or vit pretrain --init {name}; vit info {name} names the model",
             )
         examples = "; ".join(family.example for family in FAMILIES.values())
         raise UsageError(

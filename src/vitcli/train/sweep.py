@@ -133,6 +133,12 @@ def point_name(point: Point) -> str:
     return re.sub(r"[^\w.+-]+", "-", "_".join(parts)).strip("-")[:100]
 
 
+def _data_name(sweep: Sweep) -> str:
+    """A folder's or file's own name, without those that it lies in."""
+    source = sweep.first.config.data.source
+    return Path(source).name if Path(source).is_absolute() else source
+
+
 def choose(sweep: Sweep, out: str) -> Path:
     """The sweep's folder: `out`, else the newest unfinished one of the same sweep, else the next number under ./runs.
 
@@ -145,7 +151,7 @@ def choose(sweep: Sweep, out: str) -> Path:
         if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and _asked(folder) != asked)):
             raise UsageError(f"{folder} exists and holds something else", "give --out a new name")
         return folder
-    name = re.sub(r"[^\w.]+", "-", f"sweep-{sweep.first.config.model.name}-{sweep.first.config.data.source}")
+    name = re.sub(r"[^\w.]+", "-", f"sweep-{sweep.first.config.model.name}-{_data_name(sweep)}")
     name = name.rstrip("-")[:80]
     same = [p for p in RUNS.glob("sweep-*") if not (p / "report.json").exists() and _asked(p) == asked]
     if same:
@@ -201,7 +207,11 @@ def run(sweep: Sweep, folder: Path, log_of: Callable[[], Log], say: Callable[[st
     if top < 0:
         raise DivergedError("training diverged at every point of the grid", "lower the learning rates")
     best = sweep.grid[-place]
-    say(f"best on the dev part: {text_of(best)}, top-1 {top:.4f}; now on all training images")
+    ties = sum(score == top for score in scores) - 1
+    tie = f", as {ties} other{'s' * (ties > 1)} of {len(scores)} points: the first is taken" if ties else ""
+    dev = sweep.first.dev
+    on = "" if dev is None else f" of {len(dev):,} images"
+    say(f"best on the dev part{on}: {text_of(best)}, top-1 {top:.4f}{tie}; now on all training images")
     runs = []
     for number, seed in _numbered(sweep.seeds):
         say(f"seed {seed} ({number} of {len(sweep.seeds)})")

@@ -131,7 +131,7 @@ def _from_hub(reference: str) -> Path:
             continue
         return found
     assert error is not None
-    first = (str(error).splitlines() or [type(error).__name__])[0]
+    first = "it is not in the cache" if offline else (str(error).splitlines() or [type(error).__name__])[0]
     hint = "HF_HUB_OFFLINE is set: unset it to download, or give a file" if offline else hub.hint(error)
     raise CheckpointError(f"cannot get {reference} from the hub or its local cache: {first}", hint) from None
 
