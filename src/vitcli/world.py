@@ -48,7 +48,7 @@ class World:
 
 
 @functools.cache
-def world() -> World:
+def launched() -> World:
     """As the launcher says in the environment (torch.distributed's names). Raises UsageError for what no launcher writes."""
     names = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
     try:
@@ -61,26 +61,40 @@ def world() -> World:
     return World(size, rank, local)
 
 
+_ALONE = World()
+_joined = _ALONE
+
+
+def world() -> World:
+    """The processes that this one has joined; itself alone before that, and in commands that are the first process's."""
+    return _joined
+
+
 def join(device: torch.device) -> None:
-    """Meet the other processes, once. Raises RuntimeError where they do not come."""
+    """Meet the other processes, once. Raises ResourceError where they do not come."""
     import torch
     import torch.distributed as distributed
 
-    if not world().is_shared or distributed.is_initialized():
+    global _joined
+    if not launched().is_shared or world().is_shared:
         return
     if device.type == "cuda":
-        torch.cuda.set_device(world().local_rank)
+        torch.cuda.set_device(launched().local_rank)
     seconds = float(os.environ.get("VIT_WORLD_TIMEOUT") or _PATIENCE)
-    distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(seconds=seconds)
-    )
+    with _in_touch():
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(seconds=seconds)
+        )
+    _joined = launched()
 
 
 def leave() -> None:
     """Nothing more is told."""
     import torch.distributed as distributed
 
-    if world().is_shared and distributed.is_initialized():
+    global _joined
+    if world().is_shared:
+        _joined = _ALONE
         distributed.destroy_process_group()
 
 

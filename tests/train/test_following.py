@@ -182,6 +182,16 @@ def test_other_commands_are_the_first_process_s(tmp_path: Path) -> None:
     assert (second.out, second.err) == ("", "")
 
 
+def test_a_command_that_trains_and_is_not_shared_has_whole_batches(class_folders: Path, tmp_path: Path) -> None:
+    sweep = ["sweep", "--data", str(class_folders), "--set", "model.name=mu/4", "--steps", "2", "--batch-size", "5"]
+    sweep += ["--grid", "optim.lr=1e-3", "--seeds", "1", "--json"]
+    alone = run_vit(*sweep, "--out", "alone", cwd=tmp_path)
+    assert alone.code == 0, alone.err
+    first, second = Processes([*sweep, "--out", "two"], 2, tmp_path).wait()
+    assert (first.code, second.code) == (0, 0), first.err
+    assert [run["top1"] for run in json.loads(first.out)["runs"]] == [run["top1"] for run in alone.json["runs"]]
+
+
 def test_a_launcher_that_says_nonsense(tmp_path: Path) -> None:
     for env in (
         {"WORLD_SIZE": "2", "RANK": "2"},

@@ -16,7 +16,7 @@ from vitcli.cli import console, habits
 from vitcli.cli.table import COMMANDS
 from vitcli.config_values import shown
 from vitcli.errors import ResourceError, Stopped, UsageError, VitError, did_you_mean, is_out_of_memory
-from vitcli.world import world
+from vitcli.world import launched
 
 
 def _version(wanted: bool) -> None:
@@ -76,7 +76,7 @@ def run(arguments: list[str]) -> int:
     """The exit code of a command; errors are shown, a closed pipe is quiet. The code is true even if nobody can read why."""
     console.asked_for.clear()
     try:
-        if not world().is_first:  # the first process speaks for all, and does alone what is not shared
+        if not launched().is_first:  # the first process speaks for all, and does alone what is not shared
             if not {"pretrain", "finetune"} & set(arguments[:1]):
                 return 0
             arguments = [*arguments, "--quiet"]

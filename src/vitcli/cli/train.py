@@ -11,7 +11,7 @@ import typer
 from vitcli.cli import completion, console, options
 from vitcli.cli.command import announce, reporting
 from vitcli.errors import UsageError
-from vitcli.world import world
+from vitcli.world import launched
 
 if TYPE_CHECKING:
     from vitcli.train.plan import Plan
@@ -185,7 +185,7 @@ def _train(
             _show_plan(plan, json)
             return
         folder, report = api.run(plan, out, resume, [reporter, *trackers])
-    if not world().is_first:
+    if not launched().is_first:
         return
     announce(_closing(folder, report), quiet=quiet)
     if json:

@@ -64,7 +64,7 @@ def together(plan: Plan) -> Iterator[bool]:
 
     Raises UsageError for a batch that cannot be shared, ResourceError where the others do not come.
     """
-    here, size = world.world(), plan.config.train.batch_size
+    here, size = world.launched(), plan.config.train.batch_size
     if not here.is_shared:
         yield True
         return
