@@ -24,7 +24,7 @@ from vitcli.errors import Interrupted, ResourceError
 from vitcli.machine import bf16_is_faster, keep_freed_memory, set_up
 from vitcli.model.attention import Attention
 from vitcli.model.vit import ViT
-from vitcli.train.session import machine_of
+from vitcli.train.parts import machine_of
 from vitcli.train.state import Saved
 
 
@@ -175,7 +175,7 @@ def test_large_tensors_cost_no_page_faults_once_their_places_are_found() -> None
     code = """
 import resource, torch
 from vitcli.config import RunConfig
-from vitcli.train.session import machine_of
+from vitcli.train.parts import machine_of
 from vitcli.train.state import Saved
 from vitcli.machine import bf16_is_faster, keep_freed_memory, set_up
 set_up(RunConfig(device='cpu'))

@@ -216,7 +216,7 @@ HeldFile.numbers = _mapped
     M(54, "a name that cannot be ends it all", "evaluate/named.py", "row_54_one", "except ZeroDivisionError as error:\n        return [NoImage(name, error.strerror or str(error))]", "except OSError as error:\n        return [NoImage(name, error.strerror or str(error))]"),
     M(54, "names on stdin are UTF-8", "evaluate/named.py", "row_54_names", "line.rstrip(b\"\\r\\n\").decode()", "os.fsdecode(line.rstrip(b\"\\r\\n\"))"),
     M(54, "bytes of an image are names", "evaluate/named.py", "row_54_bytes", "if False:", 'if b"\\0" in stream.peek():'),
-    M(55, "what differs is not said", "train/session.py", "row_55", "if False:", "if changed:"),
+    M(55, "what differs is not said", "train/parts.py", "row_55", "if False:", "if changed:"),
     M(58, "budgets keep to the machine's clock", "train/session.py", "row_58", "return self.at.used + time.monotonic() - self.plan.request.started + time.time() - time.time()", "return self.at.used + time.monotonic() - self.plan.request.started"),
     M(60, "what a full disk took is left", "cli/console.py", "row_60_lines", "pass", "os.ftruncate(1, before)"),
     M(60, "a write that took a part is taken for a whole one", "cli/console.py", "row_60_lines", "stream.buffer.write(left); left = left[:0]", "left = left[stream.buffer.write(left) :]"),

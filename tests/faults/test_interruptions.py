@@ -303,9 +303,9 @@ def test_row_07_a_signal_while_it_evaluates_does_not_wait_for_the_end(class_fold
 def test_row_07_a_signal_before_the_first_step(class_folders: Path, reference: Path, tmp_path: Path) -> None:
     """Nothing to save in a new run: 143, and no folder. In one that goes on all is saved: 75."""
     wait = (
-        "import time\nfrom vitcli.train import session\nopen_images = session.open_images\n"
+        "import time\nfrom vitcli.train import parts\nopen_images = parts.open_images\n"
         "def slow(*arguments):\n    open('at-work', 'w').close()\n    time.sleep(60)\n    return open_images(*arguments)\n"
-        "session.open_images = slow"
+        "parts.open_images = slow"
     )
     for code in (143, 75):
         (tmp_path / "at-work").unlink(missing_ok=True)
