@@ -83,7 +83,10 @@ def main() -> int:
         ("vit pretrain --steps 60 --out runs/piped 2>&1 | cat", {}),
     ]
     parts, is_still = (
-        ["# In the terminal\n\nMade by `python docs/terminal.py CKPT PHOTOS` in tmux, 30 lines high.\n"],
+        [
+            "# In the terminal\n\nMade by `python docs/terminal.py CKPT PHOTOS` in tmux, 30 lines high. Colours are the terminal's own and two of the bar (197 and 237 of 256), "
+            "which can be read on dark and on light; `NO_COLOR` leaves none.\n"
+        ],
         False,
     )
     for columns in (80, 200):
@@ -102,7 +105,8 @@ def main() -> int:
                     f"than {longest:.1f} s. Colours and styles: {used}.\n"
                 )
                 for at, screen in chosen(found):
-                    parts.append(f"After {at:.1f} s:\n\n```text\n{plain(screen)}\n```\n")
+                    shown = plain(screen).replace(photos, "photos")
+                    parts.append(f"After {at:.1f} s:\n\n```text\n{shown}\n```\n")
                 print(
                     f"{columns} {command}: {len(found)} screens, still for {longest:.1f} s, colours {used}", flush=True
                 )

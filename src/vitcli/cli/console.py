@@ -235,7 +235,10 @@ class Reporter:
         if _has_bar():
             self._move_bar("starting", 0, 0, "")
             return
-        self.doing = "starting"
+        self.doing, self.last = (
+            "starting",
+            self.begun - PLAIN_SECONDS / 2,
+        )  # half of a wait is over before anything is imported
         with contextlib.suppress(RuntimeError):  # the system gives no thread: lines come with the work
             threading.Thread(target=self._beat, name="vit-progress", daemon=True).start()
 

@@ -172,11 +172,11 @@ def _train(
         )
     import time
 
-    from vitcli import api
-    from vitcli.train.plan import Request
-    from vitcli.train.signals import process_seconds
-
     with reporting(quiet) as reporter:
+        from vitcli import api  # which takes long enough to be told of
+        from vitcli.train.plan import Request
+        from vitcli.train.signals import process_seconds
+
         started = time.monotonic() - process_seconds()
         trackers = api.open_trackers(tracker)
         plan = api.plan(Request(command, overrides, init, dry_run, started, reporter.progress))
