@@ -115,15 +115,18 @@ def is_cached(repository: str) -> bool:
     return any(f.suffix in (".safetensors", ".bin", ".npz", ".pth") for f in kept.glob("*/*"))
 
 
+_CACHED = re.compile(r"models--(.+?)--(.+?)/snapshots/([0-9a-f]{40})/")
+
+
 def id_of(path: Path) -> str:
     """`user/name` of a file in the hub's cache; empty for any other."""
-    place = re.search(r"models--(.+?)--(.+?)/snapshots/[0-9a-f]{40}/", path.as_posix())
+    place = _CACHED.search(path.as_posix())
     return f"{place[1]}/{place[2]}" if place else ""
 
 
 def origin(path: Path) -> str:
     """`user/name at revision 0123456, licence apache-2.0` of a file in the hub's cache; empty for any other."""
-    place = re.search(r"models--(.+?)--(.+?)/snapshots/([0-9a-f]{40})/", path.as_posix())
+    place = _CACHED.search(path.as_posix())
     if place is None:
         return ""
     licence = ""
@@ -132,4 +135,4 @@ def origin(path: Path) -> str:
         head = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
         stated = re.search(r"^license:\s*['\"]?([\w.+-]+)", head[1], re.MULTILINE) if head else None
         licence = stated[1] if stated else ""
-    return f"{place[1]}/{place[2]} at revision {place[3][:7]}, licence {licence or 'not stated'}"
+    return f"{id_of(path)} at revision {place[3][:7]}, licence {licence or 'not stated'}"

@@ -36,6 +36,7 @@ SETTINGS = {
 
 def command(data: Path | str, out: str, steps: int = 20, **more: Any) -> list[str]:
     values = SETTINGS | {key.replace("__", "."): value for key, value in more.items()}
+    batch_size = str(values.pop("train.batch_size", 24))
     options = [
         "pretrain",
         "--data",
@@ -43,7 +44,7 @@ def command(data: Path | str, out: str, steps: int = 20, **more: Any) -> list[st
         "--model",
         "mu/4",
         "--batch-size",
-        "24",
+        batch_size,
         "--steps",
         str(steps),
         "--out",
@@ -95,6 +96,7 @@ def assert_same(one: Path, other: Path, tolerance: float = 1e-5) -> None:
         {},
         {"train__accumulate": 4, "augment__repeats": 2},
         {"train__objective": "mae"},
+        {"train__batch_size": 2},  # a share and its partners are as many images as the batch
         {"train__objective": "masked-patch", "train__low_res": 0.5},
     ],
 )
@@ -111,6 +113,8 @@ def test_two_processes_are_one(class_folders: Path, tmp_path: Path, more: dict[s
     assert told["images_seen"] == done.json["images_seen"]
     if told["eval"] is not None:
         assert told["eval"]["n"] == done.json["eval"]["n"]
+    again = Processes(command(class_folders, "two", **more), 2, tmp_path).wait()
+    assert [p.code for p in again] == [0, 0] and json.loads(again[0].out) == told, "a finished run is found by both"
 
 
 def test_a_new_head_and_adamw(class_folders: Path, tmp_path: Path) -> None:

@@ -266,7 +266,7 @@ def mixed(whole: Batch, config: AugmentConfig, seed: int, steps: Int[Tensor, " s
     size = len(whole) // len(steps)
     parts = [slice(i * size, (i + 1) * size) for i in range(len(steps))]
     labelled = whole.labels is not None or whole.targets is not None
-    if (config.mixup <= 0 and config.cutmix <= 0) or not labelled or size < 2:
+    if not partners(config, labelled) or size < 2:
         return [whole] if len(parts) == 1 else [whole.rows(part) for part in parts]
     height, width = whole.images.shape[2:]
     u = uniforms(seed, "mix", steps, torch.zeros_like(steps), 5)

@@ -62,8 +62,7 @@ def folder_source(root: Path, config: DataConfig) -> Source:
         f"a table of paths and labels, or an archive, is named itself: --data {listing.at(unread)}" if unread else ""
     )
     if not images:
-        if other := listing.unread(tables):
-            kinds = other[0].partition(": ")[2]
+        if kinds := listing.kinds(tables):
             raise DataError(f"{root} has no images that can be read and no Parquet files, but {kinds}", named or UNREAD)
         hint = "images lie in a folder a class, such as cats/1.jpg, or train/cats/1.jpg and test/cats/2.jpg"
         raise DataError(f"{root} has no images and no Parquet files", named or hint)

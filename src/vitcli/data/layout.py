@@ -289,9 +289,13 @@ class Listing:
         endings = Counter("." + f.rpartition(".")[2].lower() if "." in f else "no ending" for f in others)
         return tuple(endings.most_common())
 
+    def kinds(self, known: Iterable[str] = ()) -> str:
+        """The commonest endings of files that are no images, each with its number."""
+        return ", ".join(f"{n:,} {ending}" for ending, n in self.left_out(known)[:8])
+
     def unread(self, known: Iterable[str] = ()) -> list[str]:
         """A note on the files that are no images, by their endings; empty where there are none."""
-        shown = ", ".join(f"{n:,} {ending}" for ending, n in self.left_out(known)[:8])
+        shown = self.kinds(known)
         return [f"left out, as no images that can be read: {shown}"] if shown else []
 
     def empty(self, class_folders: Sequence[Parts]) -> list[str]:

@@ -113,6 +113,7 @@ class TrainLoader:
         balanced = self.labels if config.data.balanced else None
         self.order = Order(len(drawn.positions), config.run.seed, balanced, config.augment.repeats)
         self.augment = Augmenter(config.augment, config.eval, config.model.img_size, config.run.seed)
+        self.is_shared = world.is_shared
         self.before = partners(config.augment, labels is not None) if world.is_shared else 0
         self.rows = np.arange(self.share.start - self.before, self.share.stop) % self.size
         """Of the global batch that this process reads: its share, and the images that those of its share are mixed with."""
@@ -211,13 +212,13 @@ class TrainLoader:
         count = len(samples) // len(self.rows)
         steps = torch.arange(read.step, read.step + count, device=samples.device)
         batches = mixed(whole, self.config.augment, self.config.run.seed, steps, self.before)
-        if len(self.rows) != self.size:
+        if self.is_shared:
             batches = [replace(batch, start=self.share.start, whole=self.size) for batch in batches]
         return batches if self.upload.device == self.device else [batch.to(self.device) for batch in batches]
 
     def _own(self, found: NDArray[np.int64]) -> NDArray[np.int64]:
         """Of numbers of consecutive global batches those of this process's rows."""
-        return found if len(self.rows) == self.size else found.reshape(-1, self.size)[:, self.rows].flatten()
+        return found.reshape(-1, self.size)[:, self.rows].flatten() if self.is_shared else found
 
     def _targets(self, labels: Tensor, positions: Tensor, soft: Tensor | None) -> Tensor | None:
         """The distributions that images learn, where some of them are a teacher's."""

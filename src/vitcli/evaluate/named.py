@@ -61,7 +61,7 @@ def expand(names: Iterable[str | NoImage]) -> Iterator[str | NoImage]:
 
 def _without(listing: Listing) -> str:
     """Why a folder gives no image."""
-    there = ", ".join(f"{n:,} {ending}" for ending, n in listing.left_out()[:8])
+    there = listing.kinds()
     return f"a folder without images that can be read: {there}; {UNREAD}" if there else "a folder without images"
 
 

@@ -101,9 +101,17 @@ def follow(plan: Plan) -> Path:
     """Be one of the other processes until the run ends. Returns its folder. Raises Interrupted as the first process does, ResourceError
     where that one is gone, and what goes wrong here.
     """
-    place: Place | End = world.told()
-    if isinstance(place, End) or place.how == "finished":
-        return _ended(place) if isinstance(place, End) else place.folder
+    place = said = world.told()
+    if isinstance(place, Place):
+        said = world.told() if place.how == "finished" else _followed(plan, place)
+    assert isinstance(said, End), said
+    if said.code == Interrupted.code:
+        raise Interrupted(said.said, "run the same command again to resume")
+    return place.folder if isinstance(place, Place) else Path()
+
+
+def _followed(plan: Plan, place: Place) -> object:
+    """Do as is said, up to what is said last."""
     if place.how != "new":
         plan = replan(plan, runfolder.continued(plan, place.folder))
     with Signals() as signals:
@@ -113,15 +121,7 @@ def follow(plan: Plan) -> Path:
             said = world.told()
             if isinstance(said, Train):
                 said = _train(parts, said.step, signals)
-    assert isinstance(said, End), said
-    _ended(said)
-    return place.folder
-
-
-def _ended(said: End) -> Path:
-    if said.code == Interrupted.code:
-        raise Interrupted(said.said, "run the same command again to resume")
-    return Path()
+    return said
 
 
 def _parts(plan: Plan, folder: Path, step: int | None) -> Parts:

@@ -196,9 +196,9 @@ class Loop:
         trainer.optimizer.set_factor(self.factor)
         batch = self._at_its_size(batch)
         height, width = batch.images.shape[2:]
+        size = (int(height), int(width))
         try:
-            with trainer.model.taking((height, width)):
-                size = (int(height), int(width))
+            with trainer.model.taking(size):
                 world.told(Step(self.factor, progress, size, bool(trainer.machine.compile)))
                 update = self.execution(batch, step)
         except (MemoryError, RuntimeError) as error:

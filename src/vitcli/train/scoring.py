@@ -56,7 +56,7 @@ class Scoring:
         """The weights that the run leaves, as a classifier."""
         with self.session.trainer.averaged() as model:
             found = evaluate(self.session.inference(model), split, self.plan.outputs)
-        self.session.left_out("the dev part" if split is self.plan.dev else split.name, found.unreadable)
+        self.session.left_out(split, found.unreadable)
         return found
 
     def scores(self, split: Split, progress: Progress | None = None) -> dict[str, Any] | None:

@@ -51,7 +51,7 @@ class Selection:
 
         start = fit_head(self.session.inference(self.session.trainer.model), self.plan, enough)
         if start.dev_right is not None and self.plan.dev is not None:
-            self.session.left_out("the dev part", len(self.plan.dev) - len(start.dev_right))
+            self.session.left_out(self.plan.dev, len(self.plan.dev) - len(start.dev_right))
         steps = math.inf
         if budget is not None:
             self.scoring.reserve = self.scoring.needed_at_the_end(pace.rate)

@@ -12,6 +12,7 @@ from typing import Any
 
 from vitcli import files, host, world
 from vitcli.config import as_dict
+from vitcli.data.split import Split
 from vitcli.errors import CheckpointError, DivergedError, Interrupted
 from vitcli.evaluate.inference import Inference
 from vitcli.model.classifier import Classifier
@@ -148,11 +149,12 @@ class Session(Parts):
             **{event: found},
         )
 
-    def left_out(self, split: str, count: int) -> None:
+    def left_out(self, split: Split, count: int) -> None:
         """Say, once a split, that so many of its images cannot be read."""
-        if count and split not in self.unreadable:
-            self.unreadable[split] = count
-            self.log("warning", text=f"{count} unreadable images of {split} are left out")
+        name = "the dev part" if split is self.plan.dev else split.name
+        if count and name not in self.unreadable:
+            self.unreadable[name] = count
+            self.log("warning", text=f"{count} unreadable images of {name} are left out")
 
     # --- saving ---
 
