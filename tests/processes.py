@@ -6,6 +6,7 @@ import atexit
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -203,3 +204,28 @@ def flip_bit(path: Path, position: int, bit: int = 3) -> None:
     content = bytearray(path.read_bytes())
     content[position] ^= 1 << bit
     path.write_bytes(content)
+
+
+class Processes:
+    """As many as torchrun would start, without it: each with its exit code and its own output."""
+
+    def __init__(self, arguments: list[str], count: int, cwd: Path, **env: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        said = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **env}
+        self.all = [
+            subprocess.Popen(
+                [sys.executable, "-m", "vitcli", *arguments],
+                cwd=cwd,
+                env={**os.environ, **said, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(count)
+        ]
+
+    def wait(self) -> list[Result]:
+        said = [process.communicate(timeout=240) for process in self.all]
+        return [Result(p.returncode, out, err) for p, (out, err) in zip(self.all, said, strict=True)]

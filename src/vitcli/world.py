@@ -9,11 +9,11 @@ import contextlib
 import datetime
 import functools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vitcli.errors import ResourceError, UsageError
+from vitcli.errors import ResourceError, UsageError, VitError
 
 if TYPE_CHECKING:
     import torch
@@ -88,6 +88,16 @@ def join(device: torch.device) -> None:
     _joined = launched()
 
 
+@contextlib.contextmanager
+def joined(device: torch.device) -> Iterator[World]:
+    """Within it the processes of a launcher are met, if there are any."""
+    join(device)
+    try:
+        yield world()
+    finally:
+        leave()
+
+
 def leave() -> None:
     """Nothing more is told."""
     import torch.distributed as distributed
@@ -122,6 +132,29 @@ def told(thing: Any = None) -> Any:
     with _in_touch():
         distributed.broadcast_object_list(box, 0, device=torch.device("cpu"))
     return box[0]
+
+
+def each_does(work: Callable[[], Any]) -> list[Any]:
+    """What `work` gives in each process, in the order of their ranks, in all of them. Raises everywhere what it raises in one."""
+    import torch.distributed as distributed
+
+    error: Exception | None = None
+    gives: tuple[Any, ...] = ()
+    try:
+        gives = (work(),)
+    except Exception as raised:  # told to the others first, who wait
+        error = raised
+        vits = raised if isinstance(raised, VitError) else ResourceError(f"{type(raised).__name__}: {raised}"[:300])
+        gives = (type(vits), vits.message, vits.hint)
+    found = [gives] * world().size
+    if world().is_shared:
+        with _in_touch():
+            distributed.all_gather_object(found, gives)
+    if error is not None:
+        raise error
+    for kind, message, hint in (told for told in found if len(told) > 1):
+        raise kind(message, hint)
+    return [told[0] for told in found]
 
 
 def share_out(tensors: Iterable[Tensor]) -> None:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import Result, run_vit
+from conftest import run_vit
+from processes import Processes
 from vitcli.train.step import micro_batches
 from vitcli.world import World
 
@@ -52,31 +49,6 @@ def command(data: Path | str, out: str, steps: int = 20, **more: Any) -> list[st
     ]
     options += ["--device", "cpu", "--precision", "fp32", "--json"]
     return options + [item for key, value in values.items() for item in ("--set", f"{key}={value}")]
-
-
-class Processes:
-    """As many as torchrun would start, without it: each with its exit code and its own output."""
-
-    def __init__(self, arguments: list[str], count: int, cwd: Path, **env: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        said = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **env}
-        self.all = [
-            subprocess.Popen(
-                [sys.executable, "-m", "vitcli", *arguments],
-                cwd=cwd,
-                env={**os.environ, **said, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(count)
-        ]
-
-    def wait(self) -> list[Result]:
-        said = [process.communicate(timeout=240) for process in self.all]
-        return [Result(p.returncode, out, err) for p, (out, err) in zip(self.all, said, strict=True)]
 
 
 def curve(folder: Path) -> list[float]:

@@ -77,7 +77,7 @@ def run(arguments: list[str]) -> int:
     console.asked_for.clear()
     try:
         if not launched().is_first:  # the first process speaks for all, and does alone what is not shared
-            if not {"pretrain", "finetune"} & set(arguments[:1]):
+            if not {"pretrain", "finetune", "eval", "predict"} & set(arguments[:1]) or "--dry-run" in arguments:
                 return 0
             arguments = [*arguments, "--quiet"]
         code = int(make_app()(arguments, prog_name="vit", standalone_mode=False) or 0)

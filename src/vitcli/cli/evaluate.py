@@ -11,6 +11,7 @@ from vitcli.cli import console, options
 from vitcli.cli.command import announced, print_result, reporting
 from vitcli.cli.train import Checkpoint
 from vitcli.errors import UsageError
+from vitcli.world import joined, launched
 
 if TYPE_CHECKING:
     from vitcli.evaluate.evaluator import EvaluationPlan
@@ -155,7 +156,10 @@ def eval_(
         return
     if plans[0].split.sets is not None:
         _check_sets(written)
-    results = [_measured(planned, written, quiet) for planned in plans]
+    with joined(first.machine.device):  # of several processes each measures its part, and the first one tells of it
+        results = [_measured(planned, written, quiet) for planned in plans]
+    if not launched().is_first:
+        return
     if len(sizes) > 1:
         rows = [{"img_size": list(size), **tree} for size, tree in zip(sizes, results, strict=True) if size]
         print_result({"results": rows}, _text_of_sizes(rows), json=json)
@@ -172,10 +176,13 @@ def _measured(planned: EvaluationPlan, written: dict[str, Path | None], quiet: b
     with reporting(quiet) as reporter:
         if planned.split.sets is not None:
             of_sets = planned.measure_sets(reporter.progress)
-            _warn_of(of_sets.unreadable)
+            if launched().is_first:
+                _warn_of(of_sets.unreadable)
             return report.summary_of_sets(of_sets, planned.classes)
         result = planned.measure(reporter.progress, keep_logits=out is not None)
         fitted = planned.calibrate(result, reporter.progress) if out is not None else None
+    if not launched().is_first:
+        return {}
     _warn_of(result.unreadable)
     tree = report.summary(result, planned.classes, planned.real)
     title = _title(planned, tree)

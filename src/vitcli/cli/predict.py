@@ -13,6 +13,7 @@ from vitcli.cli import console, options
 from vitcli.cli.command import announce, reporting
 from vitcli.cli.train import Checkpoint
 from vitcli.errors import Interrupted, Stopped, UsageError
+from vitcli.world import joined, launched, told
 
 if TYPE_CHECKING:
     from io import BufferedReader
@@ -120,12 +121,16 @@ def predict(
     announce(planned.notes, quiet=quiet)
     shown: list[dict[str, Any]] = []
     most = 0 if sheet is None else MOST_SHOWN
-    with reporting(quiet) as reporter:
+    with joined(planned.machine.device), reporting(quiet) as reporter:
+        if not launched().is_first:
+            planned.follow()
+            return
         done, failed = (
             _tabled(planned, images, out, force, reporter, shown, most)
             if out
             else _printed(planned, images, json, reporter, shown, most)
         )
+        told(False)
     if sheet is not None and failed < done:
         from vitcli.evaluate.report import draw_predictions
 

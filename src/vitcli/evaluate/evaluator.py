@@ -19,7 +19,7 @@ from vitcli.data.split import Source, Split, class_counts
 from vitcli.errors import DataError, UsageError
 from vitcli.evaluate.calibration import calibrated, most_images
 from vitcli.evaluate.features import thinned
-from vitcli.evaluate.inference import Inference
+from vitcli.evaluate.inference import Inference, alike
 from vitcli.evaluate.metrics import METRICS, Metric, Tally, ranked
 from vitcli.evaluate.outputs import Outputs, asked_outputs
 from vitcli.evaluate.real import RealLabels, real_labels
@@ -28,6 +28,7 @@ from vitcli.evaluate.subject import Subject, asked_machine, chosen_data, chosen_
 from vitcli.progress import Progress, silent
 from vitcli.weights import checkpoint
 from vitcli.weights.asked import asked_checkpoint, check_names
+from vitcli.world import world
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -57,8 +58,8 @@ def evaluate(inference: Inference, split: Split, outputs: NDArray[np.int64], kee
     k = min(inference.preprocessing.top_k, inference.classes)
     started = time.monotonic()
     with inference.running():
-        for here, pixels in inference.batches(images, positions):
-            logits, labels = inference.logits(pixels).cpu(), torch.from_numpy(outputs[split.labels[here]])
+        for here, logits in inference.each(images, positions, "logits"):
+            labels = torch.from_numpy(outputs[split.labels[here]])
             for metric in metrics.values():
                 metric.add(logits, labels)
             best, logs = ranked(logits, k), logits.double().log_softmax(1)
@@ -116,7 +117,8 @@ class EvaluationPlan(Subject):
         }
 
     def inference(self, progress: Progress = silent) -> Inference:
-        return replace(super().inference(progress), outputs=self.counted)
+        team = alike if world().is_shared else None
+        return replace(super().inference(progress), outputs=self.counted, team=team)
 
     def measure_sets(self, progress: Progress = silent) -> SetEvaluation:
         """As `measure`, of a split whose labels are sets. Raises CheckpointError or DataError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -73,9 +74,9 @@ def embeddings_of(
     order = images.valid if enough is None else images.valid[permutation(0, "probe", 0, len(images.valid))]
     values: list[Tensor] = []
     seen: list[NDArray[np.int64]] = []
-    with inference.running():
-        for here, pixels in inference.batches(images, order, "features"):
-            values.append(inference.features(pixels).cpu())
+    with inference.running(), contextlib.closing(inference.each(images, order, "features", "features")) as found:
+        for here, features in found:
+            values.append(features)
             seen.append(here)
             if enough is not None and enough(sum(map(len, seen))):
                 break

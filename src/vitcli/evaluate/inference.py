@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vitcli import world
 from vitcli.config import DataConfig, EvalConfig
 from vitcli.data.batch import normalise_, to_float
 from vitcli.data.cache import Images, open_images
@@ -38,6 +41,14 @@ def batch_size(device: str, tokens: int) -> int:
     return int(2 ** min(10, max(4, round(math.log2(_TOKENS_AT_ONCE[device] / tokens)))))
 
 
+def alike(inference: Inference, images: Images, positions: NDArray[np.int64], ask: Ask) -> None:
+    """The team of processes that all do the same, so that none needs to be told."""
+
+
+def _nothing() -> None:
+    """What a process computes that has no batch of its own."""
+
+
 def logits_of(model: Classifier, images: Pixels, bf16: bool, views: int) -> Float[Tensor, "batch classes"]:
     """Logits in float32; with two views the mean over the image and its mirror image.
 
@@ -50,9 +61,17 @@ def logits_of(model: Classifier, images: Pixels, bf16: bool, views: int) -> Floa
     return result
 
 
+Ask = Literal["logits", "features"]
+"""A method of Inference that says something of each image."""
+Team = Callable[["Inference", Images, NDArray[np.int64], Ask], None]
+"""Tells the other processes what they are to compute with this one."""
+
+
 @dataclass(frozen=True, eq=False)
 class Inference:
-    """`preprocessing` is how the model wants its images, `data` how they are read, `outputs` which classes count; None: all."""
+    """`preprocessing` is how the model wants its images, `data` how they are read, `outputs` which classes count; None: all. Where there is
+    a `team`, `each` is computed by all processes.
+    """
 
     model: Classifier
     preprocessing: EvalConfig
@@ -60,6 +79,7 @@ class Inference:
     machine: Machine
     progress: Progress = silent
     outputs: Outputs | None = None
+    team: Team | None = None
 
     @property
     def classes(self) -> int:
@@ -90,10 +110,9 @@ class Inference:
 
     def batches(
         self, images: Images, positions: NDArray[np.int64], what: str = "evaluating"
-    ) -> Iterator[tuple[NDArray[np.int64], Pixels]]:
+    ) -> Generator[tuple[NDArray[np.int64], Pixels], None, None]:
         """(positions, images ready for the model), the next ones decoded while these are worked on."""
-        size = self.batch_size
-        parts = [positions[start : start + size] for start in range(0, len(positions), size)]
+        parts = self._parted(positions)
 
         def read(index: int) -> Tensor:
             return torch.from_numpy(images.read(parts[index])[0])
@@ -105,6 +124,50 @@ class Inference:
                 yield here, self.normalised(pixels)
                 done += len(here)
                 self.progress(what, done, len(positions))
+
+    def _parted(self, positions: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        size = self.batch_size
+        return [positions[start : start + size] for start in range(0, len(positions), size)]
+
+    def each(
+        self, images: Images, positions: NDArray[np.int64], ask: Ask, what: str = "evaluating"
+    ) -> Generator[tuple[NDArray[np.int64], Tensor], None, None]:
+        """(positions, what is asked of the images there), on the CPU, a batch at a time and in order.
+
+        Of several processes each computes whole batches, every one the same as a process alone would, so that the results are the same
+        to the bit for any number of them; all of them see all results. Raises what any of them raises.
+        """
+        if self.team is not None:
+            self.team(self, images, positions, ask)
+            yield from self._dealt(images, positions, ask, what)
+            return
+        for here, pixels in self.batches(images, positions, what):
+            yield here, getattr(self, ask)(pixels).cpu()
+
+    def _dealt(
+        self, images: Images, positions: NDArray[np.int64], ask: Ask, what: str
+    ) -> Generator[tuple[NDArray[np.int64], Tensor], None, None]:
+        size, rank, parts = world.world().size, world.world().rank, self._parted(positions)
+        own = parts[rank::size]
+        others_wait = False
+        with contextlib.closing(self.batches(images, np.concatenate(own) if own else positions[:0], what)) as batches:
+            try:
+                for start in range(0, len(parts), size):
+                    others_wait = False
+                    if not world.told(True):
+                        return
+                    here = parts[start : start + size]
+                    work = partial(self._of_next, batches, ask) if rank < len(here) else _nothing
+                    results = world.each_does(work)[: len(here)]
+                    others_wait = start + size < len(parts)
+                    yield from zip(here, results, strict=True)
+            finally:
+                if others_wait and rank == 0:
+                    world.told(False)
+
+    def _of_next(self, batches: Iterator[tuple[NDArray[np.int64], Pixels]], ask: Ask) -> Tensor:
+        found: Tensor = getattr(self, ask)(next(batches)[1]).cpu()
+        return found
 
     def logits(self, images: Pixels) -> Float[Tensor, "batch classes"]:
         """In float32, of the classes that count, divided by `eval.temperature`; with `eval.views = 2` the mean over the image and its

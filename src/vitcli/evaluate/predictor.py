@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitcli import files
+from vitcli import files, world
 from vitcli.classes import Class, imagenet_1k
 from vitcli.config import Overrides, Size
 from vitcli.errors import UsageError
@@ -45,21 +45,34 @@ def predict(
     Images are decoded in threads and the next batch while this one is computed; a row depends on the others by the
     rounding of a product of another size at most.
     """
-    view, most = inference.view, inference.data.max_megapixels
+    view, most, rank = inference.view, inference.data.max_megapixels, world.world().rank
     with inference.running(), ThreadPoolExecutor(inference.data.workers or None) as pool:
-        waiting: list[tuple[tuple[str | NoImage, ...], list[Any]]] = []
-        for part in _batched(paths, inference.batch_size):
-            waiting.append((part, [pool.submit(read_named, path, view, most) for path in part]))
+
+        def rows(own: Sequence[str | NoImage], decoded: Sequence[Any]) -> Iterator[Row]:
+            found = world.each_does(lambda: list(_rows(inference, own, decoded, classes, wanted)))
+            return itertools.chain.from_iterable(found)
+
+        waiting: list[tuple[Sequence[str | NoImage], list[Any]]] = []
+        for turn in _turns(_batched(paths, inference.batch_size)):
+            own: Sequence[str | NoImage] = turn[rank] if rank < len(turn) else ()
+            waiting.append((own, [pool.submit(read_named, path, view, most) for path in own]))
             if len(waiting) > 1:
-                yield from _rows(inference, *waiting.pop(0), classes, wanted)
-        for part, decoded in waiting:
-            yield from _rows(inference, part, decoded, classes, wanted)
+                yield from rows(*waiting.pop(0))
+        for own, decoded in waiting:
+            yield from rows(own, decoded)
 
 
 def _batched(items: Iterable[str | NoImage], size: int) -> Iterator[tuple[str | NoImage, ...]]:
     iterator = iter(items)
     while part := tuple(itertools.islice(iterator, size)):
         yield part
+
+
+def _turns(parts: Iterator[tuple[str | NoImage, ...]]) -> Iterator[list[tuple[str | NoImage, ...]]]:
+    """A batch for each process, as the first one says, since the others cannot read the pipe that it may read."""
+    here = world.world()
+    while turn := world.told(list(itertools.islice(parts, here.size)) if here.is_first else []):
+        yield turn
 
 
 def _rows(
@@ -135,7 +148,13 @@ class PredictionPlan(Subject):
 
     def answers(self, paths: Iterable[str | NoImage]) -> Iterator[Row]:
         """As `predict`, of names that stand for one image each."""
+        world.told(True)
         return predict(replace(self.inference(), outputs=self.counted), paths, self.named, self.wanted)
+
+    def follow(self) -> None:
+        """Compute with the first of several processes what that one is asked for, until it leaves."""
+        while world.told(False):
+            list(predict(replace(self.inference(), outputs=self.counted), (), self.named, self.wanted))
 
 
 def plan_prediction(

@@ -103,8 +103,8 @@ def evaluate_sets(inference: Inference, split: Split, outputs: NDArray[np.int64]
     shown = torch.from_numpy(placed(split.sets, outputs, inference.classes))
     started = time.monotonic()
     with inference.running():
-        for here, pixels in inference.batches(images, images.valid):
-            tally.add(inference.logits(pixels), shown[torch.from_numpy(here)])
+        for here, logits in inference.each(images, images.valid, "logits"):
+            tally.add(logits, shown[torch.from_numpy(here)])
     seconds = time.monotonic() - started
     timing = {"seconds": seconds, "images_per_second": len(images.valid) / seconds if seconds else 0.0}
     return SetEvaluation(

@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vitcli import world
-from vitcli.config import Size
-from vitcli.errors import Interrupted, UsageError
+from vitcli.config import EvalConfig, Size
+from vitcli.data.cache import Images
+from vitcli.errors import Interrupted, UsageError, VitError
+from vitcli.evaluate.inference import Ask, Inference, alike
+from vitcli.model.classifier import Classifier, build
 from vitcli.train import runfolder, state
 from vitcli.train.objectives.table import objective_named
 from vitcli.train.parts import Parts
@@ -47,6 +54,17 @@ class Step:
     progress: float
     size: Size
     compiled: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Measure:
+    """What is asked of images, the rows `positions` of a table's `rows`: the first process's weights are sent. `table` is a split of the data."""
+
+    table: str
+    rows: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    ask: Ask
+    preprocessing: EvalConfig
 
 
 @dataclass(frozen=True)
@@ -97,6 +115,15 @@ def send_weights(trainer: Trainer) -> None:
     world.share_out([*trainer.model.state_dict().values(), *trainer.objective.state_dict().values()])
 
 
+def share_measuring(plan: Plan, inference: Inference, images: Images, positions: NDArray[np.int64], ask: Ask) -> None:
+    """Tell the other processes of a run what they are to compute with the first one (inference.py's Team)."""
+    assert plan.source is not None
+    split = images.split
+    table = next(name for name, part in plan.source.splits.items() if part.table is split.table)
+    world.told(Measure(table, split.rows, positions, ask, inference.preprocessing))
+    world.share_out(inference.model.state_dict().values())
+
+
 def follow(plan: Plan) -> Path:
     """Be one of the other processes until the run ends. Returns its folder. Raises Interrupted as the first process does, ResourceError
     where that one is gone, and what goes wrong here.
@@ -117,10 +144,10 @@ def _followed(plan: Plan, place: Place) -> object:
     with Signals() as signals:
         said = world.told()
         if isinstance(said, Begin):
-            parts = _parts(plan, place.folder, said.step)
-            said = world.told()
+            follower = _Follower(plan, _parts(plan, place.folder, said.step), signals)
+            said = follower.hear()
             if isinstance(said, Train):
-                said = _train(parts, said.step, signals)
+                said = follower.train(said.step)
     return said
 
 
@@ -133,22 +160,50 @@ def _parts(plan: Plan, folder: Path, step: int | None) -> Parts:
     return parts
 
 
-def _train(parts: Parts, step: int, signals: Signals) -> object:
-    """Updates from `step` on, until something else is said, which is returned."""
-    trainer = parts.trainer
-    signals.is_training = True
-    send_weights(trainer)
-    batches = parts.loader.batches(step)
-    with contextlib.closing(batches):
-        while isinstance(said := world.told(), Step):
-            if said.compiled and not trainer.machine.compile:
-                trainer.compile()
-            trainer.signal = signals.received or 0
-            trainer.optimizer.set_factor(said.factor)
-            batch = next(batches)
-            batch = batch if tuple(batch.images.shape[2:]) == tuple(said.size) else batch.resized(said.size)
-            with trainer.model.taking(said.size):
-                train_step(trainer, batch, step)
-            trainer.after_update(step, said.progress)
-            step += 1
-    return said
+class _Follower:
+    def __init__(self, plan: Plan, parts: Parts, signals: Signals) -> None:
+        self.plan, self.parts, self.signals = plan, parts, signals
+
+    def hear(self) -> object:
+        """What is said next, apart from what is to be measured, which is done."""
+        while isinstance(said := world.told(), Measure):
+            self._measure(said)
+        return said
+
+    @cached_property
+    def _measured(self) -> Classifier:
+        """A model for the weights that are measured, which may be others than those that are trained."""
+        return build(self.parts.config.model).to(self.parts.machine.device)
+
+    def _measure(self, said: Measure) -> None:
+        assert self.plan.source is not None
+        world.share_out(self._measured.state_dict().values())
+        parts = self.parts
+        inference = Inference(self._measured, said.preprocessing, parts.config.data, parts.machine, team=alike)
+        split = replace(self.plan.source.splits[said.table], rows=said.rows, labels=None, sets=None)
+        images = Images(
+            split=split, view=inference.view, config=inference.data, valid=said.positions, bad=[], cached=None
+        )
+        with contextlib.suppress(VitError), inference.running():  # which is raised in the first process, too
+            for _ in inference.each(images, said.positions, said.ask):
+                pass
+
+    def train(self, step: int) -> object:
+        """Updates from `step` on, until something else is said, which is returned."""
+        trainer = self.parts.trainer
+        self.signals.is_training = True
+        send_weights(trainer)
+        batches = self.parts.loader.batches(step)
+        with contextlib.closing(batches):
+            while isinstance(said := self.hear(), Step):
+                if said.compiled and not trainer.machine.compile:
+                    trainer.compile()
+                trainer.signal = self.signals.received or 0
+                trainer.optimizer.set_factor(said.factor)
+                batch = next(batches)
+                batch = batch if tuple(batch.images.shape[2:]) == tuple(said.size) else batch.resized(said.size)
+                with trainer.model.taking(said.size):
+                    train_step(trainer, batch, step)
+                trainer.after_update(step, said.progress)
+                step += 1
+        return said

@@ -7,6 +7,7 @@ import json
 import signal
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from vitcli.model.classifier import Classifier
 from vitcli.progress import Progress
 from vitcli.train import runfolder, state
 from vitcli.train.clock import Anchor, Clock
-from vitcli.train.following import Begin
+from vitcli.train.following import Begin, share_measuring
 from vitcli.train.head import Start
 from vitcli.train.parts import Parts
 from vitcli.train.plan import Plan
@@ -67,7 +68,8 @@ class Session(Parts):
 
     def inference(self, model: Classifier, progress: Progress | None = None) -> Inference:
         """A model as this run measures it; a signal ends what it is asked."""
-        return Inference(model, self.config.eval, self.config.data, self.machine, progress or self.watch)
+        team = partial(share_measuring, self.plan) if world.world().is_shared else None
+        return Inference(model, self.config.eval, self.config.data, self.machine, progress or self.watch, team=team)
 
     def _anchors(self) -> list[Anchor]:
         path = self.folder / "state" / "clock.jsonl"
