@@ -229,3 +229,10 @@ class Processes:
     def wait(self) -> list[Result]:
         said = [process.communicate(timeout=240) for process in self.all]
         return [Result(p.returncode, out, err) for p, (out, err) in zip(self.all, said, strict=True)]
+
+    def until_step(self, folder: Path, lines: int) -> None:
+        """Wait until the run has written so many lines of metrics."""
+        metrics, deadline = folder / "metrics.jsonl", time.monotonic() + PATIENCE
+        while not (metrics.exists() and len(metrics.read_text().splitlines()) >= lines):
+            assert time.monotonic() < deadline and all(p.poll() is None for p in self.all)
+            time.sleep(0.005)

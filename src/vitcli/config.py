@@ -28,6 +28,7 @@ from vitcli.config_sections import OptimConfig as OptimConfig
 from vitcli.config_sections import ProbeConfig as ProbeConfig
 from vitcli.config_sections import PseudoConfig as PseudoConfig
 from vitcli.config_sections import RunConfig as RunConfig
+from vitcli.config_sections import ScaleConfig as ScaleConfig
 from vitcli.config_sections import TrainConfig as TrainConfig
 from vitcli.config_sections import VisregConfig as VisregConfig
 from vitcli.config_values import Size as Size
@@ -65,6 +66,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def settings_of(self, section: str) -> Any:
@@ -80,6 +82,7 @@ SECTIONS: dict[str, type] = {
     "train": TrainConfig,
     "optim": OptimConfig,
     "eval": EvalConfig,
+    "scale": ScaleConfig,
 }
 OBJECTIVE_SECTIONS: dict[str, type] = {
     "masked-patch": MaskedPatchConfig,

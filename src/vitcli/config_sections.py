@@ -251,6 +251,17 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScaleConfig:
+    """Past one process (world.py)."""
+
+    shard: bool = key(
+        False,
+        "each process keeps a part of weights, gradients and moments (FSDP2), where there are several; the result is the same",
+        compared=False,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class MaskedPatchConfig:
     """Masked patch prediction (train/objectives/masked_patch.py)."""
 

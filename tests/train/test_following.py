@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from safetensors.torch import load_file
 
 from conftest import run_vit
 from processes import Processes
-from vitcli.train.step import micro_batches
+from vitcli.train.memory import micro_batches
 from vitcli.world import World
 
 SETTINGS = {
@@ -111,11 +110,7 @@ def test_one_signal_stops_all_and_other_numbers_go_on(class_folders: Path, tmp_p
     for count in (1, 3):
         out = f"on-{count}"
         started = Processes(command(class_folders, out, 40), 2, tmp_path)
-        metrics = tmp_path / out / "metrics.jsonl"
-        deadline = time.monotonic() + 120
-        while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 3):
-            assert time.monotonic() < deadline and all(p.poll() is None for p in started.all)
-            time.sleep(0.005)
+        started.until_step(tmp_path / out, 3)
         started.all[1].send_signal(signal.SIGTERM)
         first, second = started.wait()
         assert (first.code, second.code) == (75, 75), first.err + second.err
@@ -129,11 +124,7 @@ def test_one_signal_stops_all_and_other_numbers_go_on(class_folders: Path, tmp_p
 
 def test_one_that_is_killed_ends_the_others(class_folders: Path, tmp_path: Path) -> None:
     started = Processes(command(class_folders, "run", 4000), 2, tmp_path)
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 3):
-        assert time.monotonic() < deadline and all(p.poll() is None for p in started.all)
-        time.sleep(0.005)
+    started.until_step(tmp_path / "run", 3)
     started.all[1].kill()
     first, _ = started.wait()
     assert first.code == 6 and "another process of this run has ended" in first.err and "Traceback" not in first.err

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -79,7 +79,7 @@ class Inference:
     machine: Machine
     progress: Progress = silent
     outputs: Outputs | None = None
-    team: Team | None = None
+    team: Team | None = field(default=None, kw_only=True)
 
     @property
     def classes(self) -> int:

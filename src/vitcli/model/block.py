@@ -97,7 +97,7 @@ class Block(nn.Module):
         if not host.can_read(keep):
             return x + branch(source).to(x.dtype) * (keep * scale).to(x.dtype)[:, None, None]
         rows = torch.from_numpy(np.flatnonzero(keep.numpy()))
-        if not len(rows):
-            return x
+        if not len(rows):  # its weights have a gradient of zero then, in every process
+            return x.index_add(0, torch.zeros(1, dtype=torch.long), branch(source[:1]).to(x.dtype), alpha=0.0)
         kept = branch(source.index_select(0, rows))
         return x.index_add(0, rows, kept.to(x.dtype), alpha=scale)

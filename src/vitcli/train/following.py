@@ -7,7 +7,7 @@ weights of all are the same, since the gradients that were added up are.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from vitcli.train.parts import Parts
 from vitcli.train.plan import Plan, replan
 from vitcli.train.runfolder import Place
 from vitcli.train.runlog import Log
+from vitcli.train.sharding import Gather, Keep
 from vitcli.train.signals import Signals
 from vitcli.train.step import train_step
 from vitcli.train.trainer import Trainer
@@ -111,8 +112,11 @@ def together(plan: Plan) -> Iterator[bool]:
 
 
 def send_weights(trainer: Trainer) -> None:
-    """Those of the first process, to all."""
+    """Those of the first process, to all, and in parts from here on where the run asks for that."""
+    if trainer.is_sharded:
+        return
     world.share_out([*trainer.model.state_dict().values(), *trainer.objective.state_dict().values()])
+    trainer.shard()
 
 
 def share_measuring(plan: Plan, inference: Inference, images: Images, positions: NDArray[np.int64], ask: Ask) -> None:
@@ -156,18 +160,28 @@ def _parts(plan: Plan, folder: Path, step: int | None) -> Parts:
     assert saved is None or saved.step == step
     parts = Parts(plan, folder, Log(()), saved)
     if saved is not None:
-        parts.trainer.restore(saved.groups)
+        parts.take_up(saved)
     return parts
 
 
 class _Follower:
     def __init__(self, plan: Plan, parts: Parts, signals: Signals) -> None:
         self.plan, self.parts, self.signals = plan, parts, signals
+        self._written: Callable[[], None] = lambda: None
+        """Waits until the step that was saved last is written."""
 
     def hear(self) -> object:
-        """What is said next, apart from what is to be measured, which is done."""
-        while isinstance(said := world.told(), Measure):
-            self._measure(said)
+        """What is said next, apart from what is to be measured, brought together or saved, which is done."""
+        while isinstance(said := world.told(), (Measure, Gather, Keep)):
+            if isinstance(said, Measure):
+                self._measure(said)
+            elif isinstance(said, Gather):
+                self.parts.trainer.gather(said.averaged)
+            else:
+                self._written()
+                self._written = self.parts.trainer.keep(said.folder)
+        if isinstance(said, End):
+            self._written()
         return said
 
     @cached_property

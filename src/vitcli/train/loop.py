@@ -82,6 +82,7 @@ class Loop:
         if self.session.start is None or not self.session.start.alone:
             self._train()
         self.session.save("running")
+        self.session.trainer.unshard()
         # the final weights, their scores, and what people and other tools read
         selection = self.selection.select()
         scores = self.scoring.evaluate()

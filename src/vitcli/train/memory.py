@@ -15,6 +15,7 @@ from vitcli.errors import ResourceError
 from vitcli.evaluate.inference import batch_size
 from vitcli.train.objectives.base import Extra
 from vitcli.train.objectives.table import objective_named
+from vitcli.world import launched
 
 RECIPE_PART = 0.5
 """Of the machine's memory, what a recipe's own choices may take; the rest is for other programs and the error of the estimate."""
@@ -88,14 +89,27 @@ def _limit(folder: Path, limit: str, used: str, cached: tuple[str, ...]) -> Room
         return None
 
 
+def micro_batches(own: int, whole: int, accumulate: int) -> int:
+    """How many a process makes of its images: as few as are no larger than those of a process that has the whole batch."""
+    most = max(1, (whole or own) // accumulate)
+    return next(n for n in range(1, own + 1) if own % n == 0 and own // n <= most)
+
+
 def needed(config: Config, device: str, bf16: bool) -> flops.Memory:
-    """An estimate for the run of `config`."""
+    """An estimate for the run of `config`. Of several processes, each with a GPU, for one of them: those on one CPU have its memory together."""
+    processes = launched().size if device == "cuda" else 1
+    shared = processes if config.scale.shard else 1
+    if processes > 1 and config.train.batch_size % processes == 0:
+        own = config.train.batch_size // processes
+        parts = micro_batches(own, config.train.batch_size, config.train.accumulate)
+        config = replace(config, train=replace(config.train, batch_size=own, accumulate=parts))
     objective = objective_named(config.train.objective)
     memory = flops.run_memory(config, bf16, batch_size(device, config.model.breadth), objective.activations(config))
     extra = objective.extra(config)
     saved = extra_bytes(config, extra)
     gradients = 4 * extra.parameters + (2 * extra.parameters if bf16 else 0)
-    return replace(memory, state=memory.state + saved + gradients + 4 * extra.held, saving=memory.saving + saved)
+    state, saving = memory.state + saved + gradients, memory.saving + saved
+    return replace(memory, state=-(-state // shared) + 4 * extra.held, saving=-(-saving // shared))
 
 
 def saved_step(config: Config) -> int:

@@ -70,8 +70,8 @@ class Monitor:
         return round(max(_LEAST, min(_MOST, fitting)))
 
     def _measured(self, split: Split) -> dict[str, float]:
-        model = self.session.trainer.model
-        values, positions = embeddings_of(self.session.inference(model, self.session.quietly), split)
+        with self.session.trainer.current() as model:
+            values, positions = embeddings_of(self.session.inference(model, self.session.quietly), split)
         if not np.isfinite(values).all():  # the next step says so
             return {}
         seen = {"rank": effective_rank(values), "spread": spread(values)}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vitcli import host
 from vitcli.config import OptimConfig
 from vitcli.model.classifier import Classifier
+from vitcli.train import sharding
 from vitcli.train.lamb import Lamb
 from vitcli.train.muon import Muon
 from vitcli.train.objectives.base import Objective
@@ -104,6 +105,8 @@ class Optimizer:
     All but LAMB decay alike, decoupled: a matrix shrinks by its rate times `optim.weight_decay` of itself in every update.
     `bf16` orthogonalises in bfloat16, which takes four times as long as float32 where the hardware has no units for it.
 
+    Of a parameter in parts (sharding.py) it updates the part of this process.
+
     On a device that the host does not wait for, rates are tensors beside the parameters, and an update that is not to be
     made is left out by the kernels, which all read the same flag.
     """
@@ -112,6 +115,8 @@ class Optimizer:
         self, parameters: Iterable[Trained], config: OptimConfig, layers: int, fused: bool, bf16: bool
     ) -> None:
         self.config = config
+        self.parameters: list[nn.Parameter] = []
+        self._parted: dict[nn.Parameter, nn.Parameter] = {}
         groups: dict[tuple[bool, bool, int, int, bool], list[Trained]] = {}
         for item in parameters:
             muon = config.name == "muon" and item.matrices > 0
@@ -124,7 +129,7 @@ class Optimizer:
             rate = config.layer_decay ** (layers - layer)
             lr = (config.objective_lr if own else None) or config.lr
             group = {
-                "params": [item.parameter for item in members],
+                "params": [self._own(item.parameter) for item in members],
                 "names": [item.name for item in members],
                 "base_lr": rate * (config.muon_lr if muon else lr),
                 "weight_decay": config.weight_decay if decayed else 0.0,
@@ -149,13 +154,21 @@ class Optimizer:
             adamw._warned_capturable_if_run_uncaptured = True  # not every update is recorded
             self.parts.append(adamw)
         self.groups: list[dict[str, Any]] = [group for part in self.parts for group in part.param_groups]
-        self.parameters = [p for group in self.groups for p in group["params"]]
         if self.is_deferred:
             device = every[0].device
             self._base = host.constants([group["base_lr"] for group in self.groups], device)
             self._factor, self._rates = torch.ones((), device=device), self._base.clone()
             for target, now in zip(self.groups, self._rates.unbind(), strict=True):
                 target["lr"] = now
+
+    def _own(self, parameter: nn.Parameter) -> nn.Parameter:
+        """What is updated of it, in the same memory."""
+        self.parameters.append(parameter)
+        if not sharding.is_parted(parameter):
+            return parameter
+        own = nn.Parameter(sharding.local(parameter.detach()))
+        self._parted[own] = parameter
+        return own
 
     def set_factor(self, factor: float) -> None:
         """Set every rate to its base times `factor`."""
@@ -172,19 +185,21 @@ class Optimizer:
             return
         if self.is_deferred:
             torch.mul(self._base, self._factor, out=self._rates)
+        for own, parameter in self._parted.items():
+            own.grad = None if parameter.grad is None else sharding.local(parameter.grad)
         refused = (~admitted).float() if admitted is not None and self.is_deferred else None
         for part in self.parts:
             part.found_inf = refused  # type: ignore[attr-defined]
             part.step()
 
     def zero_grad(self) -> None:
-        for part in self.parts:
-            part.zero_grad(set_to_none=True)
+        for parameter in (*self.parameters, *self._parted):
+            parameter.grad = None
 
     def clip(self, limit: float) -> Tensor:
         """The gradient's global norm; above `limit` (0: none) the gradient is scaled down to it."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = sharding.whole(torch.nn.utils.get_total_norm(gradients))
         if limit:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, limit, norm)
         return norm
@@ -197,10 +212,15 @@ class Optimizer:
                 for name, parameter in zip(group["names"], group["params"], strict=True):
                     kept = {what: value for what, value in part.state.get(parameter, {}).items() if value is not None}
                     for what, value in kept.items():
-                        found[f"{name}/{what}"] = torch.as_tensor(value)
+                        found[f"{name}/{what}"] = self._whole(parameter, torch.as_tensor(value))
                     if not kept:  # no gradient has reached it yet
                         found[f"{name}/{_NOTHING}"] = torch.zeros(0)
         return found
+
+    def _whole(self, own: nn.Parameter, kept: Tensor) -> Tensor:
+        """What is kept of a parameter, as part of what the processes keep together."""
+        parameter = self._parted.get(own)
+        return kept if parameter is None or kept.shape != own.shape else sharding.part_of(parameter, kept)
 
     def restore(self, saved: dict[str, Tensor]) -> None:
         """The inverse of `state`, each tensor where a step looks for it: beside its parameter, but for the counter of a
@@ -217,7 +237,7 @@ class Optimizer:
                     continue  # it remembers nothing
                 for name, parameter in zip(group["names"], group["params"], strict=True):
                     part.state[parameter] = {
-                        what: value.to("cpu" if what == "step" and not beside else parameter.device, copy=True)
+                        what: sharding.local(value).to("cpu" if what == "step" and not beside else parameter.device, copy=True)
                         for what, value in by_name[name].items()
                         if what != _NOTHING
                     }

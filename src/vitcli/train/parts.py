@@ -17,7 +17,7 @@ from vitcli.errors import CheckpointError
 from vitcli.evaluate.inference import Inference
 from vitcli.machine import Machine
 from vitcli.model.classifier import Classifier, build
-from vitcli.train import pseudo, state
+from vitcli.train import pseudo, sharding, state
 from vitcli.train.memory import room_of
 from vitcli.train.plan import Plan
 from vitcli.train.runlog import Log
@@ -39,11 +39,23 @@ class Parts:
         self.machine = machine_of(plan, saved, folder, log)
         if world().is_shared:  # what is sent between processes is not recorded
             self.machine = replace(self.machine, replay=False)
+        if sharding.is_asked(self.config):
+            self.machine = replace(self.machine, compile=False)
         self.images = self._open_images()
         self.loader = self._loader()
         self.trainer = Trainer(self.initial_model(restored=saved is not None), self.config, self.machine)
         self.trainer.objective.begin(plan.classes)
         self.trainer.objective.counted(plan.classes, plan.class_counts)
+
+    def take_up(self, saved: state.Saved) -> None:
+        """The tensors of a saved step; all processes call this at once. Raises KeyError, RuntimeError, TypeError or CheckpointError where
+        they do not fit.
+        """
+        self.trainer.shard()
+        if saved.parts is None:
+            self.trainer.restore(saved.groups)
+        else:
+            self.trainer.restore_from(saved.parts)
 
     def _open_images(self) -> Images | Joined:
         plan = self.plan

@@ -6,7 +6,8 @@ import contextlib
 import json
 import signal
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from vitcli.train.head import Start
 from vitcli.train.parts import Parts
 from vitcli.train.plan import Plan
 from vitcli.train.runlog import Log, Metrics, read_lines
+from vitcli.train.sharding import Keep
 from vitcli.train.signals import Signals
 from vitcli.train.step import DIVERGED_HINT
 
@@ -54,6 +56,7 @@ class Session(Parts):
         for fault in faults:
             log("warning", text=fault)
         super().__init__(plan, folder, log, saved)
+        world.told(Begin(None if saved is None else saved.step))
         self.clock = Clock(plan.steps, self.config.train.time_budget, self._anchors())
         self.at = Reached()
         self.start: Start | None = None
@@ -63,7 +66,6 @@ class Session(Parts):
         self.metrics = Metrics(folder / "metrics.jsonl", self.at.step)
         self.writer = state.Writer()
         runfolder.write_status(folder, "running", self.at.step)
-        world.told(Begin(self.at.resumed_from))
         log("begin", folder=folder, config=as_dict(self.config), step=self.at.step, seconds=self.seconds())
 
     def inference(self, model: Classifier, progress: Progress | None = None) -> Inference:
@@ -91,7 +93,7 @@ class Session(Parts):
                 "start anew with --resume never",
             )
         try:
-            self.trainer.restore(saved.groups)
+            self.take_up(saved)
             if "probe" in saved.values:
                 self.start = Start.of(saved.groups, saved.values)
         except (KeyError, RuntimeError, TypeError) as error:
@@ -178,15 +180,26 @@ class Session(Parts):
                 DIVERGED_HINT,
             )
         self.metrics.flush()
-        copied = saved.copied()
+        copied, written = self._copied(saved)
 
         def write() -> None:
+            written()
             state.save(self.folder / "state", copied)
             runfolder.write_status(self.folder, status, step, code)
 
         self.writer.begin(write)
         self.at.saved_step, self.at.saved_at = step, time.monotonic()
         self.log("saved", step=step, seconds=self.at.saved_at - started)
+
+    def _copied(self, saved: state.Saved) -> tuple[state.Saved, Callable[[], None]]:
+        """The step in memory of its own, and what waits for parts of it that are being written."""
+        if not self.trainer.is_sharded:
+            return saved.copied(), lambda: None
+        parts = state.parts_folder(self.folder / "state", saved.step)
+        world.told(Keep(parts))
+        written = self.trainer.keep(parts)
+        own = {name: group for name, group in saved.groups.items() if name not in self.trainer.state()}
+        return replace(saved, groups=own, parts=parts).copied(), written
 
     def saved(self) -> state.Saved:
         """All that a resumed run needs."""

@@ -6,7 +6,7 @@ import json
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 
 from vitcli import __version__, files
 from vitcli.errors import CheckpointError
+from vitcli.train import sharding
 from vitcli.weights.checkpoint import Tensors, write_safetensors
 
 KEPT_STEPS = 2
@@ -21,6 +22,7 @@ FORMAT = 1
 """Raised whenever what a step folder holds changes its meaning."""
 _STEP = re.compile(r"step-(\d{9,})")
 _BROKEN = "broken-"
+_PARTS = "parts-"
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +32,8 @@ class Saved:
     step: int
     groups: dict[str, Tensors]
     values: dict[str, Any]
+    parts: Path | None = None
+    """Where the tensors of the trainer lie that are not in `groups`, in parts (sharding.py)."""
 
     def copied(self) -> Saved:
         """The same in memory of its own, so that training may go on while it is written."""
@@ -37,13 +41,13 @@ class Saved:
             name: {k: t.detach().to("cpu", copy=True) for k, t in tensors.items()}
             for name, tensors in self.groups.items()
         }
-        return Saved(self.step, groups, self.values)
+        return replace(self, groups=groups)
 
     def unfinite(self) -> str:
         """The first tensor that holds NaN or infinite numbers; empty if none does."""
         for group, tensors in self.groups.items():
             for name, tensor in tensors.items():
-                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                if tensor.is_floating_point() and not torch.isfinite(sharding.local(tensor)).all():
                     return f"{group} {name}"
         return ""
 
@@ -65,11 +69,20 @@ def save(folder: Path, saved: Saved) -> None:
         (temporary / "values.json").write_text(
             json.dumps({"format": FORMAT, "vit": __version__} | saved.values, allow_nan=False), encoding="utf-8"
         )
+        if saved.parts is not None:
+            for file in saved.parts.iterdir():
+                file.rename(temporary / file.name)
+            saved.parts.rmdir()
 
     if not path.exists():
         files.write_folder(path, fill, size)
     files.write_text(folder / "latest", path.name + "\n")
     _retire(folder)
+
+
+def parts_folder(folder: Path, step: int) -> Path:
+    """Where the processes write their parts of a step, before they are its own; `newest` deletes what a killed save left there."""
+    return folder / f"{_PARTS}{step:09d}"
 
 
 def _retire(folder: Path) -> None:
@@ -161,7 +174,11 @@ def newest(folder: Path) -> tuple[Saved | None, list[str]]:
 
     Raises CheckpointError where there are steps and none is whole; then nothing is touched.
     """
-    faults = [f"ignored {name}, which a killed save left" for name in files.remove_leftovers(folder)]
+    names = files.remove_leftovers(folder)
+    for left in folder.glob(f"{_PARTS}*"):
+        files.remove_folder(left)
+        names.append(left.name)
+    faults = [f"ignored {name}, which a killed save left" for name in names]
     broken: list[tuple[Path, str]] = []
     for path in reversed(_steps(folder)):
         fault = files.folder_fault(path)
@@ -208,4 +225,4 @@ def _read(path: Path) -> Saved:
             f"the saved step {path} was written by vit {by!s:.20} in format {written!s:.20}, and vit {__version__} reads {FORMAT}",
             "go on with that version, or start anew beside it with --resume never",
         )
-    return Saved(_number(path), groups, values)
+    return Saved(_number(path), groups, values, path if (path / sharding.METADATA).exists() else None)

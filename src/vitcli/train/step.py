@@ -12,6 +12,7 @@ from vitcli import host, world
 from vitcli.data.batch import Batch
 from vitcli.model.held import held
 from vitcli.randomness import Step, generator
+from vitcli.train.memory import micro_batches
 from vitcli.train.trainer import Trainer
 
 DIVERGED_HINT = "lower --set optim.lr=…, lengthen optim.warmup_steps, or clip gradients with optim.clip=1"
@@ -24,12 +25,6 @@ class Update:
     loss: Float[Tensor, ""]  # nats, mean over the batch
     grad_norm: Float[Tensor, ""]  # before clipping
     metrics: dict[str, Tensor]  # the objective's own, means over the batch
-
-
-def micro_batches(own: int, whole: int, accumulate: int) -> int:
-    """How many a process makes of its images: as few as are no larger than those of a process that has the whole batch."""
-    most = max(1, (whole or own) // accumulate)
-    return next(n for n in range(1, own + 1) if own % n == 0 and own // n <= most)
 
 
 def train_step(trainer: Trainer, batch: Batch, step: int) -> Update:
@@ -51,6 +46,7 @@ def update(trainer: Trainer, batch: Batch, step: Step) -> Update:
     noise = objective.draw(model, batch.outline(), config.run.seed, step)
     parts = micro_batches(len(batch), batch.whole, config.train.accumulate)
     size, processes = len(batch) // parts, max(1, batch.whole // len(batch))
+    summed = 1 if trainer.is_sharded else processes  # FSDP2 takes the mean over processes itself
     losses: list[Tensor] = []
     metrics: dict[str, Tensor] = {}
     optimizer.zero_grad()
@@ -63,9 +59,9 @@ def update(trainer: Trainer, batch: Batch, step: Step) -> Update:
                 trainer.machine.seed(int(generator(config.run.seed, "dropout", step, index).integers(2**62)))
             with torch.autocast(trainer.machine.device.type, torch.bfloat16, enabled=trainer.machine.bf16):
                 drawn = noise.rows(slice(batch.start + rows.start, batch.start + rows.stop))
-                result = objective(model, batch.rows(rows), drawn)
+                result = trainer.loss(batch.rows(rows), drawn)
             # gradients add up, so that the sum over micro-batches, and over processes, is the gradient of the batch's mean
-            (result.loss / (parts * processes)).backward()
+            (result.loss / (parts * summed)).backward()
             losses.append(result.loss.detach())
             for name, value in result.metrics.items():
                 mean = host.tensor(value, trainer.machine.device).detach().float() / parts

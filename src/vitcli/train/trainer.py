@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
+from vitcli import world
 from vitcli.config import Config
+from vitcli.data.batch import Batch
 from vitcli.machine import Machine
 from vitcli.model.classifier import Classifier
-from vitcli.train.objectives.base import Objective
+from vitcli.train import sharding
+from vitcli.train.objectives.base import Loss, Noise, Objective
 from vitcli.train.objectives.table import objective_named
-from vitcli.train.optim import Average, Optimizer, trained
+from vitcli.train.optim import OWN, Average, Optimizer, trained
+from vitcli.train.sharding import Whole
 from vitcli.train.watch import Watch
 from vitcli.weights.checkpoint import Tensors
 
@@ -26,6 +31,18 @@ class Trainer:
         self.model = machine.place(model)
         self.model.use_checkpointing(config.run.checkpointing)
         self.objective: Objective = objective_named(config.train.objective)(self.model, config).to(machine.device)
+        self.whole: Whole | None = None
+        self._plain: tuple[Classifier, Objective] = self.model, self.objective
+        """Ordinary ones, for what is no update; where the weights are in parts they lie in the host's memory meanwhile."""
+        self._arrange()
+        self.watch = Watch(machine.device)
+        self.signal = 0
+        """The signal that this process was sent, 0 for none; and, after an update, the sum of those of all processes."""
+        self.signals: torch.Tensor | None = None
+
+    def _arrange(self) -> None:
+        """The optimizer and the average of the model as it is."""
+        config, machine = self.config, self.machine
         self.optimizer = Optimizer(
             trained(self.model, self.objective),
             config.optim,
@@ -34,13 +51,59 @@ class Trainer:
             bf16=machine.bf16,
         )
         self.average = Average(self.model, config.train.ema) if config.train.ema else None
-        self.watch = Watch(machine.device)
-        self.signal = 0
-        """The signal that this process was sent, 0 for none; and, after an update, the sum of those of all processes."""
-        self.signals: torch.Tensor | None = None
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether this process has parts alone."""
+        return self.whole is not None
+
+    def shard(self) -> None:
+        """Keep parts from here on, where the run asks for it and there are several processes. Raises UsageError."""
+        if self.is_sharded or not sharding.is_asked(self.config):
+            return
+        sharding.check(self.config, self.model)
+        groups = self.state()
+        self.whole = Whole(self.model, self.objective, self.machine)
+        for module in self._plain:
+            module.cpu()
+        self.model, self.objective = self.whole.model, self.whole.objective
+        self._arrange()
+        self.restore(groups)
+
+    def unshard(self) -> None:
+        """Whole tensors again, and those that the run leaves, in the first process; the others have none then. No update is to come."""
+        if not self.is_sharded:
+            return
+        current, average = self._gathered(averaged=False), None
+        if self.average is not None:
+            average = self._gathered(averaged=True)
+        self.whole = None
+        self.model, self.objective = self._plain
+        for module in self._plain:
+            module.to(self.machine.device)
+        self.model.load_state_dict(current)
+        self.average = Average(self.model, self.config.train.ema) if average is not None else None
+        if self.average is not None and average is not None:
+            self.average.restore(average)
+
+    def _gathered(self, averaged: bool) -> Tensors:
+        """In the first process, which tells the others."""
+        world.told(sharding.Gather(averaged))
+        return self.gather(averaged)
+
+    def gather(self, averaged: bool) -> Tensors:
+        """Whole tensors of what the run leaves, or of the model as it is trained, in the first process: all call this at once."""
+        return sharding.gathered(self.weights() if averaged else self.model.state_dict())
+
+    def loss(self, batch: Batch, noise: Noise) -> Loss:
+        """Of a micro-batch, with what was drawn for it."""
+        found: Loss = self.objective(self.model, batch, noise) if self.whole is None else self.whole.loss(batch, noise)
+        return found
 
     def gradients(self) -> list[torch.Tensor]:
-        """Of the update to come, in the same order in every process."""
+        """That are to be added up over the processes, in the same order in each; FSDP2 adds up its own."""
+        if self.is_sharded:
+            return []
         parameters = [*self.model.parameters(), *self.objective.parameters()]
         return [p.grad for p in parameters if p.grad is not None]
 
@@ -70,6 +133,10 @@ class Trainer:
     @contextlib.contextmanager
     def averaged(self) -> Iterator[Classifier]:
         """The model with the weights that the run leaves."""
+        if self.is_sharded:
+            with self._ordinary(averaged=True) as model:
+                yield model
+            return
         if self.average is None:
             yield self.model
             return
@@ -79,6 +146,22 @@ class Trainer:
             yield self.model
         finally:
             self.model.load_state_dict(own)
+
+    @contextlib.contextmanager
+    def current(self) -> Iterator[Classifier]:
+        """The model as it is trained."""
+        if self.is_sharded:
+            with self._ordinary(averaged=False) as model:
+                yield model
+            return
+        yield self.model
+
+    @contextlib.contextmanager
+    def _ordinary(self, averaged: bool) -> Iterator[Classifier]:
+        model, _ = self._plain
+        model.load_state_dict(self._gathered(averaged))
+        with sharding.on(self.machine.device, [model]):
+            yield model
 
     def settle(self, weights: Tensors) -> None:
         """Make these the run's weights, when training is over."""
@@ -96,10 +179,38 @@ class Trainer:
             groups["average"] = self.average.weights
         return groups
 
+    def keep(self, folder: Path) -> Callable[[], None]:
+        """Begin to write this process's parts; all call this at once. What is returned waits until all are written."""
+        assert self.whole is not None
+        return sharding.save(folder, self.state(), self.whole.saves)
+
     def restore(self, groups: dict[str, Tensors]) -> None:
         """The inverse of `state`. Raises KeyError, RuntimeError or TypeError where they do not fit."""
+        if self.is_sharded:
+            groups = {group: self._parted(group, tensors) for group, tensors in groups.items()}
         self.model.load_state_dict(groups["model"])
         self.objective.load_state_dict(groups.get("objective", {}))
         self.optimizer.restore(groups.get("optimizer", {}))
         if self.average is not None:
             self.average.restore(groups["average"])
+
+    def restore_from(self, folder: Path) -> None:
+        """As `restore`, of a step that was saved in parts. Raises CheckpointError, too."""
+        self.restore(sharding.load(folder, self._like if self.is_sharded else lambda group, name: None))
+
+    def _parted(self, group: str, tensors: Tensors) -> Tensors:
+        found = {}
+        for name, tensor in tensors.items():
+            like = self._like(group, name)
+            found[name] = tensor if like is None else sharding.parted_as(like, tensor)
+        return found
+
+    def _like(self, group: str, name: str) -> torch.Tensor | None:
+        """The tensor in parts whose shape one of a saved step has, if it has one's."""
+        if group == "objective":
+            return self.objective.state_dict().get(name)
+        own = self.model.state_dict()
+        if group != "optimizer":
+            return own.get(name)
+        parameter = name.rpartition("/")[0]
+        return own.get(parameter, self.objective.state_dict().get(parameter.removeprefix(OWN)))
