@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
+from vitcli.errors import CheckpointError
 from vitcli.train import state
 from vitcli.train.state import Saved
 
@@ -55,6 +57,20 @@ def test_a_folder_that_a_kill_left_is_named_and_ignored(tmp_path: Path) -> None:
     found, faults = state.newest(tmp_path)
     assert found is not None and found.step == 10
     assert any(partial.name in fault for fault in faults)
+
+
+def test_a_process_that_only_reads_takes_the_step_it_was_told_and_leaves_the_rest(tmp_path: Path) -> None:
+    """What the one that writes is writing meanwhile is no leftover, nor is a step that is newer, or broken, any of its business."""
+    state.save(tmp_path, saved(10))
+    state.save(tmp_path, saved(20))
+    (tmp_path / ".writing-0123abcd-step-000000030").mkdir()
+    (tmp_path / "step-000000020" / "model.safetensors").write_bytes(b"half")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert state.named(tmp_path, 10).values == {"x": 10}
+    for step in (20, 30):  # one that is broken, one that this machine does not see
+        with pytest.raises(CheckpointError):
+            state.named(tmp_path, step)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 def test_nothing_saved(tmp_path: Path) -> None:

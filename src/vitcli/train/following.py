@@ -156,8 +156,7 @@ def _followed(plan: Plan, place: Place) -> object:
 
 
 def _parts(plan: Plan, folder: Path, step: int | None) -> Parts:
-    saved = None if step is None else state.newest(folder / "state")[0]
-    assert saved is None or saved.step == step
+    saved = None if step is None else state.named(folder / "state", step)
     parts = Parts(plan, folder, Log(()), saved)
     if saved is not None:
         parts.take_up(saved)

@@ -198,6 +198,17 @@ def newest(folder: Path) -> tuple[Saved | None, list[str]]:
     return None, faults
 
 
+def named(folder: Path, step: int) -> Saved:
+    """This step, for a process that only reads: the one that writes may be at work, perhaps on another machine, so that nothing is
+    removed or set aside, and what is newest may be another one by now. Raises CheckpointError where it is not whole.
+    """
+    path = folder / f"step-{step:09d}"
+    fault = files.folder_fault(path)
+    if fault:
+        raise CheckpointError(fault, "all machines have to see the same run folder; the same command goes on from it")
+    return _read(path)
+
+
 def _set_aside(path: Path) -> None:
     number = 1
     while (aside := path.with_name(f"{_BROKEN}{number}-{path.name}")).exists():
