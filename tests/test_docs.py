@@ -188,6 +188,13 @@ def test_every_command_is_documented() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for page in [*PAGES, "docs/decisions.md", "docs/log.md", "CHANGELOG.md", "tests/faults/README.md"]:
+    others = [
+        "docs/decisions.md",
+        "docs/log.md",
+        "CHANGELOG.md",
+        "tests/faults/README.md",
+        "examples/cluster/README.md",
+    ]
+    for page in [*PAGES, *others]:
         for target in re.findall(r"\]\(([^)#:]+?)(?:#[\w-]+)?\)", (ROOT / page).read_text(encoding="utf-8")):
             assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
