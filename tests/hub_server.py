@@ -1,4 +1,4 @@
-"""A hub of models on loopback that huggingface_hub, timm and transformers take for the Hugging Face hub.
+"""A hub of models and data sets on loopback that huggingface_hub, timm and transformers take for the Hugging Face hub.
 
 It answers what their downloads and an upload by plain HTTP ask, with the hub's addresses, headers and error codes.
 """
@@ -24,7 +24,7 @@ import yaml
 
 TOKEN = "hf_owner"
 """Who says this may write, and may read what is gated; another token may neither."""
-LARGE = (".safetensors", ".bin", ".pth", ".npz", ".onnx")
+LARGE = (".safetensors", ".bin", ".pth", ".npz", ".onnx", ".parquet", ".tar")
 """What the hub keeps outside git: sent by its digest, and named by it."""
 
 
@@ -40,7 +40,7 @@ class Request:
 
 @dataclass
 class Hub:
-    """A hub at work. `models` are its repositories as folders, those that were pushed included."""
+    """A hub at work. `models` are its repositories as folders, of data sets too, those that were pushed included."""
 
     url: str
     models: dict[str, Path]
@@ -170,10 +170,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _route(self, path: str, body: bytes, query: dict[str, list[str]]) -> None:
         name = r"(?P<name>[\w.-]+/[\w.-]+)"
+        path = re.sub(r"^/(api/)?datasets/", lambda found: "/api/models/" if found[1] else "/", path)
         for method, pattern, answer in (
             ("GET", rf"/api/models/{name}", self._model),
             ("GET", rf"/api/models/{name}/revision/(?P<rev>.+)", self._model),
-            ("GET", rf"/api/models/{name}/tree/(?P<rev>[^/]+)", self._tree),
+            ("GET", rf"/api/models/{name}/tree/(?P<rev>[^/]+)(/(?P<below>.*))?", self._tree),
+            ("POST", rf"/api/models/{name}/paths-info/(?P<rev>[^/]+)", self._paths),
             ("GET", rf"/api/models/{name}/auth-check", self._auth_check),
             ("GET", r"/api/whoami-v2", self._whoami),
             ("HEAD|GET", rf"/{name}/resolve/(?P<rev>[^/]+)/(?P<file>.+)", self._file),
@@ -186,9 +188,11 @@ class _Handler(BaseHTTPRequestHandler):
         ):
             found = re.fullmatch(pattern, path)
             if found and re.fullmatch(method, self.command):
-                said = found.groupdict()
-                if method in ("POST", "PUT") and path != "/api/validate-yaml":
+                said: dict[str, Any] = found.groupdict()
+                if method in ("POST", "PUT") and path != "/api/validate-yaml" and "/paths-info/" not in path:
                     self._may_write(upload=method == "PUT")
+                if "below" in said:
+                    said["deep"] = query.get("recursive", [""])[0].lower() == "true"
                 answer(body=body, **said) if method in ("POST", "PUT") else answer(**said)
                 return
         raise _Refused(404, "", f"no page {path}")
@@ -232,16 +236,34 @@ class _Handler(BaseHTTPRequestHandler):
         tree["siblings"] = [{"rfilename": file, "size": path.stat().st_size} for file, path in files(folder).items()]
         self._answer(tree)
 
-    def _tree(self, name: str, rev: str) -> None:
+    def _tree(self, name: str, rev: str, below: str | None, deep: bool) -> None:
+        """What lies below a folder, or in it alone; unless it is the whole repository, one that is missing is refused."""
+        start = f"{below}/" if below else ""
+        rows = [row for row in self._rows(name, rev) if row["path"].startswith(start)]
+        if below and not rows:
+            raise _Refused(404, "EntryNotFound", f"{below} does not exist", self._folder(name, rev)[1])
+        if not deep:
+            folders = {start + row["path"][len(start) :].partition("/")[0] for row in rows}
+            paths = {row["path"] for row in rows}
+            rows = [row for row in rows if row["path"] in folders]
+            rows += [{"type": "directory", "path": f, "oid": "0" * 40, "size": 0} for f in sorted(folders - paths)]
+        self._answer(rows)
+
+    def _rows(self, name: str, rev: str) -> list[dict[str, Any]]:
         folder, _ = self._folder(name, rev)
         rows = [(file, path, digest(path), path.stat().st_size) for file, path in files(folder).items()]
-        self._answer(
-            [
-                {"type": "file", "path": file, "oid": oid[:40], "size": size}
-                | ({"lfs": {"oid": oid, "size": size, "pointerSize": 134}} if file.endswith(LARGE) else {})
-                for file, _, oid, size in rows
-            ]
-        )
+        return [
+            {"type": "file", "path": file, "oid": oid[:40], "size": size}
+            | ({"lfs": {"oid": oid, "size": size, "pointerSize": 134}} if file.endswith(LARGE) else {})
+            for file, _, oid, size in rows
+        ]
+
+    def _paths(self, body: bytes, name: str, rev: str) -> None:
+        asked = json.loads(body)["paths"] if body[:1] == b"{" else parse_qs(body.decode())["paths"]
+        rows = self._rows(name, rev)
+        folders = [path for path in asked if any(row["path"].startswith(f"{path}/") for row in rows)]
+        shown: list[dict[str, Any]] = [{"type": "directory", "path": f, "oid": "0" * 40, "size": 0} for f in folders]
+        self._answer([row for row in rows if row["path"] in asked] + shown)
 
     def _auth_check(self, name: str) -> None:
         self._folder(name)

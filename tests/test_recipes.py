@@ -74,6 +74,8 @@ def test_table_3_jft(name, epochs, lr):
 @pytest.mark.parametrize("name", ["B/16", "B/32", "L/16", "L/32"])
 def test_table_3_imagenet_21k(name):
     assert row("paper-i21k", name, IMAGENET_21K) == columns(90, 1e-3, "linear", 0.03, 0.1)
+    train = configure("paper-i21k", facts(model=name)).train
+    assert (train.loss, train.head_bias) == ("sigmoid", -10.0)  # big_vision configs/vit_i21k.py
 
 
 @pytest.mark.parametrize("name", ["B/16", "B/32", "L/16", "L/32", "H/14"])

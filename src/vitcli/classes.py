@@ -121,7 +121,19 @@ def map_labels(data: Sequence[Class], counts: Sequence[int], model: Sequence[Cla
 
 def imagenet_1k() -> tuple[Class, ...]:
     """The 1,000 classes of ILSVRC 2012 in the order of their synset ids, which is the order of every 1,000-way head."""
-    text = resources.files("vitcli.tables").joinpath("imagenet_1k.tsv").read_text(encoding="utf-8")
+    return _synsets("imagenet_1k.tsv")
+
+
+def imagenet_21k() -> tuple[Class, ...]:
+    """The 21,841 classes of ImageNet's release of autumn 2011 in the order of their synset ids (timm's data/_info/imagenet22k_synsets.txt).
+
+    Names are WordNet's first, or those of `imagenet_1k`; some classes share one. Google's heads have 21,843 outputs.
+    """
+    return _synsets("imagenet_21k.tsv")
+
+
+def _synsets(table: str) -> tuple[Class, ...]:
+    text = resources.files("vitcli.tables").joinpath(table).read_text(encoding="utf-8")
     return tuple(Class(name, synset) for synset, name in (line.split("\t") for line in text.splitlines()))
 
 

@@ -773,6 +773,7 @@ PRESET_TABLE = {  # preset: hub id, image column, label column, test split, conf
     "fashion-mnist": ("zalando-datasets/fashion_mnist", "image", "label", "test", ""),
     "mnist": ("ylecun/mnist", "image", "label", "test", ""),
     "imagenet": ("ILSVRC/imagenet-1k", "image", "label", "validation", ""),
+    "imagenet-21k": ("timm/imagenet-22k-wds", "jpg", "cls", "validation", ""),
     "imagenette": ("frgfm/imagenette", "image", "label", "validation", "full_size"),
 }
 
@@ -819,7 +820,7 @@ def test_a_preset_is_found_in_the_hubs_cache(hub: Hub, preset: str) -> None:
         assert names(source) == ["cockroach", "crab", "crocodile"]
     else:
         assert names(source) == class_names
-    assert any("official" in note for note in source.notes) == (preset == "flowers")
+    assert any("official" in note for note in source.notes) == (preset in ("flowers", "imagenet-21k"))
 
 
 def test_a_hub_id_is_found_in_the_cache_as_the_client_stores_it(hub: Hub) -> None:

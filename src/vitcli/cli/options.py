@@ -24,7 +24,7 @@ Data = Annotated[
         metavar="DATA",
         autocompletion=completion.data,
         show_default=False,
-        help="digits, a preset (cifar10, cifar100, pets, flowers, fashion-mnist, mnist, imagenet, imagenette), "
+        help="digits, a preset (cifar10, cifar100, pets, flowers, fashion-mnist, mnist, imagenet, imagenet-21k, imagenette), "
         "a hub id (user/name\\[@rev]\\[:config]), a folder of class folders, or Parquet files.",
     ),
 ]

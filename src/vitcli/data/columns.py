@@ -55,9 +55,9 @@ def make_source(
     revision: str = "",
     known_as: str = "",
     notes: Sequence[str] = (),
-    names: Sequence[str] = (),
+    classes: Sequence[Class] = (),
 ) -> Source:
-    """Splits with their columns found and their labels checked; `names` are those of labels 0, 1 …, where the table has none."""
+    """Splits with their columns found and their labels checked; `classes` are those of labels 0, 1 …, where the table names none."""
     usual = _usual_names(tables)
     tables, contents = {usual[s]: t for s, t in tables.items()}, {usual[s]: c for s, c in contents.items()}
     first = tables.get("train", next(iter(tables.values())))
@@ -65,7 +65,8 @@ def make_source(
     label_column = _label_column(first, config.label_column, image_column, id_)
     are_sets = any(_holds_lists(table, label_column) for table in tables.values())
     named, index = _classes_of_sets(tables, label_column) if are_sets else _classes(tables, label_column)
-    named = tuple(map(Class, names)) or named
+    if classes and all(isinstance(value, int) for value in index):  # whether or not each has an image
+        named, index = tuple(classes), {label: label for label in range(len(classes))}
     _check_lengths(named, id_)
     splits = {}
     for split, table in tables.items():
@@ -131,9 +132,9 @@ def _usual_names(splits: Iterable[str]) -> dict[str, str]:
 
 
 def _alike(named: Sequence[Class]) -> list[str]:
-    """A note on classes that would be one if case, spaces, _, - and the Unicode form did not count."""
+    """A note on classes that would be one if case, spaces, _, - and the Unicode form did not count, and that no ids tell apart."""
     spellings: dict[str, list[str]] = {}
-    for item in named:
+    for item in (c for c in named if not c.id):
         spellings.setdefault(fold(item.name), []).append(repr(item.name))
     groups = [" and ".join(names) for names in spellings.values() if len(names) > 1]
     return [f"classes that differ in spelling alone are kept apart: {', '.join(groups[:8])}"] if groups else []

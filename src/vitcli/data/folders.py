@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitcli import files
+from vitcli.classes import Class
 from vitcli.config import DataConfig
 from vitcli.data.columns import first_line, make_source
 from vitcli.data.decode import IMAGE_ENDINGS, open_file, read_file
@@ -184,7 +185,7 @@ def image_source(
                 columns, features=datasets.Features(features), split=datasets.NamedSplit(split)
             )
         contents[split] = _files_of(paths, [below for _, _, below in items], id_)
-    return make_source(name, id_, tables, contents, config, notes=notes, names=names)
+    return make_source(name, id_, tables, contents, config, notes=notes, classes=[Class(n) for n in names])
 
 
 def _files_of(paths: Sequence[str], names: Sequence[str], place: str) -> Contents:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,11 @@ def hub_source(text: str, config: DataConfig, preset: Preset | None) -> Source:
         split: rows_of([f["filename"] for f in table.cache_files], table, f"{hub_id}:{subset}:{split}")
         for split, table in tables.items()
     }
+    named: tuple[Class, ...] = ()
     if preset is not None:
+        if text == "imagenet-21k" and config.label_column in ("", preset.label):
+            named = class_names.imagenet_21k()
+            _check_synsets(text, tables, preset.label, named)
         config = replace(
             config, image_column=config.image_column or preset.image, label_column=config.label_column or preset.label
         )
@@ -56,12 +60,39 @@ def hub_source(text: str, config: DataConfig, preset: Preset | None) -> Source:
         held_out=preset.held_out if preset else "",
         revision=revision,
         known_as=f"hub:{hub_id}:{subset}:{revision}" if folder is not None else "",
+        classes=named,
     )
     for part in source.splits.values():
         _check_rows(part, places)
     if preset is not None:
         source = _correct_preset(text, preset, source)
     return source
+
+
+def is_here(hub_id: str, revision: str) -> bool:
+    """Whether images of a data set, not its card alone, lie in the hub's local cache. Asks nobody."""
+    folder = _cached_snapshot(hub_id, revision)
+    return folder is not None and any(f.suffix in (".parquet", ".tar") for f in folder.rglob("*"))
+
+
+_LOOKED_AT = 64
+"""Rows of each split whose class is compared with the synset that they name."""
+
+
+def _check_synsets(name: str, tables: Mapping[str, Any], column: str, known: Sequence[Class]) -> None:
+    """Raises DataError where the labels are not in the order of `known`, by what the rows say of themselves in `json`."""
+    for split, table in tables.items():
+        if not {column, "json"} <= set(table.column_names):
+            continue
+        rows = table.select_columns([column, "json"])[:_LOOKED_AT]
+        for row, (label, said) in enumerate(zip(rows[column], rows["json"], strict=True)):
+            synset = said.get("class_name") if isinstance(said, dict) else None
+            meant = known[label].id if isinstance(label, int) and 0 <= label < len(known) else "none"
+            if synset and synset != meant:
+                raise DataError(
+                    f"{name}, split {split!r}: row {row} has label {label} and is of {synset}, where that label is {meant}",
+                    "the hub's copy is not the one that vit knows: name it by its hub id, with --set data.label_column=…",
+                )
 
 
 def _places(hub_id: str, snapshot: Path | None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -15,8 +16,10 @@ from vitcli.config import (
     apply,
     check_imagined,
 )
+from vitcli.data.hub_source import is_here
 from vitcli.data.identity import Record
 from vitcli.data.origin import own_source
+from vitcli.data.presets import PRESETS
 from vitcli.data.sources import PRESET, by_name, open_source
 from vitcli.data.split import NOTHING, Source, Split, also_trained, class_counts, dev_split, fraction_of, typical_size
 from vitcli.errors import DataError, UsageError
@@ -51,12 +54,15 @@ class RunData:
     record: Record = NOTHING
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    counts: tuple[tuple[str, int], ...] = ()  # splits and their images, where there is no source
 
 
 def data_of(request: Request, config: DataConfig, objective: type[Objective], parent: Description | None) -> RunData:
     """Raises DataError where they are not what the objective learns from."""
     if config.source == "none":
         return _imagined(request, config, objective)
+    if request.dry_run and (published := _published(config, objective)) is not None:
+        return published
     source, record = open_source(config), parent.record() if parent is not None else NOTHING
     train = source.train(config.train_split, record, request.progress)
     held_out = source.held_out(record, request.progress)
@@ -89,7 +95,30 @@ def _imagined(request: Request, config: DataConfig, objective: type[Objective]) 
         raise UsageError("data 'none' has no images to train on", "add --dry-run, or name data with --data")
     check_imagined(config, objective.needs_labels)
     named = tuple(Class(str(i)) for i in range(config.classes)) if objective.needs_labels else ()
-    return RunData(images=config.images, classes=named)
+    return RunData(images=config.images, classes=named, counts=(("train", config.images),))
+
+
+def _published(config: DataConfig, objective: type[Objective]) -> RunData | None:
+    """A large preset as it is published, for a plan where it is not on this machine; None where it is, or is to be read otherwise."""
+    name = config.source.removeprefix(PRESET)
+    preset = PRESETS.get(name)
+    if preset is None or preset.numbers is None or config.unlabelled or config.train_split not in ("", "train"):
+        return None
+    if (config.source == name and Path(name).exists()) or is_here(preset.hub, config.revision):
+        return None
+    numbers = preset.numbers
+    images = max(1, round(config.fraction * numbers.train))
+    said = (
+        f"{name} ({preset.hub}) is not on this machine: planned by its published numbers, {numbers.train:,} images to train on and "
+        f"{numbers.held_out:,} to measure; a run downloads it, which takes access to it on the hub"
+    )
+    return RunData(
+        images=images,
+        classes=numbers.classes() if objective.needs_labels else (),
+        native=numbers.size,
+        notes=(said, *([preset.note] if preset.note else [])),
+        counts=(("train", images), (preset.held_out, numbers.held_out)),
+    )
 
 
 def _check_labels(source: Source, train: Split, command: str) -> None:

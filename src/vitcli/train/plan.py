@@ -45,7 +45,7 @@ class Plan:
     config: Config
     request: Request
     machine: Machine
-    source: Source | None  # None: data `none`
+    source: Source | None  # None: data `none`, or what a plan alone does not download
     train: Split | None
     held_out: Split | None  # what the run reports on
     dev: Split | None  # what it chooses by, kept back from training
@@ -59,6 +59,7 @@ class Plan:
     images: int
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    counts: tuple[tuple[str, int], ...] = ()  # splits and their images, where there is no source
     record: Record = NOTHING  # the images that trained the parent and the runs before it
 
     @property
@@ -131,7 +132,7 @@ class Plan:
         seen = None if steps is None else steps * self.config.train.batch_size
         splits = [{"name": part.name, "rows": len(part)} for part in self.splits]
         if self.source is None:
-            splits = [{"name": "train", "rows": self.images}]
+            splits = [{"name": name, "rows": rows} for name, rows in self.counts]
         return {
             "model": model.name,
             "params": flops.parameters(model),

@@ -85,6 +85,7 @@ def make_plan(request: Request) -> Plan:
         images=(data.images if train is None else len(train)) + (0 if unlabelled is None else len(unlabelled)),
         warnings=(*data.warnings, *unsuited, *too_large, *_compared_apart(config, objective)),
         record=data.record,
+        counts=data.counts,
     )
     objective.check_classes(config, classes, plan.class_counts)
     return replace(plan, notes=(*notes, *data.notes, *further, *said_of(plan)))
