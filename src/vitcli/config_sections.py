@@ -252,11 +252,24 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleConfig:
-    """Past one process (world.py)."""
+    """Several devices: how they train together, and the estimate of `--dry-run` for them (train/estimate.py)."""
 
     shard: bool = key(
         False,
         "each process keeps a part of weights, gradients and moments (FSDP2), where there are several; the result is the same",
+        compared=False,
+    )
+    bench: str = key(
+        "",
+        "file that `vit bench … --json` printed on the device meant: `--dry-run` estimates time by it",
+        compared=False,
+    )
+    devices: int = key(1, "devices of that kind, for the estimate", least=1, most=10**6, compared=False)
+    price: float = key(
+        0.0,
+        "of a device for an hour, in any currency, for the estimate; 0: not said",
+        least=0,
+        most=1e9,
         compared=False,
     )
 

@@ -230,6 +230,15 @@ def _show_plan(plan: Plan, json: bool) -> None:
         else f"{steps:,} steps of {plan.config.train.batch_size}",
         "training": "by time" if flops is None else f"{flops:.3g} FLOPs",
         "memory": f"about {tree['memory_bytes'] / 2**30:.2f} GiB",
+        **_estimate_row(tree),
         "recipe": plan.config.run.recipe,
     }
     console.print_fields(rows)
+
+
+def _estimate_row(tree: dict[str, Any]) -> dict[str, str]:
+    """Time and price, where they are estimated."""
+    if tree["seconds"] is None:
+        return {}
+    price = "" if tree["price"] is None else f", price {tree['price']:,.2f}"
+    return {"time": f"about {console.duration(tree['seconds'])}, {tree['device_hours']:,.3g} device hours{price}"}

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from vitcli import flops
-from vitcli.config import OBJECTIVE_SECTIONS, Architecture, BenchConfig, Config, Overrides, apply, check
+from vitcli.config import OBJECTIVE_SECTIONS, Architecture, BenchConfig, Config, Overrides, Size, apply, check
 from vitcli.config_values import check_bounds
 from vitcli.data.batch import Batch
 from vitcli.errors import UsageError
@@ -43,6 +43,7 @@ class Speed:
     """Medians over the repetitions; FLOPs are counted by flops.py, whatever the code really does."""
 
     model: str
+    img_size: Size
     mode: str
     precision: str
     compile: bool
@@ -100,6 +101,7 @@ def _speed(config: Config, mode: str, batch: int, turns: _Turns, peak: float, ba
     bound = "memory" if moved > rate / peak else "arithmetic"
     return Speed(
         model=config.model.name,
+        img_size=config.model.img_size,
         mode=mode,
         precision=machine.precision,
         compile=compiled,

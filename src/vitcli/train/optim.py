@@ -237,7 +237,9 @@ class Optimizer:
                     continue  # it remembers nothing
                 for name, parameter in zip(group["names"], group["params"], strict=True):
                     part.state[parameter] = {
-                        what: sharding.local(value).to("cpu" if what == "step" and not beside else parameter.device, copy=True)
+                        what: sharding.local(value).to(
+                            "cpu" if what == "step" and not beside else parameter.device, copy=True
+                        )
                         for what, value in by_name[name].items()
                         if what != _NOTHING
                     }

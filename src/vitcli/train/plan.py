@@ -19,6 +19,7 @@ from vitcli.evaluate.sets import placed
 from vitcli.machine import Machine, set_up
 from vitcli.progress import Progress, silent
 from vitcli.train import memory
+from vitcli.train.estimate import NO_ESTIMATE, Estimate
 from vitcli.train.objectives.table import objective_named
 from vitcli.train.progressive import stages
 from vitcli.train.teacher import described
@@ -59,6 +60,7 @@ class Plan:
     images: int
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    estimate: Estimate = NO_ESTIMATE
     counts: tuple[tuple[str, int], ...] = ()  # splits and their images, where there is no source
     record: Record = NOTHING  # the images that trained the parent and the runs before it
 
@@ -142,6 +144,7 @@ class Plan:
             "images_seen": seen,
             "train_flops": None if seen is None else self.train_flops(seen),
             "memory_bytes": self.memory().total,
+            **vars(self.estimate),
             "data": {"splits": splits, "classes": model.classes},
             "config": as_dict(self.config),
         }

@@ -27,7 +27,9 @@ from vitcli.families.table import size_said
 from vitcli.machine import Machine, peak_flops, set_up
 from vitcli.recipes.facts import Facts
 from vitcli.recipes.table import OURS, configure, default_recipe, evaluated_as_trained, fitted_to_data
+from vitcli.train import estimate as estimating
 from vitcli.train import memory
+from vitcli.train.estimate import NO_ESTIMATE, Estimate
 from vitcli.train.gathering import RunData, data_of, reading_of, unlabelled_of, with_dev
 from vitcli.train.label_kinds import of_sets, without_labels
 from vitcli.train.narration import said_of
@@ -88,7 +90,22 @@ def make_plan(request: Request) -> Plan:
         counts=data.counts,
     )
     objective.check_classes(config, classes, plan.class_counts)
-    return replace(plan, notes=(*notes, *data.notes, *further, *said_of(plan)))
+    estimate, estimated = _estimated(plan, objective)
+    return replace(plan, estimate=estimate, notes=(*notes, *data.notes, *further, *said_of(plan), *estimated))
+
+
+def _estimated(plan: Plan, objective: type[Objective]) -> tuple[Estimate, list[str]]:
+    """What the run takes by a file of `vit bench`, where --dry-run was asked for with one, and how that is known. Raises UsageError."""
+    config, train = plan.config, plan.config.train
+    if not plan.request.dry_run or not config.scale.bench:
+        return NO_ESTIMATE, estimating.unused(config.scale) if plan.request.dry_run else []
+    rows = estimating.read_bench(config.scale.bench)
+    if plan.steps is None:
+        return estimating.of_seconds(float(train.time_budget or 0), config.scale), ["estimate: the time budget itself"]
+    flops = objective.training_flops(config, 1)
+    row = estimating.nearest(rows, config.model.name, config.model.img_size, flops)
+    found = estimating.of_flops(plan.train_flops(plan.steps * train.batch_size), row, config.scale)
+    return found, [estimating.said(found, row, config, flops)]
 
 
 def _compared_apart(config: Config, objective: type[Objective]) -> list[str]:
@@ -249,6 +266,7 @@ def _configured(
             unlabelled=_from_anywhere(by_name(data.unlabelled)) if data.unlabelled else "",
             balanced=overrides.get("data.balanced", config.data.balanced),
         ),
+        scale=replace(config.scale, bench=_from_anywhere(config.scale.bench)),
         augment=replace(config.augment, views=objective.checked_views(config, overrides.get("augment.views"))),
         train=replace(
             config.train,
