@@ -27,6 +27,13 @@ class DataConfig:
         above=0,
         most=1,
     )
+    stream: bool = key(
+        False,
+        "train on Parquet files where they are, local or at an address, in an order that needs no copy on this machine's disk",
+    )
+    retries: int = key(
+        5, "of a read of a stream that fails, after 0.5 s, 1 s, 2 s …", least=0, most=100, compared=False
+    )
     balanced: bool = key(False, "draw every class equally often")
     workers: int | None = key(
         None,

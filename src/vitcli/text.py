@@ -69,3 +69,10 @@ def last_names(path: str) -> str:
     """Of a path or an address what tells files apart to a reader: the file and its folder, which is often its class."""
     parts = [part for part in re.split(r"[/\\]", path) if part not in ("", ".", "..")]
     return "/".join(parts[-2:]) or path
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says, without the rest of its story."""
+    cause = error.__cause__ or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
+    return lines[0]

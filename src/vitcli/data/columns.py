@@ -16,6 +16,7 @@ from vitcli.data.identity import Contents
 from vitcli.data.layout import SPLIT_WORDS, meaning_of
 from vitcli.data.split import Labels, Source, Split
 from vitcli.errors import DataError, did_you_mean
+from vitcli.text import first_line
 
 if TYPE_CHECKING:
     import datasets
@@ -24,13 +25,6 @@ _LABEL_NAMES = ("label", "labels", "class", "target", "category", "fine_label", 
 
 _LONGEST_NAME = 1000
 """Characters of a class's name: what is longer is a text."""
-
-
-def first_line(error: BaseException) -> str:
-    """What a library's error says, without the rest of its story."""
-    cause = error.__cause__ or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
-    return lines[0]
 
 
 def _check_lengths(named: Sequence[Class], id_: str) -> None:
@@ -61,26 +55,26 @@ def make_source(
     usual = _usual_names(tables)
     tables, contents = {usual[s]: t for s, t in tables.items()}, {usual[s]: c for s, c in contents.items()}
     first = tables.get("train", next(iter(tables.values())))
-    image_column = _image_column(first, config.image_column, id_)
-    label_column = _label_column(first, config.label_column, image_column, id_)
-    are_sets = any(_holds_lists(table, label_column) for table in tables.values())
-    named, index = _classes_of_sets(tables, label_column) if are_sets else _classes(tables, label_column)
+    images = image_column(first, config.image_column, id_)
+    label = label_column(first, config.label_column, images, id_)
+    are_sets = any(_holds_lists(table, label) for table in tables.values())
+    named, index = _classes_of_sets(tables, label) if are_sets else _classes(tables, label)
     if classes and all(isinstance(value, int) for value in index):  # whether or not each has an image
         named, index = tuple(classes), {label: label for label in range(len(classes))}
     _check_lengths(named, id_)
     splits = {}
     for split, table in tables.items():
         labels = sets = None
-        if label_column and label_column in table.column_names:
+        if label and label in table.column_names:
             where = f"{id_}, split {split!r}"
             if are_sets:
-                sets = _sets(table, label_column, index, where)
+                sets = _sets(table, label, index, where)
             else:
-                labels = _labels(table, label_column, index, where)
+                labels = _labels(table, label, index, where)
         splits[split] = Split(
             split,
-            _raw_images(table, image_column, split),
-            image_column,
+            _raw_images(table, images, split),
+            images,
             np.arange(len(table), dtype=np.int64),
             labels,
             contents[split],
@@ -140,7 +134,8 @@ def _alike(named: Sequence[Class]) -> list[str]:
     return [f"classes that differ in spelling alone are kept apart: {', '.join(groups[:8])}"] if groups else []
 
 
-def _image_column(table: datasets.Dataset, wanted: str, id_: str) -> str:
+def image_column(table: datasets.Dataset, wanted: str, id_: str) -> str:
+    """The one column of images. Raises DataError."""
     import datasets
     import pyarrow as pa
 
@@ -166,7 +161,7 @@ def _image_column(table: datasets.Dataset, wanted: str, id_: str) -> str:
     return images[0]
 
 
-def _label_column(table: datasets.Dataset, wanted: str, image_column: str, id_: str) -> str:
+def label_column(table: datasets.Dataset, wanted: str, image_column: str, id_: str) -> str:
     """The one column of class labels; empty where there is none."""
     import datasets
 
@@ -243,10 +238,10 @@ def _classes(tables: Mapping[str, datasets.Dataset], column: str) -> tuple[tuple
     features = [table.info.features.get(column) for table in tables.values()]
     named = next((f.names for f in features if isinstance(f, datasets.ClassLabel)), None)
     values = [{v for v in _values(table, column) if not isinstance(v, _Stray)} for table in tables.values()]
-    return _named(named, values)
+    return named_values(named, values)
 
 
-def _named(names: Sequence[Any] | None, values: Sequence[set[Any]]) -> tuple[tuple[Class, ...], dict[Any, int]]:
+def named_values(names: Sequence[Any] | None, values: Sequence[set[Any]]) -> tuple[tuple[Class, ...], dict[Any, int]]:
     """The classes and the index of each value, of a table's `names` or of the values of each split, the training images' first."""
     known = _ordered(values[0]) if names is None else [str(n) for n in names]
     others = set().union(*values) - set(known)
@@ -342,7 +337,7 @@ def _classes_of_sets(tables: Mapping[str, datasets.Dataset], column: str) -> tup
         raise DataError(
             f"column {column!r} names no class in any row", 'a label is a list of classes, such as ["cat", "dog"]'
         )
-    return _named(named, values)
+    return named_values(named, values)
 
 
 def _sets(table: datasets.Dataset, column: str, index: dict[Any, int], where: str) -> NDArray[np.bool_] | None:

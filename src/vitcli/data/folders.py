@@ -17,7 +17,7 @@ import numpy as np
 from vitcli import files
 from vitcli.classes import Class
 from vitcli.config import DataConfig
-from vitcli.data.columns import first_line, make_source
+from vitcli.data.columns import make_source
 from vitcli.data.decode import IMAGE_ENDINGS, open_file, read_file
 from vitcli.data.identity import Contents, Digests, stamp, stamp_of_file, stamps_of_rows
 from vitcli.data.layout import (
@@ -35,6 +35,7 @@ from vitcli.data.listing import METADATA, TABLES, Listed, NoPaths, read_listing
 from vitcli.data.loading import load_quietly, quiet
 from vitcli.data.split import Source, as_text
 from vitcli.errors import DataError
+from vitcli.text import first_line
 
 if TYPE_CHECKING:
     import datasets

@@ -12,7 +12,7 @@ from vitcli import classes as class_names
 from vitcli import files, hub
 from vitcli.classes import Class
 from vitcli.config import DataConfig
-from vitcli.data.columns import first_line, make_source
+from vitcli.data.columns import make_source
 from vitcli.data.decode import read_file
 from vitcli.data.folders import (
     LARGEST_DOCUMENT,
@@ -22,6 +22,7 @@ from vitcli.data.loading import quiet
 from vitcli.data.presets import Preset
 from vitcli.data.split import Source, Split, not_beside
 from vitcli.errors import DataError
+from vitcli.text import first_line
 
 
 def hub_source(text: str, config: DataConfig, preset: Preset | None) -> Source:

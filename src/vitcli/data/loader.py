@@ -22,6 +22,8 @@ from vitcli.data.batch import Batch, one_hot
 from vitcli.data.cache import Images
 from vitcli.data.joined import Drawn, Joined
 from vitcli.data.prefetch import ahead
+from vitcli.data.stream import StreamOrder
+from vitcli.data.stream_images import StreamImages
 from vitcli.data.upload import Sent, Upload
 from vitcli.randomness import permutation
 from vitcli.world import World
@@ -31,6 +33,8 @@ _COPY = 2**40
 _IMAGES_TOGETHER, _BYTES_TOGETHER = 1024, 16_000_000
 _IMAGES_ON_GPU, _BYTES_ON_GPU = 8192, 256_000_000
 """What is augmented at once: on a CPU what its caches hold, on a GPU what makes its launches few."""
+_SOON = 8
+"""Batches for which the groups of rows of a stream are read ahead."""
 _AT_ONCE = 4096
 """Images that are read at once where all of them go to the device."""
 
@@ -99,8 +103,7 @@ class TrainLoader:
         """`labels` are of every position of `images`, a number or a row of a matrix of sets; `drawn` says what an epoch draws: else each
         that can be read, once.
         """
-        self.images, self.config, self.device, self.room = images, config, device, room
-        self.size, self.share = config.train.batch_size, world.share(config.train.batch_size)
+        self._begin(images, config, device, room, labels is not None, world)
         if drawn is None:
             assert isinstance(images, Images)
             drawn = Drawn(images.valid)
@@ -111,10 +114,23 @@ class TrainLoader:
         if of_drawn is not None and self.sets is None:
             self.labels = of_drawn.astype(np.int64, copy=False)
         balanced = self.labels if config.data.balanced else None
-        self.order = Order(len(drawn.positions), config.run.seed, balanced, config.augment.repeats)
+        self.order: Order | StreamOrder = Order(len(drawn.positions), config.run.seed, balanced, config.augment.repeats)
+
+    def _begin(
+        self,
+        images: Images | Joined | StreamImages,
+        config: Config,
+        device: torch.device,
+        room: int,
+        labelled: bool,
+        world: World,
+    ) -> None:
+        """What loaders of any images have."""
+        self.images, self.config, self.device, self.room = images, config, device, room
+        self.size, self.share = config.train.batch_size, world.share(config.train.batch_size)
         self.augment = Augmenter(config.augment, config.eval, config.model.img_size, config.run.seed)
         self.is_shared = world.is_shared
-        self.before = partners(config.augment, labels is not None) if world.is_shared else 0
+        self.before = partners(config.augment, labelled) if world.is_shared else 0
         self.rows = np.arange(self.share.start - self.before, self.share.stop) % self.size
         """Of the global batch that this process reads: its share, and the images that those of its share are mixed with."""
         # float64 and int64 are what addresses are mixed with; where a device has none, images are augmented by the CPU
@@ -142,6 +158,10 @@ class TrainLoader:
         samples, _ = self.order.take(step * size, size)
         return self.images.ids(self.drawn.positions[samples])
 
+    def told(self) -> dict[str, Any]:
+        """What a logged step says of reading."""
+        return {}
+
     # --- what lies on the device ---
 
     @property
@@ -166,6 +186,7 @@ class TrainLoader:
             sizes = torch.empty((count, 2), dtype=torch.int32, device=self.upload.device)
             for start in range(0, count, _AT_ONCE):
                 here = slice(start, start + _AT_ONCE)
+                assert not isinstance(self.images, StreamImages)
                 for whole, part in zip((pixels, sizes), self.images.read(self.drawn.positions[here]), strict=True):
                     whole[here] = torch.from_numpy(part).to(whole.device)
         soft = self.drawn.soft
@@ -192,6 +213,7 @@ class TrainLoader:
         if self.is_resident:
             return _Read(step, numbers, self.upload.send((numbers,)))
         different, places = np.unique(samples, return_inverse=True) if self.order.repeats > 1 else (samples, ...)
+        assert not isinstance(self.images, StreamImages)
         pixels, sizes = self.images.read(self.drawn.positions[different])
         return _Read(step, numbers, self.upload.send((numbers, pixels[places], sizes[places])))
 
@@ -202,9 +224,10 @@ class TrainLoader:
         samples, epochs, positions, addresses, _ = numbers.unbind()
         if known.pixels is not None and known.sizes is not None:
             decoded = [known.pixels.index_select(0, samples), known.sizes.index_select(0, samples)]
-        pixels, sizes = decoded
+        pixels, sizes, *with_them = decoded
         views = [self.augment(pixels, sizes, epochs, addresses, view) for view in range(self.config.augment.views)]
         labels = None if known.labels is None else known.labels.index_select(0, samples)
+        labels = with_them[0] if with_them else labels
         targets = None if labels is None else self._targets(labels, positions, known.soft)
         if known.sets is not None:
             targets = known.sets.index_select(0, samples).float()
@@ -275,3 +298,55 @@ class _Read:
     step: int
     numbers: NDArray[np.int64]
     sent: Sent
+
+
+class StreamLoader(TrainLoader):
+    """The same of a stream, whose rows are numbered through its files, and whose labels come with the images."""
+
+    images: StreamImages
+    order: StreamOrder
+
+    def __init__(
+        self, images: StreamImages, config: Config, device: torch.device, labelled: bool, *, world: World
+    ) -> None:
+        self._begin(images, config, device, 0, labelled, world)
+        self.order = StreamOrder(images.stream.groups, self.size, config.run.seed, config.augment.repeats)
+        self._known = _Known(None, None, labels=None, sets=None, soft=None)
+        self.labelled = labelled
+
+    @property
+    def is_resident(self) -> bool:
+        return False
+
+    def ids(self, step: int) -> NDArray[np.int64]:
+        return self.order.take(step * self.size, self.size)[0]
+
+    def told(self) -> dict[str, Any]:
+        traffic = self.images.stream.shards.traffic
+        return {"read_bytes": traffic.bytes, "read_retries": traffic.retries}
+
+    def batches(self, start: int) -> Generator[Batch, None, None]:
+        try:
+            yield from super().batches(start)
+        finally:
+            self.images.reader.close()
+
+    def _read(self, step: int, count: int) -> _Read:
+        rows, epochs = (self._own(found) for found in self.order.take(step * self.size, count * self.size))
+        self.images.reader.need(self._groups(step, count), self._groups(step + count, max(count, _SOON)))
+        copies = self._own(self.order.copies(step * self.size, count * self.size))
+        numbers = np.stack([rows, epochs, rows, rows + _COPY * copies, rows])
+        different, places = np.unique(rows, return_inverse=True) if self.order.repeats > 1 else (rows, ...)
+        pixels, sizes, labels = self.images.read(different)
+        arrays = (numbers, pixels[places], sizes[places])
+        return _Read(
+            step,
+            numbers,
+            self.upload.send((*arrays, labels[places]) if labels is not None and self.labelled else arrays),
+        )
+
+    def _groups(self, step: int, count: int) -> set[int]:
+        """The groups of rows that this process needs for these batches."""
+        chosen = np.zeros(self.size, bool)
+        chosen[self.rows] = True
+        return self.order.windows(step * self.size, count * self.size, np.tile(chosen, count))

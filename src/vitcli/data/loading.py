@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitcli import files
-from vitcli.data.columns import first_line
 from vitcli.errors import DataError, ResourceError
+from vitcli.text import first_line
 
 if TYPE_CHECKING:
     import datasets

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitcli.config import DataConfig
-from vitcli.data.columns import first_line, make_source
+from vitcli.data.columns import make_source
 from vitcli.data.entries import is_entry, open_entry
 from vitcli.data.folders import (
     as_listed,
@@ -37,18 +37,22 @@ from vitcli.data.layout import (
 from vitcli.data.loading import load_quietly, quiet
 from vitcli.data.presets import PRESETS
 from vitcli.data.split import Source
+from vitcli.data.streaming import open_stream
 from vitcli.errors import DataError, did_you_mean
+from vitcli.progress import Progress, silent
 from vitcli.randomness import permutation
-from vitcli.text import unicode
+from vitcli.text import first_line, unicode
 
 # --- finding it --------------------------------------------------------------------------------------------
 
 
-def open_source(config: DataConfig) -> Source:
+def open_source(config: DataConfig, progress: Progress = silent) -> Source:
     """The data that `config.source` names. Raises DataError with what was looked for and a way out."""
     text = config.source
     if not text.strip():
         raise DataError("the data has an empty name", "name digits, a preset, a folder, a file or a hub id")
+    if config.stream:
+        return open_stream(config, progress)
     if text == "none":
         raise DataError(
             "data 'none' has no images", "it serves --dry-run only, with --set data.images=… and data.classes=…"

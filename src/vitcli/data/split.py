@@ -25,6 +25,8 @@ from vitcli.randomness import permutation
 if TYPE_CHECKING:
     import datasets
 
+    from vitcli.data.stream import Stream
+
 NOTHING = Record()
 """No image has trained anything yet."""
 
@@ -175,6 +177,7 @@ class Source:
     held_out_split: str = ""
     notes: tuple[str, ...] = field(default=())
     left_out: tuple[tuple[str, int], ...] = ()  # endings of files that are no images, and how many
+    stream: Stream | None = None  # what is trained on, where data.stream asks for that; then it is in no split
     known_as: str = ""  # what its images are, where that is known without reading them: a revision of a hub's
 
     def identity(self, progress: Progress = silent) -> str:
@@ -241,6 +244,11 @@ class Source:
     def whole(self, name: str) -> Split:
         """A split as the data have it, nothing held out of it. Raises DataError."""
         name = self._spelled(name)
+        if name not in self.splits and self.stream is not None:
+            raise DataError(
+                f"{self.id} is a stream, whose images are trained on and not looked at otherwise",
+                "leave data.stream out",
+            )
         if name not in self.splits:
             known = [*self.splits, *([] if self.held_out_split else ["train", "test", "all"])]
             raise DataError(f"{self.id} has no split {name[:200]!r}", did_you_mean(name, set(known)))

@@ -43,15 +43,16 @@ def describe_run(
     )
     data = (
         {}
-        if source is None or plan.train is None
+        if source is None
         else {
             "id": source.id,
             "seals": seals(source.id),
             "name": source.name,
             "revision": source.revision,
             "identity": source.identity(),
-            "train_split": config.data.train_split or source.train_split,
-            "held_out": source.held_out_split or f"a fifth, {plan.train.contents.rule}",
+            "train_split": config.data.train_split or _trained_on(plan),
+            "held_out": source.held_out_split
+            or ("none" if plan.train is None else f"a fifth, {plan.train.contents.rule}"),
         }
     )
     provenance: dict[str, Any] = {
@@ -79,6 +80,11 @@ def describe_run(
         scores=scores,
         trained_images=_trained(plan).as_json() if source is not None else {},
     )
+
+
+def _trained_on(plan: Plan) -> str:
+    assert plan.source is not None
+    return plan.source.train_split if plan.stream is None else plan.stream.name
 
 
 def _ancestry(parent: Description) -> list[dict[str, Any]]:

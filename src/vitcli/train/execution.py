@@ -16,9 +16,9 @@ import torch
 
 from vitcli.config import Config
 from vitcli.data.batch import Batch
-from vitcli.data.columns import first_line
 from vitcli.errors import is_out_of_memory
 from vitcli.machine import Machine, Timing, timing_of, wait_for
+from vitcli.text import first_line
 from vitcli.train.progressive import stages
 from vitcli.train.step import Update, update
 from vitcli.train.trainer import Trainer

@@ -22,6 +22,8 @@ from vitcli.data.origin import own_source
 from vitcli.data.presets import PRESETS
 from vitcli.data.sources import PRESET, by_name, open_source
 from vitcli.data.split import NOTHING, Source, Split, also_trained, class_counts, dev_split, fraction_of, typical_size
+from vitcli.data.stream import Stream
+from vitcli.data.stream_images import typical_size_of
 from vitcli.errors import DataError, UsageError
 from vitcli.train.objectives.base import Objective
 from vitcli.train.plan import Request
@@ -54,7 +56,8 @@ class RunData:
     record: Record = NOTHING
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    counts: tuple[tuple[str, int], ...] = ()  # splits and their images, where there is no source
+    counts: tuple[tuple[str, int], ...] = ()  # splits and their images, where there is no source, or a stream
+    stream: Stream | None = None  # in place of `train`
 
 
 def data_of(request: Request, config: DataConfig, objective: type[Objective], parent: Description | None) -> RunData:
@@ -63,6 +66,8 @@ def data_of(request: Request, config: DataConfig, objective: type[Objective], pa
         return _imagined(request, config, objective)
     if request.dry_run and (published := _published(config, objective)) is not None:
         return published
+    if config.stream:
+        return _streamed(request, config, objective, parent)
     source, record = open_source(config), parent.record() if parent is not None else NOTHING
     train = source.train(config.train_split, record, request.progress)
     held_out = source.held_out(record, request.progress)
@@ -86,6 +91,42 @@ def data_of(request: Request, config: DataConfig, objective: type[Objective], pa
         record=record,
         notes=tuple(source.notes),
         warnings=tuple(warnings),
+    )
+
+
+def _streamed(request: Request, config: DataConfig, objective: type[Objective], parent: Description | None) -> RunData:
+    """Parquet files to train on where they are. Raises UsageError for what needs all images to be looked at first."""
+    wrong = {
+        "data.fraction": config.fraction < 1,
+        "data.balanced": config.balanced,
+        "--unlabelled": bool(config.unlabelled),
+        "train.class_weights": bool(request.overrides.get("train.class_weights")),
+    }
+    for name in (name for name, is_asked in wrong.items() if is_asked):
+        raise UsageError(f"{name} and data.stream: a stream's images are not known before their turn", "leave one out")
+    source = open_source(config, request.progress)
+    stream = source.stream
+    assert stream is not None
+    if objective.needs_labels and not stream.is_labelled:
+        raise DataError(
+            f"{source.id} has no labels, and {request.command} learns from labels",
+            "name the column with --set data.label_column=…",
+        )
+    record = parent.record() if parent is not None else NOTHING
+    native, uniform = typical_size_of(stream, config.max_megapixels)
+    held_out = source.held_out() if source.held_out_split else None
+    return RunData(
+        images=len(stream),
+        classes=source.classes if objective.needs_labels else (),
+        source=source,
+        stream=stream,
+        held_out=held_out,
+        native=native,
+        uniform=uniform,
+        mirror=source.mirror,
+        record=replace(record, unknown=(*record.unknown, source.id), is_complete=False),
+        notes=(f"stream: {len(stream):,} images in {len(stream.shards.files):,} files", *source.notes),
+        counts=((stream.name, len(stream)), *([(held_out.name, len(held_out))] if held_out is not None else [])),
     )
 
 

@@ -14,7 +14,8 @@ import torch
 
 from vitcli import files, host, world
 from vitcli.data.batch import Batch
-from vitcli.errors import DivergedError, Interrupted, ResourceError, is_out_of_memory
+from vitcli.data.stream_images import StreamImages
+from vitcli.errors import DataError, DivergedError, Interrupted, ResourceError, VitError, is_out_of_memory
 from vitcli.machine import peak_flops
 from vitcli.runs import WEIGHTS
 from vitcli.train import artifacts, runfolder, state
@@ -48,7 +49,7 @@ class Loop:
         self.session, self.plan, self.config = session, session.plan, session.config
         self.scoring = Scoring(session)
         self.selection = Selection(self.scoring)
-        self.told_at = 0.0
+        self.told_at, self.told_retries = 0.0, 0
 
     def finish(self) -> Report:
         """Train to the end, evaluate, write what the run leaves. What was being saved is saved, whatever happens."""
@@ -60,6 +61,12 @@ class Loop:
             session.save("saved", Interrupted.code)
             session.writer.wait()
             runfolder.write_status(session.folder, "saved", session.at.step, Interrupted.code)
+            raise
+        except DataError as error:  # of images that can no longer be read: what was learnt is not lost
+            with contextlib.suppress(VitError):
+                self._check()
+                if session.at.step > 0:
+                    session.save("failed", error.code)
             raise
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
@@ -135,6 +142,7 @@ class Loop:
                 if at.step % _LOOK_EVERY == 0:
                     self._check()
                 session.stop_if_signalled()
+                self._tell_of_retries()
                 if session.images.damage and session.images.damage not in session.log.warnings:
                     session.log("warning", text=session.images.damage)
                 if self._save_is_due():
@@ -263,6 +271,13 @@ class Loop:
 
     # --- what is told ---
 
+    def _tell_of_retries(self) -> None:
+        """Of reads from elsewhere that had to be tried again, whenever they are twice as many as before."""
+        retries = self.session.loader.told().get("read_retries", 0)
+        if retries >= max(1, 2 * self.told_retries):
+            self.told_retries = retries
+            self.session.log("note", text=f"stream: {retries:,} reads tried again so far")
+
     def _log_step(self, update: Update, rate: float) -> None:
         session = self.session
         step = session.at.step
@@ -278,6 +293,7 @@ class Loop:
             images_per_second=rate,
             seconds=session.seconds(),
             total=session.clock.total(step),
+            **session.loader.told(),
             metrics={
                 name: number if math.isfinite(number) else None
                 for name, number in zip(update.metrics, metrics, strict=True)
@@ -302,6 +318,8 @@ class Loop:
             "resumed_from": at.resumed_from,
             "warnings": session.log.warnings,
         }
+        if isinstance(session.images, StreamImages) and session.images.replaced:
+            session.unreadable[session.images.stream.name] = len(session.images.replaced)
         if session.unreadable:
             report["unreadable"] = session.unreadable
         report.update(session.trainer.objective.told(self.plan.classes))

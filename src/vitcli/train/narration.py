@@ -49,7 +49,7 @@ def said_of(plan: Plan) -> list[str]:
             if config.train.epochs
             else f"length: {config.train.steps:,} steps"
         )
-    parts = {"to train on": plan.train, "to choose weights by": plan.dev, "to measure": plan.held_out}
+    parts = {"to train on": plan.train or plan.stream, "to choose weights by": plan.dev, "to measure": plan.held_out}
     counted = [f"{len(part):,} {what}" for what, part in parts.items() if part is not None and len(part)]
     if counted:
         said.append(f"images: {', '.join(counted)}")

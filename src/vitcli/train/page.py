@@ -210,7 +210,7 @@ def _data(plan: Plan, report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if plan.source is not None:
         yield "data", plan.source.name
     names = {
-        "train": plan.train,
+        "train": plan.train or plan.stream,
         "unlabelled": plan.unlabelled,
         "kept back to choose by": plan.dev,
         "held out": plan.held_out,

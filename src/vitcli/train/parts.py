@@ -11,14 +11,16 @@ import numpy as np
 from vitcli.config import PseudoConfig
 from vitcli.data.cache import Images, open_images, working_view
 from vitcli.data.joined import Drawn, Joined
-from vitcli.data.loader import TrainLoader
+from vitcli.data.loader import StreamLoader, TrainLoader
 from vitcli.data.split import Split
+from vitcli.data.stream_images import StreamImages
 from vitcli.errors import CheckpointError
 from vitcli.evaluate.inference import Inference
 from vitcli.machine import Machine
 from vitcli.model.classifier import Classifier, build
 from vitcli.train import pseudo, sharding, state
 from vitcli.train.memory import room_of
+from vitcli.train.objectives.table import objective_named
 from vitcli.train.plan import Plan
 from vitcli.train.runlog import Log
 from vitcli.train.teacher import outputs_of
@@ -57,8 +59,11 @@ class Parts:
         else:
             self.trainer.restore_from(saved.parts)
 
-    def _open_images(self) -> Images | Joined:
+    def _open_images(self) -> Images | Joined | StreamImages:
         plan = self.plan
+        if plan.stream is not None:
+            view = working_view(plan.native, plan.uniform, self.config.model.img_size, self.config.augment)
+            return StreamImages(plan.stream, view, self.config.data)
         assert plan.train is not None
         images = self._open(plan.train)
         return images if plan.unlabelled is None else Joined(images, self._open(plan.unlabelled))
@@ -80,6 +85,9 @@ class Parts:
     def _loader(self) -> TrainLoader:
         """Of the training images, with those that a teacher labels first."""
         plan, config = self.plan, self.config
+        if isinstance(self.images, StreamImages):
+            labelled = objective_named(config.train.objective).needs_labels
+            return StreamLoader(self.images, config, self.machine.device, labelled, world=world())
         if plan.unlabelled is None:
             assert isinstance(self.images, Images)
             return TrainLoader(self.images, plan.targets, config, self.machine.device, room=self._room(), world=world())

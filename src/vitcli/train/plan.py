@@ -15,6 +15,7 @@ from vitcli.classes import Class
 from vitcli.config import Config, Overrides, Size, as_dict
 from vitcli.data.identity import Record
 from vitcli.data.split import NOTHING, Source, Split
+from vitcli.data.stream import Stream
 from vitcli.evaluate.sets import placed
 from vitcli.machine import Machine, set_up
 from vitcli.progress import Progress, silent
@@ -61,7 +62,8 @@ class Plan:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     estimate: Estimate = NO_ESTIMATE
-    counts: tuple[tuple[str, int], ...] = ()  # splits and their images, where there is no source
+    counts: tuple[tuple[str, int], ...] = ()  # splits and their images, where there is no source, or a stream
+    stream: Stream | None = None  # in place of `train`
     record: Record = NOTHING  # the images that trained the parent and the runs before it
 
     @property
@@ -82,7 +84,11 @@ class Plan:
     def fits_head(self) -> bool:
         """Whether a new head starts as a linear probe."""
         return (
-            self.parent is not None and bool(self.classes) and not self.keep_head and self.config.train.head == "linear"
+            self.parent is not None
+            and bool(self.classes)
+            and not self.keep_head
+            and self.config.train.head == "linear"
+            and self.stream is None  # a probe looks at images before their turn
         )
 
     @property
@@ -133,7 +139,7 @@ class Plan:
         model, steps = self.config.model, self.steps
         seen = None if steps is None else steps * self.config.train.batch_size
         splits = [{"name": part.name, "rows": len(part)} for part in self.splits]
-        if self.source is None:
+        if self.train is None:
             splits = [{"name": name, "rows": rows} for name, rows in self.counts]
         return {
             "model": model.name,

@@ -88,6 +88,7 @@ def make_plan(request: Request) -> Plan:
         warnings=(*data.warnings, *unsuited, *too_large, *_compared_apart(config, objective)),
         record=data.record,
         counts=data.counts,
+        stream=data.stream,
     )
     objective.check_classes(config, classes, plan.class_counts)
     estimate, estimated = _estimated(plan, objective)

@@ -85,7 +85,8 @@ def _stored(folder: Path) -> dict[str, Any]:
 
 
 def _counts(plan: Plan) -> dict[str, int]:
-    return {name: len(part) for name, part in plan.source.splits.items()} if plan.source else {}
+    counts = {name: len(part) for name, part in plan.source.splits.items()} if plan.source else {}
+    return counts if plan.stream is None else {plan.stream.name: len(plan.stream), **counts}
 
 
 def _comparable(config: Config) -> dict[str, Any]:

@@ -42,6 +42,8 @@ LINE_FIELDS = (
     "grad_norm",
     "images_per_second",
     "seconds",
+    "read_bytes",
+    "read_retries",
     *BETWEEN_STEPS,
 )
 PATIENCE = 10.0

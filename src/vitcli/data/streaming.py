@@ -1,0 +1,215 @@
+"""Data as a stream (data.stream): which files there are, their columns and classes; held-out files are read as any other data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitcli import files, hub
+from vitcli.classes import Class
+from vitcli.config import DataConfig
+from vitcli.data.columns import image_column, label_column, make_source, named_values
+from vitcli.data.folders import left_out_of, rows_of, shard_tables
+from vitcli.data.layout import list_folder, shards_by_split
+from vitcli.data.listing import METADATA
+from vitcli.data.loading import quiet
+from vitcli.data.presets import PRESETS, Preset
+from vitcli.data.shards import Groups, Remote, Shards, Traffic, expanded
+from vitcli.data.split import Source
+from vitcli.data.stream import Stream
+from vitcli.errors import DataError
+from vitcli.progress import Progress, silent
+from vitcli.text import first_line, unicode
+
+_PRESET = "preset:"
+_PIECE = 64 << 20
+_SCANNED = 16
+"""Groups of rows whose labels are read at the same time."""
+
+
+def open_stream(config: DataConfig, progress: Progress = silent) -> Source:
+    """Parquet files as a stream to train on, `Source.stream`, and those of a held-out split, if there are any, as its only split.
+
+    Raises DataError for what is no Parquet, and where the files do not say which are trained on.
+    """
+    name, id_, groups, notes, preset = _found(config)
+    if preset is not None:
+        config = replace(
+            config, image_column=config.image_column or preset.image, label_column=config.label_column or preset.label
+        )
+    chosen = config.train_split or ("train" if "train" in groups else next(iter(groups)))
+    if chosen not in groups:
+        raise DataError(f"{id_} has no files of a split {chosen!r}", f"there are: {', '.join(sorted(groups))}")
+    stream = _stream(groups[chosen], config, chosen, id_, progress)
+    held = [preset.held_out] if preset is not None else ["test", "validation"]
+    source = _held_out(name, id_, {s: groups[s] for s in held if s in groups and s != chosen}, stream, config, progress)
+    digest = hashlib.sha256(stream.identity.encode())
+    if source.splits:
+        digest.update(source.identity(progress).encode())
+    elif not notes:
+        notes = [f"{id_} has no files of a test or validation split: nothing is measured"]
+    return replace(source, stream=stream, known_as=f"stream:{digest.hexdigest()}", notes=(*notes, *source.notes))
+
+
+def _found(config: DataConfig) -> tuple[str, str, dict[str, list[str]], list[str], Preset | None]:
+    """(name, id, addresses by split, notes, preset) of what `config.source` names."""
+    text = config.source
+    preset = PRESETS.get(text.removeprefix(_PRESET))
+    if preset is not None and not Path(text).exists():
+        return text.removeprefix(_PRESET), text, _on_hub(preset.hub, preset.config, config.revision), [], preset
+    if "://" in text:
+        found = [address for one in text.split(",") for address in _at_address(one)]
+        root = text.partition("*")[0].partition("{")[0].rpartition("/")[0] + "/"
+    else:
+        path = Path(text).expanduser().resolve()
+        if not path.exists():
+            rest, _, subset = text.partition(":")
+            hub_id, _, revision = rest.partition("@")
+            return hub_id.rpartition("/")[2], text, _on_hub(hub_id, subset, revision or config.revision), [], None
+        root = str(path if path.is_dir() else path.parent) + "/"
+        listed = list_folder(path).files if path.is_dir() else (path.name,)
+        found = [root + f for f in listed if f.endswith(".parquet") and f.rpartition("/")[2] not in METADATA]
+    if not found:
+        raise DataError(
+            f"{unicode(text)} has no Parquet files", "a stream reads Parquet files; leave data.stream out for others"
+        )
+    groups, unknown = shards_by_split([(address, address.removeprefix(root)) for address in found])
+    name = (Path(text.rstrip("/")).stem if "://" not in text else root.rstrip("/").rpartition("/")[2]) or "stream"
+    return name, text, groups, left_out_of(unknown, root), None
+
+
+def _at_address(address: str) -> list[str]:
+    """The Parquet files of an fsspec address, a pattern, or a numbered range of names."""
+    import fsspec
+
+    names = expanded(address)
+    if len(names) > 1 or ("*" not in address and address.endswith(".parquet")):
+        return names
+    protocol = address.partition("://")[0]
+    try:
+        filesystem, path = fsspec.core.url_to_fs(address)
+        found = sorted(filesystem.glob(path) if "*" in path else filesystem.find(path))
+    except Exception as error:
+        raise DataError(
+            f"cannot reach {address}: {first_line(error)}",
+            "is the address right, its fsspec package installed, and the network there?",
+        ) from None
+    return [f if "://" in f else f"{protocol}://{f}" for f in found if f.endswith(".parquet")]
+
+
+def _on_hub(hub_id: str, subset: str, revision: str) -> dict[str, list[str]]:
+    """The Parquet files of a data set of the hub by split, as `datasets` finds them. Raises DataError."""
+    import datasets
+
+    try:
+        with quiet():
+            builder = datasets.load_dataset_builder(hub_id, subset or None, revision=revision or None)
+    except Exception as error:
+        raise DataError(f"cannot look at {hub_id} on the hub: {first_line(error)}", hub.hint(error)) from None
+    found = builder.config.data_files or {}
+    groups = {str(split): [str(f) for f in names] for split, names in found.items()}
+    wrong = next((f for names in groups.values() for f in names if not f.endswith(".parquet")), "")
+    if wrong or not groups:
+        raise DataError(
+            f"{hub_id} has {wrong.rpartition('/')[2] or 'no files'}, and a stream reads Parquet files",
+            "leave data.stream out to download it",
+        )
+    return groups
+
+
+# --- columns and classes -----------------------------------------------------------------------------------
+
+
+def _stream(addresses: Sequence[str], config: DataConfig, split: str, id_: str, progress: Progress) -> Stream:
+    import datasets
+
+    shards = Shards(addresses, config.retries)
+    with quiet():
+        table = datasets.Dataset(shards.schema.empty_table())
+    image = image_column(table, config.image_column, id_)
+    label = label_column(table, config.label_column, image, id_)
+    columns = [image, *([label] if label else [])]
+    groups = shards.groups(columns, lambda done, total: progress("reading", done, total))
+    if not groups.total:
+        raise DataError(f"{id_} has no rows of {split!r}", "are these the right files, and whole?")
+    classes: tuple[Class, ...] = ()
+    index: dict[Any, int] | None = None
+    feature = table.info.features.get(label) if label else None
+    if isinstance(feature, datasets.ClassLabel):
+        classes = tuple(Class(str(name)) for name in feature.names)
+        index = {value: value for value in range(len(classes))}
+    elif label:
+        classes, index = named_values(None, [_values(shards, groups, label, progress)])
+        index = index or None
+    return Stream(
+        name=split, shards=shards, groups=groups, image_column=image, label_column=label if index else "", classes=classes, index=index
+    )  # fmt: skip
+
+
+def _values(shards: Shards, groups: Groups, column: str, progress: Progress) -> set[Any]:
+    """The different labels of all rows, which the files do not name. Raises DataError where they are neither integers nor text."""
+    import pyarrow as pa
+
+    kind = shards.schema.field(column).type
+    if not any(fits(kind) for fits in (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)):
+        raise DataError(f"column {column!r} holds {kind}, not classes", "labels are class labels, integers or text")
+    found: set[Any] = set()
+    with ThreadPoolExecutor(_SCANNED) as pool:
+        pairs = zip(groups.shard.tolist(), groups.number.tolist(), strict=True)
+        tables = pool.map(lambda pair: shards.read(pair[0], pair[1], [column]).column(0).unique().to_pylist(), pairs)
+        for done, values in enumerate(tables, start=1):
+            found.update(values)
+            progress("reading labels", done, len(groups.rows))
+    return found - {None, -1}
+
+
+def _copied(address: str, config: DataConfig, progress: Progress) -> str:
+    """A file from elsewhere that is measured on again and again, kept beside the decode cache."""
+    remote = Remote(address, config.retries, Traffic())
+    size, place = remote.size, files.cache_home() / "held-out"
+    path = place / f"{hashlib.sha256(f'{address}|{remote.size}'.encode()).hexdigest()[:32]}.parquet"
+    if path.exists() and path.stat().st_size == size:
+        return str(path)
+
+    def fill(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            for start in range(0, size, _PIECE):
+                file.write(remote.read(start, min(size, start + _PIECE)))
+                progress("copying held-out files", min(size, start + _PIECE), size)
+
+    place.mkdir(parents=True, exist_ok=True)
+    files.write_file(path, fill)
+    return str(path)
+
+
+def _held_out(
+    name: str, id_: str, groups: dict[str, list[str]], stream: Stream, config: DataConfig, progress: Progress
+) -> Source:
+    """The files of the first split that is there, with the classes of the stream."""
+    split = next(iter(groups), "")
+    if not split:
+        return Source(name=name, id=id_, revision="", classes=stream.classes, splits={})
+    here = [_copied(address, config, progress) if "://" in address else address for address in groups[split]]
+    tables = shard_tables(f"the held-out files of {id_}", {split: here})
+    contents = rows_of(here, tables[split], id_, str(Path(here[0]).parent))
+    config = replace(config, image_column=stream.image_column, label_column=stream.label_column)
+    source = make_source(name, id_, tables, {split: contents}, config)
+    part = source.splits[source.train_split]
+    if part.labels is not None and stream.is_labelled:
+        places = {c.name: i for i, c in enumerate(stream.classes)}
+        unknown = [c.name for c in source.classes if c.name not in places]
+        if unknown:
+            raise DataError(
+                f"{id_}: {split} has {len(unknown)} classes that are not among those trained on, the first is {unknown[0]!r}",
+                "correct or remove these rows",
+            )
+        part = replace(part, labels=np.array([places[c.name] for c in source.classes], np.int64)[part.labels])
+    return replace(
+        source, classes=stream.classes, splits={split: replace(part, name=split)}, held_out_split=split, notes=()
+    )
