@@ -112,11 +112,11 @@ def together(plan: Plan) -> Iterator[bool]:
 
 
 def send_weights(trainer: Trainer) -> None:
-    """Those of the first process, to all, and in parts from here on where the run asks for that."""
+    """Those of the first process, to all; and from here on gradients, or parts of the weights, are shared."""
     if trainer.is_sharded:
         return
     world.share_out([*trainer.model.state_dict().values(), *trainer.objective.state_dict().values()])
-    trainer.shard()
+    trainer.share()
 
 
 def share_measuring(plan: Plan, inference: Inference, images: Images, positions: NDArray[np.int64], ask: Ask) -> None:

@@ -1,6 +1,7 @@
-"""A run's numbers in parts, one a process: torch's FSDP2 (`fully_shard`) for training, torch.distributed.checkpoint for what is saved.
+"""Several processes with torch's engines: DistributedDataParallel, where each has all numbers of a run; FSDP2 (`fully_shard`), where each has
+a part, and torch.distributed.checkpoint for what is saved of parts.
 
-A block's weights are brought together while it is computed, so that weights, gradients, moments and averages of a process are its part
+In parts, a block's weights are brought together while it is computed, so that weights, gradients, moments and averages of a process are its part
 of them. How many processes there are changes nothing but rounding.
 """
 
@@ -13,7 +14,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,11 @@ from vitcli.data.batch import Batch
 from vitcli.errors import CheckpointError, UsageError
 from vitcli.machine import Machine
 from vitcli.model.classifier import Classifier
-from vitcli.train.objectives.base import Loss, Noise, Objective
+from vitcli.model.held import Held
+from vitcli.train.objectives.base import Noise, Objective
+
+if TYPE_CHECKING:
+    from torch.nn.parallel import DistributedDataParallel
 
 Tensors = dict[str, Tensor]
 
@@ -64,17 +69,46 @@ def check(config: Config, model: Classifier) -> None:
         )
 
 
-class Whole(nn.Module):
-    """A model and its objective as one module, whose forward pass is what FSDP2 looks at. `model` and `objective` are copies of those given,
-    whose weights are parts now.
+class Pair(nn.Module):
+    """A model and its objective as one module, whose forward pass is what torch's engines look at."""
+
+    def __init__(self, model: Classifier, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """The loss and the metrics, apart, since FSDP2 looks for tensors in tuples and dictionaries."""
+        found = self.objective(self.model, batch, noise)
+        return found.loss, found.metrics
+
+
+def can_replicate(model: Classifier) -> bool:
+    """Whether gradients reach the weights in one pass, which is what DistributedDataParallel expects."""
+    return not any(isinstance(module, Held) for module in model.modules())
+
+
+def replicated(model: Classifier, objective: Objective) -> tuple[DistributedDataParallel, list[nn.Parameter]]:
+    """The pair after an update, whose gradients are brought together from here on while others are still computed; and the parameters that
+    had none in that update, of which the engine would wait for one.
     """
+    from torch.nn.parallel import DistributedDataParallel
+
+    pair = Pair(model, objective)
+    unused = {name: p for name, p in pair.named_parameters() if p.requires_grad and p.grad is None}
+    warnings.filterwarnings("ignore", "Grad strides do not match")  # of axes of length one, where they mean nothing
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(pair, list(unused))
+    with _quiet():
+        return DistributedDataParallel(pair, broadcast_buffers=False), list(unused.values())
+
+
+class Whole(Pair):
+    """In parts (FSDP2): copies of the model and the objective given."""
 
     def __init__(self, model: Classifier, objective: Objective, machine: Machine) -> None:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-        super().__init__()
-        self.model, self.objective = copy.deepcopy(model), copy.deepcopy(objective)
+        super().__init__(copy.deepcopy(model), copy.deepcopy(objective))
         mesh = init_device_mesh(machine.device.type, (world.world().size,))
         # torch's LayerNorm takes weights of another type than its input on a GPU alone, so that a CPU rounds for products, not before
         halved = machine.bf16 and machine.device.type == "cuda"
@@ -86,14 +120,6 @@ class Whole(nn.Module):
         fully_shard(self, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
         # threads of saves speak to each other apart from what the updates say
         self.saves: Any = torch.distributed.new_group(backend="gloo")
-
-    def forward(self, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """The loss and the metrics, apart, since FSDP2 looks for tensors in tuples and dictionaries."""
-        found = self.objective(self.model, batch, noise)
-        return found.loss, found.metrics
-
-    def loss(self, batch: Batch, noise: Noise) -> Loss:
-        return Loss(*self(batch, noise))
 
 
 # --- tensors in parts --------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def update(trainer: Trainer, batch: Batch, step: Step) -> Update:
     noise = objective.draw(model, batch.outline(), config.run.seed, step)
     parts = micro_batches(len(batch), batch.whole, config.train.accumulate)
     size, processes = len(batch) // parts, max(1, batch.whole // len(batch))
-    summed = 1 if trainer.is_sharded else processes  # FSDP2 takes the mean over processes itself
+    summed = 1 if trainer.adds_up else processes
     losses: list[Tensor] = []
     metrics: dict[str, Tensor] = {}
     optimizer.zero_grad()
@@ -57,11 +57,12 @@ def update(trainer: Trainer, batch: Batch, step: Step) -> Update:
             rows = slice(index * size, (index + 1) * size)
             if isinstance(step, int):
                 trainer.machine.seed(int(generator(config.run.seed, "dropout", step, index).integers(2**62)))
-            with torch.autocast(trainer.machine.device.type, torch.bfloat16, enabled=trainer.machine.bf16):
-                drawn = noise.rows(slice(batch.start + rows.start, batch.start + rows.stop))
-                result = trainer.loss(batch.rows(rows), drawn)
-            # gradients add up, so that the sum over micro-batches, and over processes, is the gradient of the batch's mean
-            (result.loss / (parts * summed)).backward()
+            with trainer.adding_up(index == parts - 1):
+                with torch.autocast(trainer.machine.device.type, torch.bfloat16, enabled=trainer.machine.bf16):
+                    drawn = noise.rows(slice(batch.start + rows.start, batch.start + rows.stop))
+                    result = trainer.loss(batch.rows(rows), drawn)
+                # gradients add up, so that the sum over micro-batches, and over processes, is the gradient of the batch's mean
+                (result.loss / (parts * summed)).backward()
             losses.append(result.loss.detach())
             for name, value in result.metrics.items():
                 mean = host.tensor(value, trainer.machine.device).detach().float() / parts
@@ -73,6 +74,7 @@ def update(trainer: Trainer, batch: Batch, step: Step) -> Update:
         world.add_up([*trainer.gradients(), means, signals])
         loss, metrics = means[0], dict(zip(metrics, means[1:].unbind(), strict=True))
         trainer.signals = signals
+        trainer.after_backward()
     norm = optimizer.clip(config.optim.clip)
     optimizer.step(trainer.watch.admits(step, loss, norm))
     return Update(loss, norm, metrics)

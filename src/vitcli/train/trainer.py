@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,6 +23,9 @@ from vitcli.train.sharding import Whole
 from vitcli.train.watch import Watch
 from vitcli.weights.checkpoint import Tensors
 
+if TYPE_CHECKING:
+    from torch.nn.parallel import DistributedDataParallel
+
 
 class Trainer:
     """`model` is placed on the machine. All that a resumed run needs of it is in `state`."""
@@ -32,6 +36,10 @@ class Trainer:
         self.model.use_checkpointing(config.run.checkpointing)
         self.objective: Objective = objective_named(config.train.objective)(self.model, config).to(machine.device)
         self.whole: Whole | None = None
+        self.replicated: DistributedDataParallel | None = None
+        self._beside: list[torch.nn.Parameter] = []
+        """Parameters of which `replicated` knows nothing, since they had no gradient at first."""
+        self._replicates = False
         self._plain: tuple[Classifier, Objective] = self.model, self.objective
         """Ordinary ones, for what is no update; where the weights are in parts they lie in the host's memory meanwhile."""
         self._arrange()
@@ -70,8 +78,24 @@ class Trainer:
         self._arrange()
         self.restore(groups)
 
+    def share(self) -> None:
+        """With the other processes, if there are any, from here on: parts of the weights, or gradients."""
+        self.shard()
+        self._replicates = world.world().is_shared and not self.is_sharded and sharding.can_replicate(self.model)
+
+    def after_backward(self) -> None:
+        """Once the gradients of all processes are together: leave it to the engine the next time."""
+        if self._replicates and self.replicated is None:
+            self.replicated, self._beside = sharding.replicated(self.model, self.objective)
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether an engine brings the gradients of the processes together, as their mean."""
+        return self.is_sharded or self.replicated is not None
+
     def unshard(self) -> None:
         """Whole tensors again, and those that the run leaves, in the first process; the others have none then. No update is to come."""
+        self.replicated, self._replicates = None, False
         if not self.is_sharded:
             return
         current, average = self._gathered(averaged=False), None
@@ -97,14 +121,17 @@ class Trainer:
 
     def loss(self, batch: Batch, noise: Noise) -> Loss:
         """Of a micro-batch, with what was drawn for it."""
-        found: Loss = self.objective(self.model, batch, noise) if self.whole is None else self.whole.loss(batch, noise)
+        engine = self.whole or self.replicated
+        found: Loss = self.objective(self.model, batch, noise) if engine is None else Loss(*engine(batch, noise))
         return found
 
+    def adding_up(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Around a micro-batch's passes: of copies, gradients are brought together in the last one."""
+        return contextlib.nullcontext() if last or self.replicated is None else self.replicated.no_sync()
+
     def gradients(self) -> list[torch.Tensor]:
-        """That are to be added up over the processes, in the same order in each; FSDP2 adds up its own."""
-        if self.is_sharded:
-            return []
-        parameters = [*self.model.parameters(), *self.objective.parameters()]
+        """That are to be added up over the processes, in the same order in each, where no engine does it."""
+        parameters = self._beside if self.adds_up else [*self.model.parameters(), *self.objective.parameters()]
         return [p.grad for p in parameters if p.grad is not None]
 
     def compile(self) -> None:
