@@ -28,9 +28,9 @@ WAYS = {
 }
 
 
-def make(folder: Path, side: int) -> None:
+def make(folder: Path, side: int, count: int) -> None:
     rng = np.random.default_rng(0)
-    for index in range(64):
+    for index in range(count):
         place = folder / str(index % 2) / f"{index}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (side, side, 3), np.uint8)).save(place)
@@ -95,7 +95,7 @@ def main() -> None:
     asked = parser.parse_args()
     found: dict[str, list[float]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as name:
-        make(Path(name, "data"), asked.img_size)
+        make(Path(name, "data"), asked.img_size, max(64, 2 * asked.batch_size))
         for turn in range(asked.rounds):
             for number, (way, (processes, more)) in enumerate(WAYS.items()):
                 found[way].append(rate(Path(name, "data"), Path(name, f"{turn}-{number}"), processes, more, asked))

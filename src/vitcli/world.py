@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import functools
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -119,6 +120,24 @@ def _in_touch() -> Iterator[None]:
             f"another process of this run has ended, or does not answer: {said}",
             "it says why; the same command goes on from the last saved step",
         ) from None
+
+
+_BETWEEN = re.compile(
+    r"gloo|nccl|connection (closed|reset|refused)|timed out|broken pipe|process ?group", re.IGNORECASE
+)
+"""What torch says where processes do not reach each other."""
+
+
+@contextlib.contextmanager
+def in_touch() -> Iterator[None]:
+    """Around work in which torch's engines speak to the other processes. Raises ResourceError where one is gone; other errors pass."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (world().is_shared and _BETWEEN.search(str(error))):
+            raise
+        with _in_touch():
+            raise
 
 
 def told(thing: Any = None) -> Any:

@@ -111,3 +111,15 @@ def test_what_cannot_be_in_parts_is_refused_before_anything_is_written(
     done = Processes(command(class_folders, "run", 4, **SHARDED, **more), 2, tmp_path).wait()
     assert [p.code for p in done] == [2, 2] and said in done[0].err
     assert not (tmp_path / "run").exists()
+
+
+def test_one_that_is_killed_ends_the_others_that_have_parts(class_folders: Path, tmp_path: Path) -> None:
+    started = Processes(command(class_folders, "run", 4000, **SHARDED, train__save_every_steps=20), 2, tmp_path)
+    started.until_step(tmp_path / "run", 30)
+    started.all[1].kill()
+    first, _ = started.wait()
+    assert first.code == 6 and "Traceback" not in first.err, first.err
+    done = Processes(command(class_folders, "run", 4000, **SHARDED, train__save_every_steps=20), 2, tmp_path)
+    done.until_step(tmp_path / "run", 40)
+    done.all[0].send_signal(signal.SIGTERM)
+    assert [p.code for p in done.wait()] == [75, 75]

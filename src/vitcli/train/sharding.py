@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vitcli import world
 from vitcli.config import Config
 from vitcli.data.batch import Batch
-from vitcli.errors import CheckpointError, UsageError
+from vitcli.errors import CheckpointError, ResourceError, UsageError
 from vitcli.machine import Machine
 from vitcli.model.classifier import Classifier
 from vitcli.model.held import Held
@@ -203,7 +203,13 @@ def save(folder: Path, groups: Mapping[str, Tensors], saves: Any) -> Callable[[]
         )
 
     def wait() -> None:
-        future.result()
+        try:
+            future.result()
+        except BaseException as error:  # torch's own is no Exception
+            raise ResourceError(
+                f"cannot write the parts of a step to {folder}: {str(error)[-200:]}",
+                "is there room, and are all processes there? the same command goes on from the last saved step",
+            ) from None
 
     return wait
 

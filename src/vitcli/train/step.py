@@ -57,7 +57,7 @@ def update(trainer: Trainer, batch: Batch, step: Step) -> Update:
             rows = slice(index * size, (index + 1) * size)
             if isinstance(step, int):
                 trainer.machine.seed(int(generator(config.run.seed, "dropout", step, index).integers(2**62)))
-            with trainer.adding_up(index == parts - 1):
+            with world.in_touch(), trainer.adding_up(index == parts - 1):
                 with torch.autocast(trainer.machine.device.type, torch.bfloat16, enabled=trainer.machine.bf16):
                     drawn = noise.rows(slice(batch.start + rows.start, batch.start + rows.stop))
                     result = trainer.loss(batch.rows(rows), drawn)
