@@ -104,7 +104,7 @@ def test_a_new_head_and_adamw(class_folders: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(a[name], b[name], atol=1e-3 if "qkv.bias" in name else 1e-4, rtol=0)
 
 
-def test_one_signal_stops_all_and_other_numbers_go_on(class_folders: Path, tmp_path: Path) -> None:
+def test_row_09_one_signal_stops_all_and_row_06_other_numbers_go_on(class_folders: Path, tmp_path: Path) -> None:
     whole = run_vit(*command(class_folders, "whole", 40), cwd=tmp_path)
     assert whole.code == 0, whole.err
     for count in (1, 3):
@@ -122,7 +122,7 @@ def test_one_signal_stops_all_and_other_numbers_go_on(class_folders: Path, tmp_p
         assert_same(tmp_path / "whole", tmp_path / out)
 
 
-def test_one_that_is_killed_ends_the_others(class_folders: Path, tmp_path: Path) -> None:
+def test_row_28_one_that_is_killed_ends_the_others(class_folders: Path, tmp_path: Path) -> None:
     started = Processes(command(class_folders, "run", 4000), 2, tmp_path)
     started.until_step(tmp_path / "run", 3)
     started.all[1].kill()
@@ -141,6 +141,17 @@ def test_what_cannot_be_shared_is_refused(arguments: list[str], count: int, said
     done = Processes([*arguments, "--steps", "2"], count, tmp_path).wait()
     assert [p.code for p in done] == [2] * count and said in done[0].err
     assert not list(tmp_path.iterdir())
+
+
+def test_row_29_the_first_one_decides_where_the_run_is(class_folders: Path, tmp_path: Path) -> None:
+    arguments = command(class_folders, "gone", 2)
+    place = arguments.index("--out")
+    del arguments[place : place + 2]
+    for _ in range(2):  # a new folder, and then the finished run's
+        first, second = Processes(arguments, 2, tmp_path).wait()
+        assert (first.code, second.code) == (0, 0), first.err + second.err
+    made = list((tmp_path / "runs").iterdir())
+    assert len(made) == len({path.name for path in made}) and all((path / "report.json").exists() for path in made)
 
 
 def test_other_commands_are_the_first_process_s(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_what_cannot_be_in_parts_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_one_that_is_killed_ends_the_others_that_have_parts(class_folders: Path, tmp_path: Path) -> None:
+def test_row_28_one_that_is_killed_ends_the_others_that_have_parts(class_folders: Path, tmp_path: Path) -> None:
     started = Processes(command(class_folders, "run", 4000, **SHARDED, train__save_every_steps=20), 2, tmp_path)
     started.until_step(tmp_path / "run", 30)
     started.all[1].kill()
