@@ -198,3 +198,20 @@ def test_a_copy_with_other_labels_is_refused(tmp_path: Path, copy_of_21k: Path) 
         done = asked(tmp_path / "a", hub, "pretrain", "--data", "imagenet-21k", *SMALL)
     assert done.code == 3
     assert f"label {LABELS_21K[0]} and is of {other}" in done.err
+
+
+def test_imagenet_is_trained_on_where_it_is(tmp_path: Path, copy_of_1k: Path) -> None:
+    with hub_server.serve({"ILSVRC/imagenet-1k": copy_of_1k}, gated=("ILSVRC/imagenet-1k",)) as hub:
+        done = asked(tmp_path / "a", hub, "pretrain", "--data", "imagenet", *SMALL, "--set", "data.stream=true")
+        assert done.code == 0, done.err
+        whole = asked(tmp_path / "b", hub, "pretrain", "--data", "imagenet", *SMALL)
+        assert done.json["eval"]["n"] == whole.json["eval"]["n"]
+        told = [
+            asked(tmp_path / home, hub, "info", d.json["checkpoint"], "--json").json
+            for home, d in (("a", done), ("b", whole))
+        ]
+        assert told[0]["classes"] == told[1]["classes"]
+        refused = asked(
+            tmp_path / "c", hub, "pretrain", "--data", "imagenet", *SMALL, "--set", "data.stream=true", token=""
+        )
+    assert refused.code == 3 and "access" in refused.err, refused.err

@@ -66,7 +66,7 @@ def hub_source(text: str, config: DataConfig, preset: Preset | None) -> Source:
     for part in source.splits.values():
         _check_rows(part, places)
     if preset is not None:
-        source = _correct_preset(text, preset, source)
+        source = corrected(text, preset, source)
     return source
 
 
@@ -219,7 +219,7 @@ def _load_snapshot(folder: Path, hub_id: str, subset: str) -> Any:
         ) from None
 
 
-def _correct_preset(text: str, preset: Preset, source: Source) -> Source:
+def corrected(text: str, preset: Preset, source: Source) -> Source:
     """What is known about a preset beyond its hub files."""
     named = source.classes
     if text == "cifar100":

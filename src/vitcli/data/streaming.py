@@ -16,6 +16,7 @@ from vitcli.classes import Class
 from vitcli.config import DataConfig
 from vitcli.data.columns import image_column, label_column, make_source, named_values
 from vitcli.data.folders import left_out_of, rows_of, shard_tables
+from vitcli.data.hub_source import corrected
 from vitcli.data.layout import list_folder, shards_by_split
 from vitcli.data.listing import METADATA
 from vitcli.data.loading import quiet
@@ -54,7 +55,8 @@ def open_stream(config: DataConfig, progress: Progress = silent) -> Source:
         digest.update(source.identity(progress).encode())
     elif not notes:
         notes = [f"{id_} has no files of a test or validation split: nothing is measured"]
-    return replace(source, stream=stream, known_as=f"stream:{digest.hexdigest()}", notes=(*notes, *source.notes))
+    source = replace(source, stream=stream, known_as=f"stream:{digest.hexdigest()}", notes=(*notes, *source.notes))
+    return source if preset is None else corrected(name, preset, source)
 
 
 def _found(config: DataConfig) -> tuple[str, str, dict[str, list[str]], list[str], Preset | None]:
