@@ -75,6 +75,7 @@ def test_one_node(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["steps"] == 4
 
 
+@pytest.mark.slow
 def test_several_nodes(tmp_path: Path) -> None:
     said = {"FIRST": "127.0.0.1", "ADDRESS": "127.0.0.1", "PORT": str(free_port()), "NODES": "2", "PROCESSES": "1"}
     started = [
@@ -103,6 +104,7 @@ def test_without_arguments_a_script_says_what_it_needs(script: str, tmp_path: Pa
     assert requeued(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_slurm_job_is_saved_before_its_end_and_queued_until_the_run_is_done(tmp_path: Path) -> None:
     command = ["bash", str(FOLDER / "slurm.sbatch"), "run", *RUN, "--steps", "400"]
     env = in_slurm(tmp_path, STANDINS, PROCESSES="2")

@@ -188,7 +188,7 @@ def test_a_bench_foretells_a_run(tmp_path: Path) -> None:
         "--model",
         *model,
         "--steps",
-        "200",
+        "30",
         "--json",
         "--set",
         "optim.name=adamw",

@@ -52,28 +52,33 @@ def test_a_new_head_and_adamw_in_parts(class_folders: Path, tmp_path: Path) -> N
         torch.testing.assert_close(a[name], b[name], atol=1e-3 if "qkv.bias" in name else 1e-4, rtol=0)
 
 
-def test_saved_in_parts_goes_on_in_any_number_of_them_or_whole(class_folders: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("count", "shard"),
+    [(3, True), *(pytest.param(*more, marks=pytest.mark.slow) for more in ((1, True), (2, True), (2, False)))],
+)
+def test_saved_in_parts_goes_on_in_any_number_of_them_or_whole(
+    class_folders: Path, tmp_path: Path, count: int, shard: bool
+) -> None:
     adamw = {"optim__name": "adamw", "optim__lr": 1e-4}
     whole = run_vit(*command(class_folders, "whole", 30, **adamw), cwd=tmp_path)
     assert whole.code == 0, whole.err
-    for count, shard in ((2, True), (3, True), (1, True), (2, False)):
-        out = f"on-{count}-{shard}"
-        started = Processes(command(class_folders, out, 30, **adamw, **SHARDED), 2, tmp_path)
-        started.until_step(tmp_path / out, 4)
-        started.all[1].send_signal(signal.SIGTERM)
-        first, second = started.wait()
-        assert (first.code, second.code) == (75, 75), first.err + second.err
-        status = json.loads((tmp_path / out / "state" / "status.json").read_text())
-        names = {path.name for path in (tmp_path / out / "state" / f"step-{status['step']:09d}").iterdir()}
-        assert {".metadata", "__0_0.distcp", "__1_0.distcp", "values.json"} <= names
-        goes_on = command(class_folders, out, 30, **adamw, scale__shard=shard)
-        done = Processes(goes_on, count, tmp_path).wait()
-        assert [p.code for p in done] == [0] * count, done[0].err
-        assert json.loads(done[0].out)["resumed_from"] == status["step"]
-        assert curve(tmp_path / out) == pytest.approx(curve(tmp_path / "whole"), rel=1e-5, abs=1e-5)
-        a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", out))
-        for name in a:
-            torch.testing.assert_close(a[name], b[name], atol=1e-3 if "qkv.bias" in name else 1e-4, rtol=0)
+    out = f"on-{count}-{shard}"
+    started = Processes(command(class_folders, out, 30, **adamw, **SHARDED), 2, tmp_path)
+    started.until_step(tmp_path / out, 4)
+    started.all[1].send_signal(signal.SIGTERM)
+    first, second = started.wait()
+    assert (first.code, second.code) == (75, 75), first.err + second.err
+    status = json.loads((tmp_path / out / "state" / "status.json").read_text())
+    names = {path.name for path in (tmp_path / out / "state" / f"step-{status['step']:09d}").iterdir()}
+    assert {".metadata", "__0_0.distcp", "__1_0.distcp", "values.json"} <= names
+    goes_on = command(class_folders, out, 30, **adamw, scale__shard=shard)
+    done = Processes(goes_on, count, tmp_path).wait()
+    assert [p.code for p in done] == [0] * count, done[0].err
+    assert json.loads(done[0].out)["resumed_from"] == status["step"]
+    assert curve(tmp_path / out) == pytest.approx(curve(tmp_path / "whole"), rel=1e-5, abs=1e-5)
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", out))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=1e-3 if "qkv.bias" in name else 1e-4, rtol=0)
 
 
 def test_saved_whole_goes_on_in_parts(class_folders: Path, tmp_path: Path) -> None:
@@ -119,7 +124,3 @@ def test_row_28_one_that_is_killed_ends_the_others_that_have_parts(class_folders
     started.all[1].kill()
     first, _ = started.wait()
     assert first.code == 6 and "Traceback" not in first.err, first.err
-    done = Processes(command(class_folders, "run", 4000, **SHARDED, train__save_every_steps=20), 2, tmp_path)
-    done.until_step(tmp_path / "run", 40)
-    done.all[0].send_signal(signal.SIGTERM)
-    assert [p.code for p in done.wait()] == [75, 75]
