@@ -33,6 +33,8 @@ _FOOTERS = 64
 """Footers that are kept parsed."""
 _WASTE = 1 << 20
 """Bytes between two columns that are read rather than asked for in two requests."""
+_DECODED_AT_ONCE = 1 << 29
+"""Bytes of a group of rows, about: pyarrow reads no structs of 2 GiB at once."""
 _AT_ONCE = 16
 """Footers that are read at the same time."""
 _FIRST_PAUSE, _SECONDS = 0.5, 60.0
@@ -245,7 +247,9 @@ class Shards:
         parts = [(start, file.read(start, stop)) for start, stop in _merged(places)]
         try:
             opened = pq.ParquetFile(pa.PythonFile(_Known(file.size, parts), mode="r"), metadata=footer)
-            return opened.read_row_group(number, columns=list(columns), use_threads=False)
+            size = sum(group.column(leaf).total_uncompressed_size for leaf in _leaves(footer, columns))
+            rows = max(1, group.num_rows * _DECODED_AT_ONCE // max(1, size))
+            return pa.Table.from_batches(opened.iter_batches(rows, [number], list(columns), use_threads=False))
         except Exception as error:
             raise DataError(
                 f"cannot read group {number} of rows of {file.address}: {first_line(error)[:200]}",

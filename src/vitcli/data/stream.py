@@ -187,7 +187,7 @@ class _Group:
     def __init__(self, stream: Stream, group: int) -> None:
         table = stream.shards.read(int(stream.groups.shard[group]), int(stream.groups.number[group]), stream.columns)
         self.stream, self.group, self.rows = stream, group, len(table)
-        self._images: pa.Array = _encoded(table.column(stream.image_column).combine_chunks())
+        self._images: pa.ChunkedArray = _encoded(table.column(stream.image_column))
         self._labels: list[Any] | None = (
             table.column(stream.label_column).to_pylist() if stream.index is not None else None
         )
@@ -208,11 +208,13 @@ class _Group:
         return self.stream.index[value]
 
 
-def _encoded(column: pa.Array) -> pa.Array:
-    """The bytes of the images of a column, of itself or of its field `bytes`."""
+def _encoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The bytes of the images of a column, of itself or of its field `bytes`; in chunks, since one array holds 2 GiB of them at most."""
     import pyarrow as pa
 
-    return column.field("bytes") if pa.types.is_struct(column.type) else column
+    if not pa.types.is_struct(column.type):
+        return column
+    return pa.chunked_array([chunk.field("bytes") for chunk in column.chunks], column.type.field("bytes").type)
 
 
 class Reader:
