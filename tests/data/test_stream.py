@@ -495,3 +495,17 @@ def test_a_signal_saves_a_stream_s_run(server: Server, tmp_path: Path) -> None:
     started.until(_has_lines, tmp_path / "r", 5)
     started.send(signal.SIGTERM)
     assert started.ended(120)[0] == 75
+
+
+def test_a_held_out_file_that_changed_at_its_address_is_copied_once_more(tmp_path: Path) -> None:
+    """To the byte as long as before: a label was corrected."""
+    make(tmp_path / "d", test=0)
+    images = [{"bytes": blob("red", n), "path": f"{n}.png"} for n in range(3)]
+    seen = []
+    for labels in (["red", "blue", "green"], ["blue", "red", "green"]):
+        table = pa.table({"image": images, "label": labels})
+        pq.write_table(table, tmp_path / "d" / "test-0.parquet", compression="none", use_dictionary=False)
+        data = apply(Config(), {"data.source": f"file://{tmp_path / 'd'}", "data.stream": True}).data
+        seen.append(((tmp_path / "d" / "test-0.parquet").stat().st_size, open_stream(data).splits["test"].labels.tolist()))
+    assert seen[0][0] == seen[1][0]
+    assert [labels for _, labels in seen] == [[2, 0, 1], [0, 2, 1]]

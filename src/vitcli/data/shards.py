@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 _TAIL = 1 << 16
 """Bytes at the end of a file that are asked for first: a footer is rarely longer."""
 _MAGIC = b"PAR1"
+_VERSIONS = (
+    "ETag", "etag", "Content-MD5", "Digest", "md5Hash", "Last-Modified", "LastModified", "last_modified", "updated", "mtime", "modified",
+    "created",
+)  # fmt: skip
+"""What filesystems of fsspec call that which tells one content at an address from another."""
 _FOOTERS = 64
 """Footers that are kept parsed."""
 _WASTE = 1 << 20
@@ -70,6 +75,11 @@ class Remote:
             self._size = self._tried(lambda: (self._asked_size(), 0)[0])
         return self._size
 
+    @property
+    def version(self) -> str:
+        """What its place says of which content it has, beside the length; empty where that says nothing."""
+        return str(self._tried(self._asked_version))
+
     def read(self, start: int, stop: int) -> bytes:
         """Bytes start .. stop - 1."""
         return self._tried(lambda: self._asked(start, stop))
@@ -94,6 +104,11 @@ class Remote:
         if size is None:
             raise OSError("its length is not said")
         return int(size)
+
+    def _asked_version(self) -> str:
+        filesystem, path = self._opened()
+        told = filesystem.info(path)
+        return "|".join(f"{name}={told[name]}" for name in _VERSIONS if told.get(name) is not None)
 
     def _asked(self, start: int, stop: int) -> bytes:
         filesystem, path = self._opened()

@@ -175,7 +175,8 @@ def _copied(address: str, config: DataConfig, progress: Progress) -> str:
     """A file from elsewhere that is measured on again and again, kept beside the decode cache."""
     remote = Remote(address, config.retries, Traffic())
     size, place = remote.size, files.cache_home() / "held-out"
-    path = place / f"{hashlib.sha256(f'{address}|{remote.size}'.encode()).hexdigest()[:32]}.parquet"
+    known = f"{address}|{size}|{remote.version}"
+    path = place / f"{hashlib.sha256(known.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.parquet"
     if path.exists() and path.stat().st_size == size:
         return str(path)
 
