@@ -509,3 +509,16 @@ def test_a_held_out_file_that_changed_at_its_address_is_copied_once_more(tmp_pat
         seen.append(((tmp_path / "d" / "test-0.parquet").stat().st_size, open_stream(data).splits["test"].labels.tolist()))
     assert seen[0][0] == seen[1][0]
     assert [labels for _, labels in seen] == [[2, 0, 1], [0, 2, 1]]
+
+
+def test_an_image_that_cannot_be_read_counts_once_whoever_reads_it(tmp_path: Path) -> None:
+    names = [list(COLOURS)[n % 3] for n in range(60)]
+    images = [{"bytes": b"none" if n in (7, 41) else blob(names[n], n), "path": f"{n}.png"} for n in range(60)]
+    (tmp_path / "d").mkdir()
+    pq.write_table(pa.table({"image": images, "label": names}), tmp_path / "d" / "train-0.parquet", row_group_size=9)
+    options = ["pretrain", "--data", "d", "--set", "data.stream=true", "--model", "mu/4", "--batch-size", "12", "--steps", "12"]
+    options += ["--device", "cpu", "--precision", "fp32", "--json", "--set", "data.on_bad_image=skip"]
+    for count in (1, 2):
+        first, *others = Processes([*options, "--out", f"run-{count}"], count, tmp_path).wait()
+        assert [first.code, *(p.code for p in others)] == [0] * count, first.err
+        assert json.loads(first.out)["unreadable"] == {"train": 2}

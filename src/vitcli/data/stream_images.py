@@ -17,8 +17,8 @@ from vitcli.errors import DataError
 
 
 class StreamImages:
-    """The images of a stream at a working size, decoded as they are read. `replaced` counts those that could not be, and whose place the
-    image before them took.
+    """The images of a stream at a working size, decoded as they are read. `replaced` are those that could not be, by row, each once however
+    often it came, and whose place the image before them took.
     """
 
     is_cached = False
@@ -26,7 +26,8 @@ class StreamImages:
     def __init__(self, stream: Stream, view: View, config: DataConfig) -> None:
         self.stream, self.view, self.config = stream, view, config
         self.reader = Reader(stream, config.workers)
-        self.replaced: list[str] = []
+        self.replaced: set[int] = set()
+        self._damage = ""
 
     def __len__(self) -> int:
         return len(self.stream)
@@ -34,11 +35,7 @@ class StreamImages:
     @property
     def damage(self) -> str:
         """What to warn of."""
-        if not self.replaced:
-            return ""
-        return (
-            f"cannot read image {self.replaced[0]}; an image beside it takes its place, as of all that cannot be read"
-        )
+        return self._damage
 
     def ids(self, rows: Rows) -> Rows:
         return rows
@@ -75,13 +72,18 @@ class StreamImages:
         return (pixels[taken], sizes[taken], found_labels) if bad else (pixels, sizes, found_labels)
 
     def _bad(self, row: int, reason: str, always: bool = False) -> None:
+        if row in self.replaced and not always:
+            return
         where = self.reader.called(row)
         if always or self.config.on_bad_image == "error":
             raise DataError(
                 f"cannot read image {where}: {reason}",
                 "repair or remove it, or go on with another in its place with --set data.on_bad_image=skip",
             )
-        self.replaced.append(f"{where}: {reason}")
+        self.replaced.add(row)
+        self._damage = self._damage or (
+            f"cannot read image {where}: {reason}; an image beside it takes its place, as of all that cannot be read"
+        )
 
 
 def typical_size_of(stream: Stream, max_megapixels: float) -> tuple[Size, bool]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from vitcli import world
 from vitcli.config import EvalConfig, Size
 from vitcli.data.cache import Images
+from vitcli.data.stream_images import StreamImages
 from vitcli.errors import Interrupted, UsageError, VitError
 from vitcli.evaluate.inference import Ask, Inference, alike
 from vitcli.model.classifier import Classifier, build
@@ -66,6 +67,11 @@ class Measure:
     positions: NDArray[np.int64]
     ask: Ask
     preprocessing: EvalConfig
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """The rows of a stream are wanted that each process could not read."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,16 @@ def share_measuring(plan: Plan, inference: Inference, images: Images, positions:
     world.share_out(inference.model.state_dict().values())
 
 
+def everywhere_replaced(parts: Parts) -> set[int]:
+    """The rows of a stream that could not be read, of all processes, as the first one asks; the others answer by the same."""
+    if not isinstance(parts.images, StreamImages):
+        return set()
+    if world.world().is_first:
+        world.told(Replaced())
+    images = parts.images
+    return set().union(*world.each_does(lambda: set(images.replaced)))
+
+
 def follow(plan: Plan) -> Path:
     """Be one of the other processes until the run ends. Returns its folder. Raises Interrupted as the first process does, ResourceError
     where that one is gone, and what goes wrong here.
@@ -171,11 +187,13 @@ class _Follower:
 
     def hear(self) -> object:
         """What is said next, apart from what is to be measured, brought together or saved, which is done."""
-        while isinstance(said := world.told(), (Measure, Gather, Keep)):
+        while isinstance(said := world.told(), (Measure, Gather, Keep, Replaced)):
             if isinstance(said, Measure):
                 self._measure(said)
             elif isinstance(said, Gather):
                 self.parts.trainer.gather(said.averaged)
+            elif isinstance(said, Replaced):
+                everywhere_replaced(self.parts)
             else:
                 self._written()
                 self._written = self.parts.trainer.keep(said.folder)

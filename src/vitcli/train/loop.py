@@ -21,7 +21,7 @@ from vitcli.runs import WEIGHTS
 from vitcli.train import artifacts, runfolder, state
 from vitcli.train.clock import Anchor
 from vitcli.train.execution import Execution
-from vitcli.train.following import Step, Train, send_weights
+from vitcli.train.following import Step, Train, everywhere_replaced, send_weights
 from vitcli.train.monitor import Monitor
 from vitcli.train.optim import lr_factor
 from vitcli.train.page import Shown
@@ -90,6 +90,7 @@ class Loop:
             self._train()
         self.session.save("running")
         self.session.trainer.unshard()
+        self.replaced = everywhere_replaced(self.session)
         # the final weights, their scores, and what people and other tools read
         selection = self.selection.select()
         scores = self.scoring.evaluate()
@@ -318,8 +319,8 @@ class Loop:
             "resumed_from": at.resumed_from,
             "warnings": session.log.warnings,
         }
-        if isinstance(session.images, StreamImages) and session.images.replaced:
-            session.unreadable[session.images.stream.name] = len(session.images.replaced)
+        if isinstance(session.images, StreamImages) and self.replaced:
+            session.unreadable[session.images.stream.name] = len(self.replaced)
         if session.unreadable:
             report["unreadable"] = session.unreadable
         report.update(session.trainer.objective.told(self.plan.classes))
