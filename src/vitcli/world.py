@@ -81,11 +81,20 @@ def join(device: torch.device) -> None:
         return
     if device.type == "cuda":
         torch.cuda.set_device(launched().local_rank)
-    seconds = float(os.environ.get("VIT_WORLD_TIMEOUT") or _PATIENCE)
-    with _in_touch():
-        distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(seconds=seconds)
-        )
+    try:
+        timeout = datetime.timedelta(seconds=float(os.environ.get("VIT_WORLD_TIMEOUT") or _PATIENCE))
+    except (ValueError, OverflowError):
+        raise UsageError(
+            f"VIT_WORLD_TIMEOUT={os.environ['VIT_WORLD_TIMEOUT']} is no number of seconds", "such as 600, or unset it"
+        ) from None
+    try:
+        with _in_touch():
+            distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    except ValueError as error:  # what the launcher did not say
+        raise UsageError(
+            f"WORLD_SIZE={launched().size}, and the processes cannot meet: {error}",
+            "start with torchrun, or set MASTER_ADDR and MASTER_PORT; unset WORLD_SIZE and RANK for one process",
+        ) from None
     _joined = launched()
 
 
