@@ -522,3 +522,24 @@ def test_an_image_that_cannot_be_read_counts_once_whoever_reads_it(tmp_path: Pat
         first, *others = Processes([*options, "--out", f"run-{count}"], count, tmp_path).wait()
         assert [first.code, *(p.code for p in others)] == [0] * count, first.err
         assert json.loads(first.out)["unreadable"] == {"train": 2}
+
+
+@pytest.mark.parametrize("labels", [pa.array([True, False] * 5), pa.array(["b", "a"] * 5).dictionary_encode()])
+def test_kinds_of_labels_that_a_stream_reads_as_any_other_data(tmp_path: Path, labels: pa.Array) -> None:
+    images = [{"bytes": blob("red", n), "path": f"{n}.png"} for n in range(10)]
+    pq.write_table(pa.table({"image": images, "label": labels}), tmp_path / "train-0.parquet")
+    loader = loader_of(tmp_path, World(), train__batch_size=10)
+    batch = next(batches := loader.batches(0))
+    batches.close()
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [1 - i % 2 for i in batch.ids.tolist()]
+
+
+@pytest.mark.parametrize("command", [("data",), ("probe", "run", "--data")])
+def test_commands_that_look_at_images_refuse_a_stream(tmp_path: Path, command: tuple[str, ...]) -> None:
+    make(tmp_path / "d")
+    options = ["pretrain", "--model", "mu/4", "--batch-size", "12", "--steps", "1", "--out", "run", "--device", "cpu"]
+    if "probe" in command:
+        assert run_vit(*options, "--data", "d", cwd=tmp_path).code == 0
+    done = run_vit(*command, "d", "--set", "data.stream=true", cwd=tmp_path)
+    assert done.code == 2 and "leave data.stream out" in done.err

@@ -198,6 +198,10 @@ class Source:
     def train_split(self) -> str:
         """The split that is trained on where none is named: `train`, else the first that is not reported on, with labels if any has."""
         others = [s for s in self.splits if s != self.held_out_split]
+        if not others and self.stream is not None:
+            raise UsageError(
+                "data.stream: only vit pretrain and vit finetune read the images of a stream", "leave data.stream out"
+            )
         labelled = [s for s in others if self.splits[s].is_labelled]
         return "train" if "train" in self.splits else [*labelled, *others][0]
 

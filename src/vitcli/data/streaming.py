@@ -91,7 +91,8 @@ def _at_address(address: str) -> list[str]:
     import fsspec
 
     names = expanded(address)
-    if len(names) > 1 or ("*" not in address and address.endswith(".parquet")):
+    plain = address.partition("?")[0] if address.startswith(("http://", "https://")) else address
+    if len(names) > 1 or ("*" not in address and plain.endswith(".parquet")):
         return names
     protocol = address.partition("://")[0]
     try:
@@ -159,7 +160,9 @@ def _values(shards: Shards, groups: Groups, column: str, progress: Progress) -> 
     import pyarrow as pa
 
     kind = shards.schema.field(column).type
-    if not any(fits(kind) for fits in (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)):
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    fitting = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
+    if not any(fits(kind) for fits in fitting):
         raise DataError(f"column {column!r} holds {kind}, not classes", "labels are class labels, integers or text")
     found: set[Any] = set()
     with ThreadPoolExecutor(_SCANNED) as pool:

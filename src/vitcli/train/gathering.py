@@ -101,6 +101,7 @@ def _streamed(request: Request, config: DataConfig, objective: type[Objective], 
         "data.balanced": config.balanced,
         "--unlabelled": bool(config.unlabelled),
         "train.class_weights": bool(request.overrides.get("train.class_weights")),
+        "train.dev": bool(request.overrides.get("train.dev")),
     }
     for name in (name for name, is_asked in wrong.items() if is_asked):
         raise UsageError(f"{name} and data.stream: a stream's images are not known before their turn", "leave one out")
