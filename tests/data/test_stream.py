@@ -543,3 +543,29 @@ def test_commands_that_look_at_images_refuse_a_stream(tmp_path: Path, command: t
         assert run_vit(*options, "--data", "d", cwd=tmp_path).code == 0
     done = run_vit(*command, "d", "--set", "data.stream=true", cwd=tmp_path)
     assert done.code == 2 and "leave data.stream out" in done.err
+
+
+def test_files_whose_labels_mean_something_else_are_refused(tmp_path: Path) -> None:
+    def numbered(names: list[str], path: Path) -> None:
+        features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+        table = pa.table({"image": [{"bytes": blob("red", 1), "path": "a.png"}] * 3, "label": [0, 1, 2]})
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, path)
+
+    numbered(["red", "green", "blue"], tmp_path / "a" / "train-0.parquet")
+    numbered(["blue", "green", "red"], tmp_path / "a" / "train-1.parquet")
+    write(tmp_path / "b" / "train-0.parquet", range(9), 9, "numbers")
+    write(tmp_path / "b" / "train-1.parquet", range(9), 9)
+    for folder, said in (("a", "names other classes"), ("b", "holds text, not integers as")):
+        with pytest.raises(DataError, match=said):
+            open_stream(apply(Config(), {"data.source": str(tmp_path / folder), "data.stream": True}).data)
+
+
+def test_the_name_of_an_addressed_folder_says_no_split(tmp_path: Path) -> None:
+    write(tmp_path / "test" / "train-0.parquet", range(9), 9)
+    write(tmp_path / "test" / "more-0.parquet", range(9, 12), 9)
+    write(tmp_path / "test" / "test-0.parquet", range(12, 18), 9)
+    for address in (f"file://{tmp_path / 'test'}", f"file://{tmp_path / 'test'}/"):
+        source = open_stream(apply(Config(), {"data.source": address, "data.stream": True}).data)
+        assert {name: len(part) for name, part in source.splits.items()} == {"test": 6}

@@ -6,6 +6,7 @@ Nothing is copied to this machine's disk. pyarrow parses and decodes; fsspec rea
 from __future__ import annotations
 
 import io
+import json
 import random
 import re
 import threading
@@ -239,6 +240,7 @@ class Shards:
                     raise DataError(
                         f"{self.files[number].address} has no column {missing[0]!r}", "shards have the same columns"
                     )
+                self._check_alike(number, footer, columns)
                 groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
                 found.append(
                     [
@@ -250,6 +252,22 @@ class Shards:
         rows = [(shard, *group) for shard, groups in enumerate(found) for group in groups if group[1]]
         table = np.array(rows, np.int64).reshape(-1, 4)
         return Groups(*table.T)
+
+    def _check_alike(self, shard: int, footer: pq.FileMetaData, columns: Sequence[str]) -> None:
+        """Raises DataError for a file whose columns hold something else than those of the first file, or name other classes: what its numbers
+        stand for would be taken from that one.
+        """
+        if not footer.num_rows:
+            return
+        schema = footer.schema.to_arrow_schema()
+        for name in columns:
+            first, here = (_meaning(s, name) for s in (self.schema, schema))
+            if first != here:
+                what = "names other classes than" if first[0] == here[0] else f"holds {here[0]}, not {first[0]} as"
+                raise DataError(
+                    f"{self.files[shard].address}: column {name!r} {what} {self.files[0].address}",
+                    "shards have the same columns: write them by one program, or stream those that are alike",
+                )
 
     def read(self, shard: int, number: int, columns: Sequence[str]) -> pa.Table:
         """A group of rows. Raises DataError."""
@@ -276,6 +294,25 @@ def _leaves(footer: pq.FileMetaData, columns: Sequence[str]) -> list[int]:
     """The columns of a file, as it counts them, that make up these of its table."""
     names = [footer.schema.column(i).path for i in range(len(footer.schema))]
     return [i for i, name in enumerate(names) if any(name == c or name.startswith(f"{c}.") for c in columns)]
+
+
+def _meaning(schema: pa.Schema, column: str) -> tuple[str, Any]:
+    """The kind of a column, and the classes that `datasets` wrote of it, in their order; None where it wrote none."""
+    import pyarrow as pa
+
+    kind = schema.field(column).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    families = {
+        "images": (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_struct),
+        "text": (pa.types.is_string, pa.types.is_large_string),
+        "integers": (pa.types.is_integer,),
+    }
+    said = next((name for name, fits in families.items() if any(fit(kind) for fit in fits)), str(kind))
+    try:
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        return said, features[column].get("names")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return said, None
 
 
 def _place(chunk: Any) -> tuple[int, int]:

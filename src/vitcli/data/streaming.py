@@ -68,6 +68,8 @@ def _found(config: DataConfig) -> tuple[str, str, dict[str, list[str]], list[str
     if "://" in text:
         found = [address for one in text.split(",") for address in _at_address(one)]
         root = text.partition("*")[0].partition("{")[0].rpartition("/")[0] + "/"
+        if all(address.startswith(f"{text.rstrip('/')}/") for address in found):  # a folder's, whose own name says no split
+            root = text.rstrip("/") + "/"
     else:
         path = Path(text).expanduser().resolve()
         if not path.exists():
