@@ -10,6 +10,8 @@ import datetime
 import functools
 import os
 import re
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 _PATIENCE = 7200.0
 """Seconds that a process waits for the others, unless VIT_WORLD_TIMEOUT says another number: evaluations and saves take some."""
+_MEETING = 1800.0
+"""Seconds that it waits until all are there: they plan the same run, and one may read data that another has read before."""
 _BUCKET = 25_000_000
 """Numbers that are summed over the processes at once."""
 
@@ -82,20 +86,38 @@ def join(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(launched().local_rank)
     try:
-        timeout = datetime.timedelta(seconds=float(os.environ.get("VIT_WORLD_TIMEOUT") or _PATIENCE))
+        patience = float(os.environ.get("VIT_WORLD_TIMEOUT") or _PATIENCE)
+        timeout, meeting = (datetime.timedelta(seconds=s) for s in (patience, min(patience, _MEETING)))
     except (ValueError, OverflowError):
         raise UsageError(
             f"VIT_WORLD_TIMEOUT={os.environ['VIT_WORLD_TIMEOUT']} is no number of seconds", "such as 600, or unset it"
         ) from None
     try:
-        with _in_touch():
-            distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+        with _in_touch(), _stopped_at_once():
+            store, rank, size = next(
+                distributed.rendezvous("env://", launched().rank, launched().size, timeout=meeting)
+            )
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     except ValueError as error:  # what the launcher did not say
         raise UsageError(
             f"WORLD_SIZE={launched().size}, and the processes cannot meet: {error}",
             "start with torchrun, or set MASTER_ADDR and MASTER_PORT; unset WORLD_SIZE and RANK for one process",
         ) from None
     _joined = launched()
+
+
+@contextlib.contextmanager
+def _stopped_at_once() -> Iterator[None]:
+    """Within it Ctrl-C ends the process: there is nothing to save, and torch waits where Python hears no signal."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
@@ -124,7 +146,7 @@ def _in_touch() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        said = (str(error).splitlines() or [""])[0][-200:]
+        said = (str(error).splitlines() or [""])[0].partition(". This is typically")[0][-200:]
         raise ResourceError(
             f"another process of this run has ended, or does not answer: {said}",
             "it says why; the same command goes on from the last saved step",

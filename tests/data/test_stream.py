@@ -6,6 +6,7 @@ import io
 import json
 import random
 import re
+import shutil
 import signal
 import threading
 import time
@@ -506,7 +507,9 @@ def test_a_held_out_file_that_changed_at_its_address_is_copied_once_more(tmp_pat
         table = pa.table({"image": images, "label": labels})
         pq.write_table(table, tmp_path / "d" / "test-0.parquet", compression="none", use_dictionary=False)
         data = apply(Config(), {"data.source": f"file://{tmp_path / 'd'}", "data.stream": True}).data
-        seen.append(((tmp_path / "d" / "test-0.parquet").stat().st_size, open_stream(data).splits["test"].labels.tolist()))
+        seen.append(
+            ((tmp_path / "d" / "test-0.parquet").stat().st_size, open_stream(data).splits["test"].labels.tolist())
+        )
     assert seen[0][0] == seen[1][0]
     assert [labels for _, labels in seen] == [[2, 0, 1], [0, 2, 1]]
 
@@ -516,7 +519,19 @@ def test_an_image_that_cannot_be_read_counts_once_whoever_reads_it(tmp_path: Pat
     images = [{"bytes": b"none" if n in (7, 41) else blob(names[n], n), "path": f"{n}.png"} for n in range(60)]
     (tmp_path / "d").mkdir()
     pq.write_table(pa.table({"image": images, "label": names}), tmp_path / "d" / "train-0.parquet", row_group_size=9)
-    options = ["pretrain", "--data", "d", "--set", "data.stream=true", "--model", "mu/4", "--batch-size", "12", "--steps", "12"]
+    options = [
+        "pretrain",
+        "--data",
+        "d",
+        "--set",
+        "data.stream=true",
+        "--model",
+        "mu/4",
+        "--batch-size",
+        "12",
+        "--steps",
+        "12",
+    ]
     options += ["--device", "cpu", "--precision", "fp32", "--json", "--set", "data.on_bad_image=skip"]
     for count in (1, 2):
         first, *others = Processes([*options, "--out", f"run-{count}"], count, tmp_path).wait()
@@ -569,3 +584,69 @@ def test_the_name_of_an_addressed_folder_says_no_split(tmp_path: Path) -> None:
     for address in (f"file://{tmp_path / 'test'}", f"file://{tmp_path / 'test'}/"):
         source = open_stream(apply(Config(), {"data.source": address, "data.stream": True}).data)
         assert {name: len(part) for name, part in source.splits.items()} == {"test": 6}
+
+
+def config_of(source: object, **more: Any) -> Any:
+    return apply(Config(), {"data.source": str(source), "data.stream": True} | more).data
+
+
+def test_a_pattern_names_files(tmp_path: Path) -> None:
+    make(tmp_path / "d", rows=60, files=4)
+    stream = open_stream(config_of(f"{tmp_path}/d/train-0000[01]*.parquet")).stream
+    assert stream is not None and len(stream.shards.files) == 4
+    stream = open_stream(config_of(f"{tmp_path}/d/train-*1.parquet")).stream
+    assert stream is not None and len(stream.shards.files) == 1
+
+
+def test_what_is_held_out_is_not_trained_on_because_nothing_else_is_there(tmp_path: Path) -> None:
+    write(tmp_path / "d" / "test-0.parquet", range(12), 6)
+    with pytest.raises(DataError, match="no files to train on"):
+        open_stream(config_of(tmp_path / "d"))
+    write(tmp_path / "d" / "extra_unlabeled-0.parquet", range(12), 6)
+    stream = open_stream(config_of(tmp_path / "d", **{"data.train_split": "test"})).stream
+    assert stream is not None and stream.name == "test"
+
+
+def test_labels_that_are_none_do_not_stop_what_learns_without(tmp_path: Path) -> None:
+    images = [{"bytes": blob("red", n), "path": None} for n in range(48)]
+    (tmp_path / "d").mkdir()
+    pq.write_table(pa.table({"image": images, "label": [-1] * 48}), tmp_path / "d" / "train-0.parquet")
+    options = [
+        "pretrain",
+        "--data",
+        "d",
+        "--set",
+        "data.stream=true",
+        "--model",
+        "mu/4",
+        "--steps",
+        "3",
+        "--batch-size",
+        "8",
+    ]
+    done = run_vit(*options, "--objective", "mae", "--json", cwd=tmp_path)
+    assert done.code == 0 and done.json["eval"] is None and "train.monitor" in done.err, done.err
+    refused = run_vit(*options, "--out", "r", cwd=tmp_path)
+    assert refused.code == 3 and "no labels" in refused.err
+
+
+def test_one_class_is_none(tmp_path: Path) -> None:
+    images = [{"bytes": blob("red", n), "path": None} for n in range(48)]
+    (tmp_path / "d").mkdir()
+    pq.write_table(pa.table({"image": images, "label": ["red"] * 48}), tmp_path / "d" / "train-0.parquet")
+    done = run_vit("pretrain", "--data", "d", "--set", "data.stream=true", "--dry-run", cwd=tmp_path)
+    assert done.code == 3 and "a classifier needs two" in done.err
+
+
+def test_files_that_lie_elsewhere_are_the_same_and_others_are_not(tmp_path: Path) -> None:
+    make(tmp_path / "a", rows=60, files=3)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    first, second = (open_stream(config_of(tmp_path / name)).stream for name in ("a", "b"))
+    assert first is not None and second is not None and first.identity == second.identity
+    write(
+        tmp_path / "b" / "train-00000.parquet",
+        range(100, 100 + pq.read_metadata(tmp_path / "b" / "train-00000.parquet").num_rows),
+        9,
+    )
+    third = open_stream(config_of(tmp_path / "b")).stream
+    assert third is not None and third.identity != first.identity

@@ -160,13 +160,11 @@ class Stream:
 
     @property
     def identity(self) -> str:
-        """Of the files as far as it is known without reading them: their names, lengths and rows."""
+        """Of the files, wherever they lie, as far as it is known without reading them: their names, lengths and footers."""
         digest = hashlib.sha256()
         for shard, file in enumerate(self.shards.files):
-            rows = int(self.groups.rows[self.groups.shard == shard].sum())
-            digest.update(
-                f"{file.address.rpartition('/')[2]}\0{file.size}\0{rows}\n".encode("utf-8", "surrogateescape")
-            )
+            name = file.address.partition("?")[0].rpartition("/")[2]
+            digest.update(f"{name}\0{file.size}\0{self.shards.marks[shard]}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
     def describe(self, group: int, offset: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,27 +35,32 @@ _SCANNED = 16
 """Groups of rows whose labels are read at the same time."""
 
 
-def open_stream(config: DataConfig, progress: Progress = silent) -> Source:
+def open_stream(config: DataConfig, progress: Progress = silent, labels: bool = True) -> Source:
     """Parquet files as a stream to train on, `Source.stream`, and those of a held-out split, if there are any, as its only split.
 
-    Raises DataError for what is no Parquet, and where the files do not say which are trained on.
+    Without `labels` no column of them is looked at. Raises DataError for what is no Parquet, and where the files do not say which are trained
+    on.
     """
     name, id_, groups, notes, preset = _found(config)
     if preset is not None:
         config = replace(
             config, image_column=config.image_column or preset.image, label_column=config.label_column or preset.label
         )
-    chosen = config.train_split or ("train" if "train" in groups else next(iter(groups)))
-    if chosen not in groups:
-        raise DataError(f"{id_} has no files of a split {chosen!r}", f"there are: {', '.join(sorted(groups))}")
-    stream = _stream(groups[chosen], config, chosen, id_, progress)
     held = [preset.held_out] if preset is not None else ["test", "validation"]
+    chosen = config.train_split or next((s for s in ("train", *groups) if s in groups and s not in held), "")
+    if chosen not in groups:
+        there = f"there are: {', '.join(sorted(groups))}"
+        asked = f"of a split {chosen!r}" if chosen else "to train on"
+        raise DataError(f"{id_} has no files {asked}", f"{there}; data.train_split names one")
+    stream = _stream(groups[chosen], config, chosen, id_, progress, labels)
+    if chosen != "train":
+        notes = [f"trained on is {chosen!r}", *notes]
     source = _held_out(name, id_, {s: groups[s] for s in held if s in groups and s != chosen}, stream, config, progress)
     digest = hashlib.sha256(stream.identity.encode())
     if source.splits:
         digest.update(source.identity(progress).encode())
-    elif not notes:
-        notes = [f"{id_} has no files of a test or validation split: nothing is measured"]
+    else:
+        notes = [*notes, f"{id_} has no files of a test or validation split: nothing is measured"]
     source = replace(source, stream=stream, known_as=f"stream:{digest.hexdigest()}", notes=(*notes, *source.notes))
     return source if preset is None else corrected(name, preset, source)
 
@@ -68,8 +74,14 @@ def _found(config: DataConfig) -> tuple[str, str, dict[str, list[str]], list[str
     if "://" in text:
         found = [address for one in text.split(",") for address in _at_address(one)]
         root = text.partition("*")[0].partition("{")[0].rpartition("/")[0] + "/"
-        if all(address.startswith(f"{text.rstrip('/')}/") for address in found):  # a folder's, whose own name says no split
+        if all(
+            address.startswith(f"{text.rstrip('/')}/") for address in found
+        ):  # a folder's, whose own name says no split
             root = text.rstrip("/") + "/"
+    elif "*" in text:
+        found = sorted(glob.glob(text, recursive=True))  # noqa: PTH207 (of any root)
+        root = text.partition("*")[0].rpartition("/")[0] + "/"
+        found = [f for f in found if f.endswith(".parquet")]
     else:
         path = Path(text).expanduser().resolve()
         if not path.exists():
@@ -84,7 +96,8 @@ def _found(config: DataConfig) -> tuple[str, str, dict[str, list[str]], list[str
             f"{unicode(text)} has no Parquet files", "a stream reads Parquet files; leave data.stream out for others"
         )
     groups, unknown = shards_by_split([(address, address.removeprefix(root)) for address in found])
-    name = (Path(text.rstrip("/")).stem if "://" not in text else root.rstrip("/").rpartition("/")[2]) or "stream"
+    is_place = "://" in text or "*" in text
+    name = (root.rstrip("/").rpartition("/")[2] if is_place else Path(text.rstrip("/")).stem) or "stream"
     return name, text, groups, left_out_of(unknown, root), None
 
 
@@ -131,14 +144,16 @@ def _on_hub(hub_id: str, subset: str, revision: str) -> dict[str, list[str]]:
 # --- columns and classes -----------------------------------------------------------------------------------
 
 
-def _stream(addresses: Sequence[str], config: DataConfig, split: str, id_: str, progress: Progress) -> Stream:
+def _stream(
+    addresses: Sequence[str], config: DataConfig, split: str, id_: str, progress: Progress, labels: bool
+) -> Stream:
     import datasets
 
     shards = Shards(addresses, config.retries)
     with quiet():
         table = datasets.Dataset(shards.schema.empty_table())
     image = image_column(table, config.image_column, id_)
-    label = label_column(table, config.label_column, image, id_)
+    label = label_column(table, config.label_column, image, id_) if labels else ""
     columns = [image, *([label] if label else [])]
     groups = shards.groups(columns, lambda done, total: progress("reading", done, total))
     if not groups.total:
@@ -218,6 +233,5 @@ def _held_out(
                 "correct or remove these rows",
             )
         part = replace(part, labels=np.array([places[c.name] for c in source.classes], np.int64)[part.labels])
-    return replace(
-        source, classes=stream.classes, splits={split: replace(part, name=split)}, held_out_split=split, notes=()
-    )
+    part = replace(part, name=split, labels=part.labels if stream.is_labelled else None)
+    return replace(source, classes=stream.classes, splits={split: part}, held_out_split=split, notes=())

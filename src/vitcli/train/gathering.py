@@ -24,6 +24,7 @@ from vitcli.data.sources import PRESET, by_name, open_source
 from vitcli.data.split import NOTHING, Source, Split, also_trained, class_counts, dev_split, fraction_of, typical_size
 from vitcli.data.stream import Stream
 from vitcli.data.stream_images import typical_size_of
+from vitcli.data.streaming import open_stream
 from vitcli.errors import DataError, UsageError
 from vitcli.train.objectives.base import Objective
 from vitcli.train.plan import Request
@@ -105,7 +106,7 @@ def _streamed(request: Request, config: DataConfig, objective: type[Objective], 
     }
     for name in (name for name, is_asked in wrong.items() if is_asked):
         raise UsageError(f"{name} and data.stream: a stream's images are not known before their turn", "leave one out")
-    source = open_source(config, request.progress)
+    source = open_stream(config, request.progress, labels=objective.needs_labels)
     stream = source.stream
     assert stream is not None
     if objective.needs_labels and not stream.is_labelled:
@@ -113,6 +114,13 @@ def _streamed(request: Request, config: DataConfig, objective: type[Objective], 
             f"{source.id} has no labels, and {request.command} learns from labels",
             "name the column with --set data.label_column=…",
         )
+    if objective.needs_labels and len(source.classes) < 2:
+        raise DataError(f"{source.id} has {len(source.classes)} class; a classifier needs two", "add images of another")
+    unseen = (
+        []
+        if objective.needs_labels
+        else ["train.monitor: nothing is measured on the way, as a stream is not looked at twice"]
+    )
     record = parent.record() if parent is not None else NOTHING
     native, uniform = typical_size_of(stream, config.max_megapixels)
     held_out = source.held_out() if source.held_out_split else None
@@ -126,7 +134,7 @@ def _streamed(request: Request, config: DataConfig, objective: type[Objective], 
         uniform=uniform,
         mirror=source.mirror,
         record=replace(record, unknown=(*record.unknown, source.id), is_complete=False),
-        notes=(f"stream: {len(stream):,} images in {len(stream.shards.files):,} files", *source.notes),
+        notes=(f"stream: {len(stream):,} images in {len(stream.shards.files):,} files", *source.notes, *unseen),
         counts=((stream.name, len(stream)), *([(held_out.name, len(held_out))] if held_out is not None else [])),
     )
 
