@@ -269,6 +269,24 @@ def test_an_image_that_cannot_be_read_is_named_by_file_and_row(tmp_path: Path) -
     assert "row 3 of" in loader.images.damage and len(loader.images.replaced) == 1
 
 
+def test_what_takes_a_bad_image_s_place_does_not_depend_on_what_is_read_with_it(tmp_path: Path) -> None:
+    make(tmp_path / "d", rows=36, files=1, group=9)
+    path = tmp_path / "d" / "train-00000.parquet"
+    table = pq.read_table(path).to_pylist()
+    for row in (3, 7, 8, 20):
+        table[row]["image"]["bytes"] = b"no image"
+    pq.write_table(pa.Table.from_pylist(table), path, row_group_size=9)
+    loader = loader_of(tmp_path / "d", World(), data__on_bad_image="skip")
+    together, _, labels = loader.images.read(np.arange(36))
+    numbers = [number_of(image.transpose(1, 2, 0)) for image in together]
+    assert [numbers[row] for row in (3, 7, 8, 20)] == [4, 0, 0, 21]  # the next of the nine that can be read
+    assert labels is not None
+    for row in range(36):
+        alone, _, label = loader.images.read(np.array([row]))
+        assert (alone[0] == together[row]).all() and label is not None and label[0] == labels[row]
+    assert loader.images.replaced == {3, 7, 8, 20}
+
+
 def test_a_label_that_is_no_class_is_named_by_file_and_row(tmp_path: Path) -> None:
     make(tmp_path / "d", rows=36, files=2)
     table = pq.read_table(tmp_path / "d" / "train-00000.parquet").to_pylist()

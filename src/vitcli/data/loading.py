@@ -33,6 +33,23 @@ def quiet() -> Iterator[None]:
     yield
 
 
+def files_at(address: str) -> tuple[str, list[tuple[str, str]]]:
+    """(the path of an fsspec address, or of a pattern of them, and its files as (address, path below it)). Raises DataError."""
+    import fsspec
+
+    protocol = address.partition("://")[0]
+    try:
+        filesystem, path = fsspec.core.url_to_fs(address)
+        found = sorted(filesystem.glob(path) if "*" in path else filesystem.find(path))
+    except Exception as error:
+        raise DataError(
+            f"cannot reach {address}: {first_line(error)}",
+            "is the address right, its fsspec package installed, and the network there?",
+        ) from None
+    root = path.partition("*")[0] if "*" in path else path.rstrip("/") + "/"
+    return path, [(f if "://" in f else f"{protocol}://{f}", f.removeprefix(root)) for f in found]
+
+
 @functools.cache
 def _passing_cache() -> Path:
     """A folder that goes when this process ends: what datasets reads it writes as Arrow files first."""

@@ -54,6 +54,7 @@ class Traffic:
 
     bytes: int = 0
     retries: int = 0
+    is_over: bool = False  # nobody waits for what is read
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add(self, count: int, retries: int) -> None:
@@ -128,7 +129,11 @@ class Remote:
             try:
                 return ask()
             except Exception as error:  # each kind of address has errors of its own
-                if tried == self.retries or isinstance(error, (FileNotFoundError, PermissionError)):
+                if (
+                    tried == self.retries
+                    or self.traffic.is_over
+                    or isinstance(error, (FileNotFoundError, PermissionError))
+                ):
                     raise DataError(
                         f"cannot read {self.address}, tried {tried + 1} time{'s' * (tried > 0)}: {type(error).__name__}: "
                         f"{first_line(error)[:200]}",

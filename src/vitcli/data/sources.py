@@ -34,14 +34,14 @@ from vitcli.data.layout import (
     is_image,
     shards_by_split,
 )
-from vitcli.data.loading import load_quietly, quiet
+from vitcli.data.loading import files_at, load_quietly, quiet
 from vitcli.data.presets import PRESETS
 from vitcli.data.split import Source
 from vitcli.data.streaming import open_stream
 from vitcli.errors import DataError, did_you_mean
 from vitcli.progress import Progress, silent
 from vitcli.randomness import permutation
-from vitcli.text import first_line, unicode
+from vitcli.text import unicode
 
 # --- finding it --------------------------------------------------------------------------------------------
 
@@ -146,20 +146,9 @@ def _fifth_of_each(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 def _address(address: str, config: DataConfig) -> Source:
     """Parquet or tar files, or a folder of them or of images, at an fsspec address."""
-    import fsspec
-
+    path, pairs = files_at(address)
     protocol = address.partition("://")[0]
-    try:
-        filesystem, path = fsspec.core.url_to_fs(address)
-        found = sorted(filesystem.glob(path) if "*" in path else filesystem.find(path))
-    except Exception as error:
-        raise DataError(
-            f"cannot reach {address}: {first_line(error)}",
-            "is the address right, its fsspec package installed, and the network there?",
-        ) from None
     name = re.sub(r"\W+", "-", address.rstrip("/").rpartition("/")[2].removesuffix(".parquet")).strip("-") or protocol
-    root = path.partition("*")[0] if "*" in path else path.rstrip("/") + "/"
-    pairs = [(f if "://" in f else f"{protocol}://{f}", f.removeprefix(root)) for f in found]
     shards = [pair for pair in pairs if pair[0].endswith(".parquet")]
     archives = [full for full, _ in pairs if full.endswith(".tar")]
     parts = [(full, tuple(below.split("/"))) for full, below in pairs]

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -374,15 +375,19 @@ def fraction_of(part: Split, fraction: float, seed: int) -> Split:
 
 def typical_size(part: Split, max_megapixels: float) -> tuple[Size, bool]:
     """(height, width) that 64 images spread over the split share, else their median, and whether they share it."""
+    places = np.unique(np.linspace(0, len(part) - 1, 64).astype(np.int64))
+    return usual_size((blob for blob, _ in part.blobs(places)), max_megapixels, f"in split {part.name!r}")
+
+
+def usual_size(blobs: Iterable[bytes | None], max_megapixels: float, where: str) -> tuple[Size, bool]:
+    """(height, width) that encoded images share, else their median, and whether they share it. Raises DataError where none can be read."""
     sizes: list[Size] = []
-    for blob, _ in part.blobs(np.unique(np.linspace(0, len(part) - 1, 64).astype(np.int64))):
+    for blob in blobs:
         with contextlib.suppress(Exception):
             image = open_image(blob or b"")
             if image.width * image.height <= max_megapixels * 1e6:
                 sizes.append(upright_size(image))
     if not sizes:
-        raise DataError(
-            f"none of the images looked at in split {part.name!r} can be read", "is this a data set of images?"
-        )
+        raise DataError(f"none of the images looked at {where} can be read", "is this a data set of images?")
     heights, widths = np.median(np.array(sizes), axis=0).astype(int)
     return (int(heights), int(widths)), len(set(sizes)) == 1

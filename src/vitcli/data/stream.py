@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -223,6 +223,7 @@ class Reader:
         self._first = stream.groups.first
         self._pool = ThreadPoolExecutor(_READERS if workers is None else max(1, workers), "vit-stream")
         self._held: dict[int, Future[_Group]] = {}
+        stream.shards.traffic.is_over = False
         self._lock = threading.Lock()
 
     def need(self, now: set[int], soon: set[int]) -> None:
@@ -240,14 +241,25 @@ class Reader:
         blobs: list[bytes | None] = []
         labels: list[int] = []
         for row, number in zip(rows.tolist(), groups.tolist(), strict=True):
-            with self._lock:
-                future = self._held.get(number)
-            group = _Group(self.stream, number) if future is None else future.result()
+            group = self._group(number)
             offset = row - int(self._first[number])
             blobs.append(group.blob(offset))
             if self.stream.is_labelled:
                 labels.append(group.label(offset))
         return blobs, labels if self.stream.is_labelled else None
+
+    def after(self, row: int) -> Iterator[tuple[bytes | None, int]]:
+        """The other images of the group of a row with their labels, 0 without any, from the next one on."""
+        number = int(np.searchsorted(self._first, row, "right")) - 1
+        group, offset = self._group(number), row - int(self._first[number])
+        for place in range(offset + 1, offset + group.rows):
+            place %= group.rows
+            yield group.blob(place), group.label(place) if self.stream.is_labelled else 0
+
+    def _group(self, number: int) -> _Group:
+        with self._lock:
+            future = self._held.get(number)
+        return _Group(self.stream, number) if future is None else future.result()
 
     def called(self, row: int) -> str:
         """What a row is, for messages."""
@@ -255,4 +267,6 @@ class Reader:
         return self.stream.describe(group, row - int(self._first[group]))
 
     def close(self) -> None:
+        """Nothing more is read; what is tried again is given up."""
+        self.stream.shards.traffic.is_over = True
         self._pool.shutdown(wait=False, cancel_futures=True)

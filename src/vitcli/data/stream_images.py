@@ -8,17 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitcli.config import DataConfig, Size
-from vitcli.data import decode
 from vitcli.data.cache import CHUNK, Pixels
 from vitcli.data.decode import View
-from vitcli.data.decoders import Faults, mapped
+from vitcli.data.decoders import Faults, decode_here, mapped
+from vitcli.data.split import usual_size
 from vitcli.data.stream import Reader, Rows, Stream
 from vitcli.errors import DataError
 
 
 class StreamImages:
     """The images of a stream at a working size, decoded as they are read. `replaced` are those that could not be, by row, each once however
-    often it came, and whose place the image before them took.
+    often it came, and whose place the next one of their group of rows took.
     """
 
     is_cached = False
@@ -57,49 +57,38 @@ class StreamImages:
                     pixels[index], sizes[index] = result
             return faults
 
-        bad = [fault for faults in mapped(work, parts, self.config.workers) for fault in faults]
-        taken = np.arange(len(rows))
-        for index, reason in bad:
-            self._bad(int(rows[index]), reason)
-        if bad:
-            broken = {index for index, _ in bad}
-            good = [i for i in range(len(rows)) if i not in broken]
-            if not good:
-                self._bad(int(rows[bad[0][0]]), bad[0][1], always=True)
-            for index in sorted(broken):
-                taken[index] = max((i for i in good if i < index), default=good[0])
-        found_labels = None if labels is None else np.array(labels, np.int64)[taken]
-        return (pixels[taken], sizes[taken], found_labels) if bad else (pixels, sizes, found_labels)
+        for faults in mapped(work, parts, self.config.workers):
+            for index, reason in faults:
+                row = int(rows[index])
+                self._bad(row, reason)
+                pixels[index], sizes[index], label = self._beside(row, reason)
+                if labels is not None:
+                    labels[index] = label
+        return pixels, sizes, None if labels is None else np.array(labels, np.int64)
 
-    def _bad(self, row: int, reason: str, always: bool = False) -> None:
-        if row in self.replaced and not always:
-            return
-        where = self.reader.called(row)
-        if always or self.config.on_bad_image == "error":
-            raise DataError(
-                f"cannot read image {where}: {reason}",
-                "repair or remove it, or go on with another in its place with --set data.on_bad_image=skip",
-            )
+    def _beside(self, row: int, reason: str) -> tuple[Pixels, Size, int]:
+        """The next image of the same group of rows that can be read, whatever else is read with it. Raises DataError where none can."""
+        for blob, label in self.reader.after(row):
+            (found,) = decode_here([blob or b""], self.view, self.config.max_megapixels)
+            if not isinstance(found, str):
+                return *found, label
+        raise self._unreadable(row, reason)
+
+    def _unreadable(self, row: int, reason: str) -> DataError:
+        return DataError(
+            f"cannot read image {self.reader.called(row)}: {reason}",
+            "repair or remove it, or go on with another in its place with --set data.on_bad_image=skip",
+        )
+
+    def _bad(self, row: int, reason: str) -> None:
+        if self.config.on_bad_image == "error":
+            raise self._unreadable(row, reason)
         self.replaced.add(row)
         self._damage = self._damage or (
-            f"cannot read image {where}: {reason}; an image beside it takes its place, as of all that cannot be read"
+            f"cannot read image {self.reader.called(row)}: {reason}; the next one takes its place, as of all that cannot be read"
         )
 
 
 def typical_size_of(stream: Stream, max_megapixels: float) -> tuple[Size, bool]:
-    """(height, width) that images of the first group of rows share, else their median, and whether they share it. Raises DataError."""
-    sizes: list[Size] = []
-    for blob in stream.first_blobs(64):
-        try:
-            image = decode.open_image(blob or b"")
-        except Exception:  # one that is not read is told of where it is its turn
-            continue
-        if image.width * image.height <= max_megapixels * 1e6:
-            sizes.append(decode.upright_size(image))
-    if not sizes:
-        raise DataError(
-            f"none of the images looked at in {stream.shards.files[0].address} can be read",
-            "is this a data set of images?",
-        )
-    heights, widths = np.median(np.array(sizes), axis=0).astype(int)
-    return (int(heights), int(widths)), len(set(sizes)) == 1
+    """As split.typical_size, of the first group of rows. Raises DataError."""
+    return usual_size(stream.first_blobs(64), max_megapixels, f"in {stream.shards.files[0].address}")

@@ -20,7 +20,7 @@ from vitcli.data.folders import left_out_of, rows_of, shard_tables
 from vitcli.data.hub_source import corrected
 from vitcli.data.layout import list_folder, shards_by_split
 from vitcli.data.listing import METADATA
-from vitcli.data.loading import quiet
+from vitcli.data.loading import files_at, quiet
 from vitcli.data.presets import PRESETS, Preset
 from vitcli.data.shards import Groups, Remote, Shards, Traffic, expanded
 from vitcli.data.split import Source
@@ -103,22 +103,11 @@ def _found(config: DataConfig) -> tuple[str, str, dict[str, list[str]], list[str
 
 def _at_address(address: str) -> list[str]:
     """The Parquet files of an fsspec address, a pattern, or a numbered range of names."""
-    import fsspec
-
     names = expanded(address)
     plain = address.partition("?")[0] if address.startswith(("http://", "https://")) else address
     if len(names) > 1 or ("*" not in address and plain.endswith(".parquet")):
         return names
-    protocol = address.partition("://")[0]
-    try:
-        filesystem, path = fsspec.core.url_to_fs(address)
-        found = sorted(filesystem.glob(path) if "*" in path else filesystem.find(path))
-    except Exception as error:
-        raise DataError(
-            f"cannot reach {address}: {first_line(error)}",
-            "is the address right, its fsspec package installed, and the network there?",
-        ) from None
-    return [f if "://" in f else f"{protocol}://{f}" for f in found if f.endswith(".parquet")]
+    return [full for full, _ in files_at(address)[1] if full.endswith(".parquet")]
 
 
 def _on_hub(hub_id: str, subset: str, revision: str) -> dict[str, list[str]]:
