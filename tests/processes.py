@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -214,25 +215,26 @@ class Processes:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         said = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **env}
+        self._place = tempfile.TemporaryDirectory()
         self.all = [
-            subprocess.Popen(
-                [sys.executable, "-m", "vitcli", *arguments],
-                cwd=cwd,
+            Started(
+                arguments,
+                cwd,
                 env={**os.environ, **said, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
+                out=str(Path(self._place.name, f"{rank}.out")),
+                err=str(Path(self._place.name, f"{rank}.err")),
             )
             for rank in range(count)
         ]
 
     def wait(self) -> list[Result]:
-        said = [process.communicate(timeout=240) for process in self.all]
-        return [Result(p.returncode, out, err) for p, (out, err) in zip(self.all, said, strict=True)]
+        found = [process.wait() for process in self.all]
+        self._place.cleanup()
+        return found
 
     def until_step(self, folder: Path, lines: int) -> None:
         """Wait until the run has written so many lines of metrics."""
         metrics, deadline = folder / "metrics.jsonl", time.monotonic() + PATIENCE
         while not (metrics.exists() and len(metrics.read_text().splitlines()) >= lines):
-            assert time.monotonic() < deadline and all(p.poll() is None for p in self.all)
+            assert time.monotonic() < deadline and not any(p.is_over() for p in self.all)
             time.sleep(0.005)

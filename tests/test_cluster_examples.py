@@ -66,6 +66,7 @@ def requeued(folder: Path) -> list[str]:
     return log.read_text().splitlines() if log.exists() else []
 
 
+@pytest.mark.slow
 def test_one_node(tmp_path: Path) -> None:
     command = [str(FOLDER / "one_node.sh"), *RUN, "--steps", "4", "--out", "run"]
     done = subprocess.run(

@@ -13,14 +13,6 @@ from PIL import Image
 from conftest import run_vit
 from processes import Processes
 
-pytestmark = pytest.mark.usefixtures("quiet_threads")
-
-
-@pytest.fixture
-def quiet_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The launcher gives each process one thread, and a product is the same to the bit for one number of threads alone."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
 
 def timeless(tree: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in tree.items() if key not in ("seconds", "images_per_second")}
@@ -44,7 +36,7 @@ def test_evaluation_is_the_same_for_any_number_of_processes(
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (8, 8), np.uint8)).save(place / f"{index}.png")
     options = ["eval", str(trained), "--data", "data", "--batch-size", "8", "--json", "--split", "all"]
-    alone = run_vit(*options, "--predictions", "alone.csv", cwd=tmp_path, fresh=True)
+    alone = run_vit(*options, "--predictions", "alone.csv", cwd=tmp_path)
     assert alone.code == 0, alone.err
     first, *others = Processes([*options, "--predictions", "shared.csv"], count, tmp_path).wait()
     assert first.code == 0, first.err
@@ -56,7 +48,7 @@ def test_evaluation_is_the_same_for_any_number_of_processes(
 
 def test_several_sizes_and_a_temperature(trained: Path, tmp_path: Path) -> None:
     sizes = ["eval", str(trained), "--img-size", "8,12", "--batch-size", "50", "--json"]
-    alone = run_vit(*sizes, cwd=tmp_path, fresh=True)
+    alone = run_vit(*sizes, cwd=tmp_path)
     first, second = Processes(sizes, 2, tmp_path).wait()
     assert (first.code, second.code) == (0, 0), first.err + second.err
     rows = [timeless(row) for row in json.loads(first.out)["results"]]
@@ -83,12 +75,12 @@ def test_prediction_is_the_same_for_any_number_of_processes(trained: Path, tmp_p
         Image.fromarray(np.full((8, 8), 10 * index, np.uint8)).save(tmp_path / f"{index:02d}.png")
     (tmp_path / "07.png").write_bytes(b"no image")
     options = ["predict", str(trained), *sorted(p.name for p in tmp_path.glob("*.png")), "--batch-size", "4"]
-    alone = run_vit(*options, "--json", cwd=tmp_path, fresh=True)
+    alone = run_vit(*options, "--json", cwd=tmp_path)
     for count in (2, 3):
         first, *others = Processes([*options, "--json"], count, tmp_path).wait()
         assert (first.code, first.out) == (3, alone.out), first.err
         assert [(p.code, p.out) for p in others] == [(0, "")] * (count - 1)
-    written = run_vit(*options, "--out", "alone.csv", cwd=tmp_path, fresh=True)
+    written = run_vit(*options, "--out", "alone.csv", cwd=tmp_path)
     first, second = Processes([*options, "--out", "shared.csv"], 2, tmp_path).wait()
     assert (written.code, first.code, second.code) == (3, 3, 0), first.err
     assert (tmp_path / "shared.csv").read_text() == (tmp_path / "alone.csv").read_text()

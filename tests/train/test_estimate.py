@@ -91,7 +91,7 @@ def test_the_row_of_the_model_is_taken_before_that_of_the_same_cost():
 def test_without_a_bench_nothing_is_estimated(in_process: Vit) -> None:
     done = in_process(*PLAN, "--set", "scale.price=2", "--set", "scale.devices=8")
     assert done.code == 0, done.err
-    assert [done.json[name] for name in ("seconds", "device_hours", "price")] == [None, None, None]
+    assert not {"seconds", "device_hours", "price"} & done.json.keys()
     assert "scale.devices and scale.price: no estimate without scale.bench" in done.err
 
 
@@ -165,6 +165,7 @@ def test_every_field_of_a_row_is_looked_at(tmp_path_factory, name, value):
         assert row.flops == pytest.approx(2e6)
 
 
+@pytest.mark.slow
 def test_a_bench_foretells_a_run(tmp_path: Path) -> None:
     """Within a factor: the run reads, saves and evaluates as well, and other processes share the machine."""
     model = (

@@ -111,7 +111,7 @@ def test_row_09_one_signal_stops_all_and_row_06_other_numbers_go_on(class_folder
         out = f"on-{count}"
         started = Processes(command(class_folders, out, 40), 2, tmp_path)
         started.until_step(tmp_path / out, 3)
-        started.all[1].send_signal(signal.SIGTERM)
+        started.all[1].send(signal.SIGTERM)
         first, second = started.wait()
         assert (first.code, second.code) == (75, 75), first.err + second.err
         status = json.loads((tmp_path / out / "state" / "status.json").read_text())
@@ -125,7 +125,7 @@ def test_row_09_one_signal_stops_all_and_row_06_other_numbers_go_on(class_folder
 def test_row_28_one_that_is_killed_ends_the_others(class_folders: Path, tmp_path: Path) -> None:
     started = Processes(command(class_folders, "run", 4000), 2, tmp_path)
     started.until_step(tmp_path / "run", 3)
-    started.all[1].kill()
+    started.all[1].send(signal.SIGKILL)
     first, _ = started.wait()
     assert first.code == 6 and "another process of this run has ended" in first.err and "Traceback" not in first.err
 

@@ -65,7 +65,7 @@ def test_saved_in_parts_goes_on_in_any_number_of_them_or_whole(
     out = f"on-{count}-{shard}"
     started = Processes(command(class_folders, out, 30, **adamw, **SHARDED), 2, tmp_path)
     started.until_step(tmp_path / out, 4)
-    started.all[1].send_signal(signal.SIGTERM)
+    started.all[1].send(signal.SIGTERM)
     first, second = started.wait()
     assert (first.code, second.code) == (75, 75), first.err + second.err
     status = json.loads((tmp_path / out / "state" / "status.json").read_text())
@@ -85,7 +85,7 @@ def test_saved_whole_goes_on_in_parts(class_folders: Path, tmp_path: Path) -> No
     assert run_vit(*command(class_folders, "whole", 30), cwd=tmp_path).code == 0
     started = Processes(command(class_folders, "run", 30), 1, tmp_path)
     started.until_step(tmp_path / "run", 4)
-    started.all[0].send_signal(signal.SIGTERM)
+    started.all[0].send(signal.SIGTERM)
     assert started.wait()[0].code == 75
     done = Processes(command(class_folders, "run", 30, **SHARDED), 2, tmp_path).wait()
     assert [p.code for p in done] == [0, 0], done[0].err
@@ -96,7 +96,7 @@ def test_a_step_whose_parts_are_damaged_is_set_aside(class_folders: Path, tmp_pa
     arguments = command(class_folders, "run", 100, **SHARDED, train__save_every_steps=2)
     started = Processes(arguments, 2, tmp_path)
     started.until_step(tmp_path / "run", 8)
-    started.all[0].send_signal(signal.SIGTERM)
+    started.all[0].send(signal.SIGTERM)
     assert [p.code for p in started.wait()] == [75, 75]
     steps = sorted((tmp_path / "run" / "state").glob("step-*"))
     part = steps[-1] / "__1_0.distcp"
@@ -121,6 +121,6 @@ def test_what_cannot_be_in_parts_is_refused_before_anything_is_written(
 def test_row_28_one_that_is_killed_ends_the_others_that_have_parts(class_folders: Path, tmp_path: Path) -> None:
     started = Processes(command(class_folders, "run", 4000, **SHARDED, train__save_every_steps=20), 2, tmp_path)
     started.until_step(tmp_path / "run", 30)
-    started.all[1].kill()
+    started.all[1].send(signal.SIGKILL)
     first, _ = started.wait()
     assert first.code == 6 and "Traceback" not in first.err, first.err

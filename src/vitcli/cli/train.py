@@ -238,7 +238,7 @@ def _show_plan(plan: Plan, json: bool) -> None:
 
 def _estimate_row(tree: dict[str, Any]) -> dict[str, str]:
     """Time and price, where they are estimated."""
-    if tree["seconds"] is None:
+    if tree.get("seconds") is None:
         return {}
     price = "" if tree["price"] is None else f", price {tree['price']:,.2f}"
     return {"time": f"about {console.duration(tree['seconds'])}, {tree['device_hours']:,.3g} device hours{price}"}

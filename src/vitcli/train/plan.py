@@ -150,7 +150,7 @@ class Plan:
             "images_seen": seen,
             "train_flops": None if seen is None else self.train_flops(seen),
             "memory_bytes": self.memory().total,
-            **vars(self.estimate),
+            **(vars(self.estimate) if self.config.scale.bench else {}),
             "data": {"splits": splits, "classes": model.classes},
             "config": as_dict(self.config),
         }
