@@ -242,7 +242,7 @@ class Shards:
         """Those of all files; sizes are of these columns. Raises DataError for a file that lacks one."""
         found: list[list[tuple[int, int, int]]] = []
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for number, footer in enumerate(pool.map(self._read_footer, range(len(self.files)))):
+            for number, footer in enumerate(pool.map(self.footer, range(len(self.files)))):
                 leaves = _leaves(footer, columns)
                 missing = [c for c in columns if not _leaves(footer, [c])]
                 if missing:

@@ -14,7 +14,6 @@ import torch
 
 from vitcli import files, host, world
 from vitcli.data.batch import Batch
-from vitcli.data.stream_images import StreamImages
 from vitcli.errors import DataError, DivergedError, Interrupted, ResourceError, VitError, is_out_of_memory
 from vitcli.machine import peak_flops
 from vitcli.runs import WEIGHTS
@@ -90,7 +89,9 @@ class Loop:
             self._train()
         self.session.save("running")
         self.session.trainer.unshard()
-        self.replaced = everywhere_replaced(self.session)
+        replaced, stream = everywhere_replaced(self.session), self.plan.stream
+        if replaced and stream is not None:
+            self.session.unreadable[stream.name] = len(replaced)
         # the final weights, their scores, and what people and other tools read
         selection = self.selection.select()
         scores = self.scoring.evaluate()
@@ -319,8 +320,6 @@ class Loop:
             "resumed_from": at.resumed_from,
             "warnings": session.log.warnings,
         }
-        if isinstance(session.images, StreamImages) and self.replaced:
-            session.unreadable[session.images.stream.name] = len(self.replaced)
         if session.unreadable:
             report["unreadable"] = session.unreadable
         report.update(session.trainer.objective.told(self.plan.classes))
