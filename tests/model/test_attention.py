@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from vitcli.config import ModelConfig
 from vitcli.model import attention
 from vitcli.model.attention import PATHS, PLAIN_TOKENS_ON_CPU, Attention, attend, attention_weights, best_path
 
@@ -102,7 +103,7 @@ def test_recompute_keeps_less_for_the_backward_pass():
 @pytest.mark.parametrize("outputs", [1, 3])
 def test_the_first_outputs_alone_are_those_of_all(outputs):
     torch.manual_seed(0)
-    module, x = Attention(24, 3), torch.randn(2, 9, 24, requires_grad=True)
+    module, x = Attention(ModelConfig(width=24, heads=3)), torch.randn(2, 9, 24, requires_grad=True)
     whole, part = module(x)[:, :outputs], module(x, outputs)
     torch.testing.assert_close(part, whole, rtol=1e-5, atol=1e-6)
     expected = torch.autograd.grad(whole.pow(2).sum(), [x, *module.parameters()])
@@ -130,7 +131,7 @@ def test_weights_do_not_overflow():
 
 def test_the_module_equals_torch_multi_head_attention():
     torch.manual_seed(0)
-    ours, theirs = Attention(24, 3), torch.nn.MultiheadAttention(24, 3, batch_first=True)
+    ours, theirs = Attention(ModelConfig(width=24, heads=3)), torch.nn.MultiheadAttention(24, 3, batch_first=True)
     with torch.no_grad():
         theirs.in_proj_weight.copy_(ours.qkv.weight)
         theirs.in_proj_bias.copy_(ours.qkv.bias)
@@ -141,7 +142,7 @@ def test_the_module_equals_torch_multi_head_attention():
 
 
 def test_projections_come_in_the_order_q_k_v_and_heads_are_contiguous():
-    module, x = Attention(12, 3), torch.randn(2, 5, 12)
+    module, x = Attention(ModelConfig(width=12, heads=3)), torch.randn(2, 5, 12)
     projected = module.project(x)
     flat = module.qkv(x)
     assert projected.shape == (3, 2, 3, 5, 4)
@@ -153,5 +154,5 @@ def test_projections_come_in_the_order_q_k_v_and_heads_are_contiguous():
 
 def test_tokens_are_treated_alike_whatever_their_order():
     torch.manual_seed(1)
-    module, x, order = Attention(16, 4), torch.randn(1, 9, 16), torch.randperm(9)
+    module, x, order = Attention(ModelConfig(width=16, heads=4)), torch.randn(1, 9, 16), torch.randperm(9)
     torch.testing.assert_close(module(x[:, order]), module(x)[:, order], rtol=1e-4, atol=1e-5)

@@ -140,7 +140,7 @@ def by_hand(model: Attention, x: torch.Tensor) -> torch.Tensor:
         for key in range(tokens):
             logits[:, :, query, key] = (q[:, :, query] * k[:, :, key]).sum(-1)
             if query >= model.prefix and key >= model.prefix:
-                extra = keys[key - query + model.patches - 1]
+                extra = keys[key - query + model.grid[0] - 1]
                 logits[:, :, query, key] += (q[:, :, query] * extra).sum(-1)
     return model.proj(((logits / math.sqrt(dim)).softmax(-1) @ v).transpose(1, 2).flatten(2))
 
@@ -157,7 +157,8 @@ def test_relative_attention_is_the_papers_sum_of_two_products(
     patches: int, prefix: int, heads: int, dim: int, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    model = Attention(heads * dim, heads, patches, prefix)
+    sizes = ModelConfig(width=heads * dim, heads=heads, patch=(1, 1), img_size=(patches, 1), positions="relative")
+    model = Attention(replace(sizes, class_token=prefix > 0, distilled=prefix > 1))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))

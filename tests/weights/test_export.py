@@ -26,7 +26,7 @@ from vitcli.model.vit import ViT, init_weights
 from vitcli.weights import card, export, formats
 from vitcli.weights.checkpoint import load, model_with, save
 from vitcli.weights.describe import Description, describe
-from vitcli.weights.formats import timm_config
+from vitcli.weights.formats_timm import timm_config
 
 pytest.importorskip("torchvision_shim", reason="timm and transformers import torchvision")
 

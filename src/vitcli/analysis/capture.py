@@ -45,10 +45,12 @@ def reduce_attention(
     heads = _at_once(_HEADS_BYTES, device, size * matrix)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         x = model.embed(images)
+        rope = model.rotations(config.grid)
         memory = torch.empty(size, config.heads, config.tokens, config.tokens, device=device)
         for layer, block in enumerate(model.blocks, start=1):
             assert isinstance(block, Block)
-            qkv = block.attn.project(block.before(block.norm1, x))
+            turns = None if rope is None else rope[(layer - 1) % len(rope)]
+            qkv = block.attn.project(block.before(block.norm1, x), turns)
             is_last = layer == len(model.blocks)
             mixed = None if is_last else torch.empty_like(x, dtype=qkv.dtype)
             for part in (slice(start, min(start + size, batch)) for start in range(0, batch, size)):
@@ -57,7 +59,7 @@ def reduce_attention(
                 reduce(layer, part, weights)
             del qkv
             if mixed is not None:  # what the block's own `forward` does from here on
-                x = block.after(block.norm1, x + block.ls1(block.attn.proj(mixed)))
+                x = block.after(block.norm1, x + block.ls1(block.attn.joined(mixed)))
                 del mixed
                 x = block.after(block.norm2, x + block.mlp_branch(x))
 

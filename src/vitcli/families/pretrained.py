@@ -17,12 +17,7 @@ _READ = re.compile(r"resnetv2_.*_bit")
 """Models that are read, whose names begin as those of another family do."""
 
 OTHER_FAMILIES = [
-    "aimv2",
-    "beit",
-    "beit3",
-    "beitv2",
     "cait",
-    "clip",
     "coat",
     "coatnet",
     "convmixer",
@@ -34,14 +29,12 @@ OTHER_FAMILIES = [
     "davit",
     "densenet",
     "detr",
-    "dinov3",
     "dla",
     "dpn",
     "edgenext",
     "efficientformer",
     "efficientnet",
     "efficientvit",
-    "eva02",
     "fastvit",
     "focalnet",
     "gcvit",
@@ -77,15 +70,12 @@ OTHER_FAMILIES = [
     "resnet",
     "resnext",
     "rexnet",
-    "rope",
     "sam2",
     "samvit",
     "segformer",
     "selecsls",
     "seresnet",
     "sequencer",
-    "siglip",
-    "siglip2",
     "swin",
     "swinv2",
     "tinynet",
@@ -102,9 +92,7 @@ OTHER_FAMILIES = [
     "yolos",
 ]
 """First words of the names of models that vit does not read."""
-_OTHER_PARTS = re.compile(
-    r"(?:^|[_-])(?:rope|clip|quickgelu|dinov3|intern300m|avgpool|sam|dlittle|dwee|dpwee|pe)(?=[_-]|$)"
-)
+_OTHER_PARTS = re.compile(r"(?:^|[_-])(?:avgpool|sam|dlittle|dwee|dpwee)(?=[_-]|$)")
 """Parts of the names of Vision Transformers with something that vit does not have, and that their arrays do not all show."""
 _OWNERS = ("timm", "google", "facebook", "microsoft", "openai", "apple", "nvidia", "laion")
 """Those on the hub whose names say what a model is; anybody else's may be called anything."""

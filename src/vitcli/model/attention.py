@@ -9,7 +9,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitcli.config import ModelConfig
+from vitcli.model.layers import make_norm
 from vitcli.model.linear import Linear, linear
+from vitcli.model.relative import offset_rows
+from vitcli.model.rope import turned
 
 AttentionPath = Literal["plain", "recompute", "fused"]
 """How attention is computed: with the matrix of weights kept for the backward pass, formed again in it, or by
@@ -30,7 +34,7 @@ _CHUNK_BYTES = 8_000_000
 def attention_weights(
     q: Float[Tensor, "*batch queries dim"],
     k: Float[Tensor, "*batch keys dim"],
-    bias: Float[Tensor, "*batch queries keys"] | None = None,
+    bias: Float[Tensor, "*some queries keys"] | None = None,
 ) -> Float[Tensor, "*batch queries keys"]:
     """softmax(q kᵀ / √dim + bias): each row sums to one."""
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
@@ -47,10 +51,11 @@ def best_path(device: str, tokens: int) -> AttentionPath:
 def attend(
     qkv: Float[Tensor, "3 batch heads tokens dim"],
     path: AttentionPath | None = None,
-    bias: Float[Tensor, "batch heads tokens tokens"] | None = None,
+    bias: Float[Tensor, "some heads tokens tokens"] | None = None,
 ) -> Float[Tensor, "batch heads tokens dim"]:
     """attention_weights(q, k, bias) v, by `path` or the best one; with a bias `plain` and `recompute` are the same."""
     chosen = path or best_path(qkv.device.type, qkv.shape[3])
+    bias = None if bias is None else bias.to(qkv.dtype)
     compiling = torch.compiler.is_compiling()  # which takes the products apart by itself
     if chosen == "fused" or (compiling and chosen == "recompute"):
         q, k, v = qkv.unbind(0)
@@ -117,62 +122,120 @@ def _parts(qkv: Float[Tensor, "3 batch heads tokens dim"]) -> list[slice]:
     return [slice(i, i + images) for i in range(0, batch, images)]
 
 
-class Attention(nn.Module):
-    """MSA of the paper's appendix A: q, k, v and output projections with biases, heads of width / heads.
+class Qkv(Linear):
+    """The projection to q, k and v as one matrix. A bias of q and v alone has two parts, and k adds nothing."""
 
-    With `patches` it has relative positions (paper D.4; Shaw et al., 2018): a learned key for each offset of a patch's raster
-    index from a query's, of which the products with the query are added to those of the content. The `prefix` tokens before
-    the patches have none.
+    def __init__(self, width: int, biases: str) -> None:
+        super().__init__(width, 3 * width, bias=biases == "all")
+        self.partial = biases == "qv"
+        if self.partial:
+            self.bias = nn.Parameter(torch.empty(2 * width))
+
+    def added(self) -> Float[Tensor, " outputs"] | None:
+        if not self.partial or self.bias is None:
+            return self.bias
+        q, v = self.bias.chunk(2)
+        return torch.cat([q, torch.zeros_like(q), v])
+
+
+class Attention(nn.Module):
+    """MSA of the paper's appendix A: q, k, v and output projections, heads of width / heads.
+
+    With positions `relative` a learned key for each offset of a patch's raster index from a query's has its products with the query
+    added to those of the content (paper D.4; Shaw et al., 2018); prefix tokens have none. With `bias` a number of each offset of rows
+    and columns is added (model/relative.py). Queries and keys may be normalised by head, and turned (model/rope.py), in this order.
     """
 
-    def __init__(self, width: int, heads: int, patches: int = 0, prefix: int = 0) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.heads, self.patches, self.prefix = heads, patches, prefix
-        self.offset_embed = nn.Parameter(torch.empty(1, 2 * patches - 1, width)) if patches else None
+        width, dim = config.width, config.width // config.heads
+        self.heads, self.grid, self.prefix = config.heads, config.grid, config.prefix_tokens
+        self.rope_layout = config.rope_layout
         self.path: AttentionPath | None = None  # None: the best one for device and length
-        self.qkv = Linear(width, 3 * width)
-        self.proj = Linear(width, width)
+        self.offset_embed = nn.Parameter(torch.empty(1, config.offsets, width)) if config.offsets else None
+        rows = config.bias_rows
+        self.relative_position_bias_table = nn.Parameter(torch.empty(rows, config.heads)) if rows else None
+        self.qkv = Qkv(width, config.qkv_bias)
+        self.q_norm, self.k_norm = (
+            nn.Identity() if config.qk_norm == "none" else make_norm(config.qk_norm, dim, config.norm_eps)
+            for _ in range(2)
+        )
+        self.norm = make_norm(config.norm_kind, width, config.norm_eps) if config.attention_norm else nn.Identity()
+        self.proj = Linear(width, width, bias=config.branch_bias)
+        self.is_plain = config.qk_norm == "none"
 
-    def project(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "3 batch heads tokens dim"]:
-        """q, k and v, stacked in this order."""
-        return self._heads(self.qkv(x))
+    def project(
+        self, x: Float[Tensor, "batch tokens width"], rope: Float[Tensor, "2 some these tokens channels"] | None = None
+    ) -> Float[Tensor, "3 batch heads tokens dim"]:
+        """q, k and v, stacked in this order, q and k as they are multiplied."""
+        qkv = self._heads(self.qkv(x))
+        if self.is_plain and rope is None:
+            return qkv
+        q, k, v = qkv.unbind(0)
+        return torch.stack([self._placed(q, self.q_norm, rope), self._placed(k, self.k_norm, rope), v])
+
+    def _placed(self, x: Tensor, norm: nn.Module, rope: Tensor | None) -> Tensor:
+        """Queries or keys, normalised and turned, in the type that they have."""
+        normed = norm(x).to(x.dtype)
+        return normed if rope is None else turned(normed, rope, self.rope_layout)
 
     def _heads(self, x: Float[Tensor, "batch tokens rows"]) -> Float[Tensor, "parts batch heads tokens dim"]:
         width = self.proj.in_features
         return x.view(*x.shape[:2], x.shape[2] // width, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
 
     def forward(
-        self, x: Float[Tensor, "batch tokens width"], outputs: int | None = None
+        self,
+        x: Float[Tensor, "batch tokens width"],
+        outputs: int | None = None,
+        rope: Float[Tensor, "2 some these tokens channels"] | None = None,
     ) -> Float[Tensor, "batch outputs width"]:
         """The first `outputs` tokens of the result, or all: keys and values are always all tokens'."""
         if outputs is not None and self.offset_embed is not None and outputs > self.prefix:
-            return self(x)[:, :outputs]
+            return self(x, None, rope)[:, :outputs]
         if outputs is None:
-            qkv = self.project(x)
+            qkv = self.project(x, rope)
             mixed = attend(qkv, self.path, self.bias(qkv[0]))
-        else:  # of prefix tokens alone, where positions are relative
+        else:
             width = self.proj.in_features
-            weight, bias = self.qkv.weight, self.qkv.bias
-            (q,) = self._heads(linear(x[:, :outputs], weight[:width], bias[:width]))
-            k, v = self._heads(linear(x, weight[width:], bias[width:]))
-            mixed = attention_weights(q, k) @ v
-        return self.proj(mixed.transpose(1, 2).flatten(2))
+            weight, bias = self.qkv.weight, self.qkv.added()
+            first, rest = (None, None) if bias is None else (bias[:width], bias[width:])
+            (q,) = self._heads(linear(x[:, :outputs], weight[:width], first))
+            k, v = self._heads(linear(x, weight[width:], rest))
+            q = self._placed(q, self.q_norm, None if rope is None else rope[..., :outputs, :])
+            mixed = attention_weights(q, self._placed(k, self.k_norm, rope), self._table_bias(outputs)) @ v
+        return self.joined(mixed.transpose(1, 2).flatten(2))
+
+    def joined(self, mixed: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+        """What becomes of the heads' results, side by side."""
+        projected: Tensor = self.proj(self.norm(mixed))
+        return projected
 
     def bias(
         self, q: Float[Tensor, "batch heads tokens dim"], heads: slice = slice(None)
-    ) -> Float[Tensor, "batch heads tokens tokens"] | None:
+    ) -> Float[Tensor, "some heads tokens tokens"] | None:
         """What relative positions add to the logits of `heads`, whose queries are given; None without.
 
         Raises ValueError for another number of patches.
         """
-        if self.offset_embed is None:
+        n = self.grid[0] * self.grid[1]
+        if self.offset_embed is None and self.relative_position_bias_table is None:
             return None
-        n = self.patches
         if q.shape[2] != self.prefix + n:
             raise ValueError(f"{q.shape[2] - self.prefix} patches, relative positions are of {n}")
+        if self.offset_embed is None:
+            return self._table_bias(None, heads)
         keys = self.offset_embed.unflatten(2, (self.heads, -1)).permute(0, 2, 3, 1)[:, heads]
         products = (q[:, :, self.prefix :] * q.shape[-1] ** -0.5) @ keys.to(q.dtype)  # by k - q + n - 1
         return F.pad(_skewed(products), (self.prefix, 0, self.prefix, 0))
+
+    def _table_bias(
+        self, outputs: int | None, heads: slice = slice(None)
+    ) -> Float[Tensor, "1 heads outputs tokens"] | None:
+        """The numbers of positions `bias` for the first `outputs` queries; None without."""
+        if self.relative_position_bias_table is None:
+            return None
+        rows = offset_rows(self.grid, self.relative_position_bias_table.device)[:outputs]
+        return self.relative_position_bias_table[:, heads][rows].permute(2, 0, 1).unsqueeze(0)
 
 
 def _skewed(products: Float[Tensor, "batch heads n offsets"]) -> Float[Tensor, "batch heads n n"]:

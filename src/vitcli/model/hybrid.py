@@ -10,7 +10,8 @@ from vitcli.config import Architecture
 from vitcli.families.hybrid import HybridConfig
 from vitcli.families.resnet import root_channels
 from vitcli.model import resnet
-from vitcli.model.vit import PatchEmbed, ViT
+from vitcli.model.patches import PatchEmbed
+from vitcli.model.vit import ViT
 
 _GROUPS = 32
 

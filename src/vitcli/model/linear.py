@@ -81,12 +81,16 @@ class _Blocked(torch.autograd.Function):
 class Linear(nn.Linear):
     """torch's nn.Linear, computed by `linear`."""
 
-    packed: tuple[Tensor, Tensor] | None = None  # weight and bias as the product takes them, within `packed`
+    packed: tuple[Tensor, Tensor | None] | None = None  # weight and bias as the product takes them, within `packed`
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         if self.packed is not None and _is_bf16_on_cpu(x):
             return _product(x.to(torch.bfloat16), *self.packed)
-        return linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.added())
+
+    def added(self) -> Float[Tensor, " outputs"] | None:
+        """What is added to the product."""
+        return self.bias
 
 
 @contextlib.contextmanager
@@ -99,7 +103,8 @@ def packed(model: nn.Module, bf16: bool) -> Iterator[None]:
     layers = [layer for layer in layers if bf16 and _HAS_ONEDNN and layer.weight.device.type == "cpu"]
     try:
         for layer in layers:
-            layer.packed = (blocked(layer.weight), layer.bias.detach().to(torch.bfloat16))
+            bias = layer.added()
+            layer.packed = (blocked(layer.weight), None if bias is None else bias.detach().to(torch.bfloat16))
         yield
     finally:
         for layer in layers:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vitcli.config import Size
 
-METHODS = ("bicubic", "paper", "bicubic-antialias", "bicubic-offset")
+METHODS = ("bicubic", "paper", "bicubic-antialias", "bicubic-offset", "bilinear", "bilinear-antialias")
 """The default first: what measures best without further training (docs/decisions.md)."""
 _OFFSET = 0.1
 
@@ -26,6 +26,8 @@ def resize_position_embedding(
     | `bicubic`, `auto`   | facebookresearch/deit main.py, transformers                                                   |
     | `paper`             | scipy.ndimage.zoom(order=1), bilinear with the corners aligned: google-research/vision_transformer checkpoint.py |
     | `bicubic-antialias` | timm; facebookresearch/dinov2 and transformers for models with registers                      |
+    | `bilinear`          | facebookresearch/perception_models core/vision_encoder/pe.py                                  |
+    | `bilinear-antialias` | transformers models/siglip2                                                                  |
     | `bicubic-offset`    | facebookresearch/dinov2 vision_transformer.py: a scale of (new + 0.1) / old, for models without registers |
     """
     if from_grid == to_grid:
@@ -46,7 +48,8 @@ def _interpolated(
     if method == "bicubic-offset":
         factors = [(new + _OFFSET) / old for new, old in zip(to_grid, image.shape[2:], strict=True)]
         return F.interpolate(image, scale_factor=factors, mode="bicubic", align_corners=False)
-    return F.interpolate(image, to_grid, mode="bicubic", align_corners=False, antialias=method == "bicubic-antialias")
+    mode = "bilinear" if method.startswith("bilinear") else "bicubic"
+    return F.interpolate(image, to_grid, mode=mode, align_corners=False, antialias=method.endswith("-antialias"))
 
 
 def _multiplied(

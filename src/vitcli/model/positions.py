@@ -1,6 +1,6 @@
 """Where a patch is, in each of the ways that `model.positions` names (paper §3.1 and D.4): tables that are added to patches.
 
-Relative positions are no table; they are a bias of attention (model/attention.py).
+Relative positions are no table; they are a bias of attention (model/attention.py), as rotary ones turn queries and keys (model/rope.py).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 from vitcli.config import ModelConfig, Size
 from vitcli.errors import UsageError
 from vitcli.model.posemb import resize_position_embedding
+from vitcli.model.relative import resize_bias_table
 
 
 def position_table(
@@ -50,8 +51,11 @@ def resized_positions(
 ) -> dict[str, Tensor]:
     """The tensors that differ for the grid of `new`, by `method`, else as `old` says. Raises UsageError for relative positions."""
     method = method or old.posemb
-    if old.grid == new.grid or old.positions in ("none", "sincos"):
+    if old.grid == new.grid or not old.has_tables:
         return {}
+    if old.positions == "bias":
+        names = [f"blocks.{i}.attn.relative_position_bias_table" for i in range(old.depth)]
+        return {name: resize_bias_table(tensors[name], old.grid, new.grid, method) for name in names}
     if old.positions == "2d":
         return {name: _axis(tensors, name, old, new.grid, method) for name in _AXES}
     if old.positions == "relative":
@@ -66,7 +70,7 @@ def resized_positions(
 
 def as_learned(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
     """The same model with positions `learned`, where they are a table; prefix tokens then have rows of zeros."""
-    if config.positions in ("learned", "relative"):
+    if config.positions in ("learned", "relative", "bias") or (config.positions == "none" and config.rope != "none"):
         return config, dict(tensors)
     table = position_table(tensors, config, config.grid)
     plain = config.with_learned_positions()

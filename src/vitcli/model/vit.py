@@ -4,7 +4,9 @@ images → patches · E + b → [class token; patches] + positions → depth × 
        → the class token, or the mean of the patches → [tanh layer] → head
 
 What its successors added is part of the configuration: a distillation token with a head of its own (DeiT), a learned
-factor for each channel of a branch (DeiT-III), registers (DINOv2), the last LayerNorm after the mean (MAE).
+factor for each channel of a branch (DeiT-III), registers (DINOv2), the last LayerNorm after the mean (MAE), a norm before the blocks
+(CLIP), pooling by attention (SigLIP), gated MLPs, norms within branches and rotary positions (EVA02, DINOv3), relative position bias
+(BEiT).
 """
 
 from __future__ import annotations
@@ -22,45 +24,16 @@ from vitcli.config import Architecture, ModelConfig, Size
 from vitcli.model.attention import Attention, AttentionPath
 from vitcli.model.block import Block, LayerScale
 from vitcli.model.classifier import Classifier
-from vitcli.model.linear import linear
+from vitcli.model.layers import make_norm
+from vitcli.model.patches import PatchEmbed
+from vitcli.model.pool import AttentionPool
 from vitcli.model.posemb import resize_patch_embedding
 from vitcli.model.positions import position_table, resized_positions, start_as_sines
+from vitcli.model.rope import MixedFrequencies, rotations
 from vitcli.randomness import Step, step_uniforms
 
 TOKENS = ("pos_embed", "column_embed", "row_embed", "cls_token", "dist_token", "reg_token")
 """Parameters beside the layers: learned vectors that are added to tokens, or are tokens."""
-
-
-class PatchEmbed(nn.Module):
-    """E and its bias, kept as a convolution's weights, applied as one matrix product."""
-
-    def __init__(self, patch: Size, width: int, channels: int = 3) -> None:
-        super().__init__()
-        self.patch = patch
-        self.proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
-
-    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch patches dim"]:
-        return self.of(cut(images, self.patch))
-
-    def of(self, patches: Float[Tensor, "batch patches pixels"]) -> Float[Tensor, "batch patches dim"]:
-        """Of patches that `cut` made."""
-        return linear(patches, self.proj.weight.flatten(1), self.proj.bias)
-
-
-def cut(images: Float[Tensor, "batch channels height width"], patch: Size) -> Float[Tensor, "batch patches pixels"]:
-    """The pixels of each patch, row by row of the grid; within a patch channel by channel, as a convolution's weights lie."""
-    (rows, columns), (batch, channels, height, width) = patch, images.shape
-    patches = images.view(batch, channels, height // rows, rows, width // columns, columns)
-    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * rows * columns)
-
-
-def pasted(
-    patches: Float[Tensor, "batch patches pixels"], patch: Size, grid: Size
-) -> Float[Tensor, "batch 3 height width"]:
-    """The inverse of `cut`."""
-    (rows, columns), (down, across) = patch, grid
-    parts = patches.view(len(patches), down, across, -1, rows, columns)
-    return parts.permute(0, 3, 1, 4, 2, 5).reshape(len(patches), -1, down * rows, across * columns)
 
 
 class PreLogits(nn.Module):
@@ -97,15 +70,22 @@ class ViT(Classifier):
             self.register_parameter(name, nn.Parameter(torch.empty(shape)))
         self.pos_drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, rate) for rate in drop_path_rates(config))
-        before = config.norm == "before"
-        self.norm = nn.LayerNorm(config.width, config.norm_eps) if before else nn.Identity()
-        self.fc_norm = nn.Identity() if before else nn.LayerNorm(config.width, config.norm_eps)
+        self.rope = MixedFrequencies(config) if config.rope == "mixed" else None
+        self.norm_pre = self._norm(config.pre_norm)
+        self.norm, self.fc_norm = self._norm(config.norm == "before"), self._norm(config.norm == "after")
+        self.attn_pool = AttentionPool(config) if config.pool == "map" else None
         self.pre_logits = PreLogits(config.width) if config.pre_logits else nn.Identity()
         self.head = nn.Linear(config.features, config.classes) if config.classes else nn.Identity()
         self.head_dist = nn.Linear(config.width, config.classes) if config.classes and config.distilled else None
 
+    def _norm(self, there: bool) -> nn.Module:
+        config = self.config
+        return make_norm(config.norm_kind, config.width, config.norm_eps) if there else nn.Identity()
+
     def make_patch_embed(self) -> PatchEmbed:
-        return PatchEmbed(self.config.patch, self.config.width)
+        config = self.config
+        norm = self._norm(True) if config.patch_norm else None
+        return PatchEmbed(config.patch, config.width, bias=config.patch_bias, norm=norm)
 
     @property
     def heads(self) -> list[nn.Linear]:
@@ -136,13 +116,18 @@ class ViT(Classifier):
         self, patches: Float[Tensor, "batch patches dim"], positions: Float[Tensor, "1 rows dim"]
     ) -> Float[Tensor, "batch tokens dim"]:
         """Patches that have their positions, or some of them, behind the prefix tokens with theirs."""
-        prefix: list[Tensor] = [token for token in (self.cls_token, self.dist_token) if token is not None]
+        prefix: list[Tensor] = [t for t in (self.cls_token, self.dist_token, self.reg_token) if t is not None]
         if positions.shape[1]:
-            prefix = [torch.cat(prefix, dim=1) + positions]
-        if self.reg_token is not None:
-            prefix.append(self.reg_token)
+            placed = torch.cat(prefix, dim=1)
+            prefix = [placed[:, : positions.shape[1]] + positions, placed[:, positions.shape[1] :]]
         tokens = [token.to(patches.dtype).expand(patches.shape[0], -1, -1) for token in prefix]
-        return self.pos_drop(torch.cat([*tokens, patches], dim=1) if tokens else patches)
+        whole: Tensor = self.norm_pre(self.pos_drop(torch.cat([*tokens, patches], dim=1) if tokens else patches))
+        return whole
+
+    def rotations(self, grid: Size) -> Float[Tensor, "blocks 2 1 these tokens channels"] | None:
+        """How queries and keys of such a grid are turned; None where they are not (model/rope.py)."""
+        device = self.patch_embed.proj.weight.device
+        return rotations(self.config, grid, None if self.rope is None else self.rope.freqs, device)
 
     def encode(
         self,
@@ -154,27 +139,32 @@ class ViT(Classifier):
 
         `keep` are DropPath's rows, known before any branch runs.
         """
-        return self.blocks_of(self.embed(images), keep, outputs)
+        return self.blocks_of(self.embed(images), keep, outputs, self.rotations(self.grid_of(images)))
 
     def blocks_of(
         self,
         x: Float[Tensor, "batch tokens dim"],
         keep: Bool[Tensor, "depth 2 batch"] | None = None,
         outputs: int | None = None,
+        rope: Float[Tensor, "blocks 2 some these tokens channels"] | None = None,
     ) -> Float[Tensor, "batch outputs dim"]:
-        """What the blocks make of such tokens, however many, as `encode` gives it."""
+        """What the blocks make of such tokens, however many, as `encode` gives it; `rope` is `rotations` of these tokens."""
         last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
-            x = self._through(block, x, None if keep is None else keep[index], outputs if index == last else None)
+            turns = None if rope is None else rope[index % len(rope)]
+            drawn = None if keep is None else keep[index]
+            x = self._through(block, x, drawn, outputs if index == last else None, turns)
         return self.norm(x)
 
-    def _through(self, block: nn.Module, x: Tensor, keep: Tensor | None, outputs: int | None) -> Tensor:
+    def _through(
+        self, block: nn.Module, x: Tensor, keep: Tensor | None, outputs: int | None, rope: Tensor | None
+    ) -> Tensor:
         """What a block makes of its input; with checkpointing, only this is kept for the backward pass."""
         if not (self.checkpointing and torch.is_grad_enabled()):
-            result: Tensor = block(x, keep, outputs)
+            result: Tensor = block(x, keep, outputs, rope)
             return result
         draws = self.config.dropout > 0  # from torch's generators, whose state is then kept too
-        return checkpoint(block, x, keep, outputs, use_reentrant=False, preserve_rng_state=draws)
+        return checkpoint(block, x, keep, outputs, rope, use_reentrant=False, preserve_rng_state=draws)
 
     def read(
         self, images: Float[Tensor, "batch 3 height width"], keep: Bool[Tensor, "depth 2 batch"] | None = None
@@ -185,7 +175,10 @@ class ViT(Classifier):
             tokens = self.encode(images, keep, outputs=1 + config.distilled)
             return [self.pre_logits(token) for token in tokens.unbind(1)]
         tokens = self.encode(images, keep)
-        mean = self.fc_norm(tokens[:, config.prefix_tokens :].mean(dim=1))
+        pooled = tokens if config.pool_prefix else tokens[:, config.prefix_tokens :]
+        if self.attn_pool is not None:
+            return [self.pre_logits(self.attn_pool(pooled))]
+        mean = self.fc_norm(pooled.mean(dim=1))
         return [self.pre_logits(mean if config.pool == "mean" else torch.cat([tokens[:, 0], mean], dim=1))]
 
     def features(
@@ -265,22 +258,28 @@ class ViT(Classifier):
 
     def layer_of(self, name: str) -> int:
         """0 for patches, class token and positions, i + 1 for block i, depth + 1 for what follows (MAE util/lr_decay.py)."""
-        if name.startswith((*TOKENS, "patch_embed")):
+        if name.startswith((*TOKENS, "patch_embed", "norm_pre", "rope.")):
             return 0
         if name.startswith("blocks."):
             return int(name.split(".")[1]) + 1
         return self.layers
 
     def undecayed(self) -> frozenset[str]:
-        return frozenset(TOKENS) | {name for name, _ in self.named_parameters() if name.endswith("offset_embed")}
+        tables = ("offset_embed", "relative_position_bias_table", "rope.freqs", "attn_pool.latent")
+        return frozenset(TOKENS) | {name for name, _ in self.named_parameters() if name.endswith(tables)}
 
     def matrices(self) -> dict[str, int]:
         """Those of the blocks; q, k and v are matrices of their own."""
         return {
-            name: 3 if name.endswith("attn.qkv.weight") else 1
+            name: self._matrices_of(name)
             for name, parameter in self.named_parameters()
-            if parameter.ndim == 2 and name.startswith("blocks.")
+            if parameter.ndim == 2 and name.startswith("blocks.") and name.endswith(".weight")
         }
+
+    def _matrices_of(self, name: str) -> int:
+        if name.endswith("attn.qkv.weight"):
+            return 3
+        return 2 if self.config.gated and name.endswith("mlp.fc1.weight") else 1
 
 
 @torch.no_grad()
@@ -295,9 +294,11 @@ def init_weights(model: ViT, seed: int, head_bias: float = 0.0) -> None:
     | pos_embed and the like | N(0, 0.02)                                                              |
     | attn.qkv               | Xavier uniform for each of q, k, v as a D x D matrix; bias 0            |
     | attn.proj              | Xavier uniform; bias 0                                                  |
-    | mlp.fc1, mlp.fc2       | Xavier uniform; bias N(0, 1e-6)                                         |
+    | mlp.fc1, mlp.fc2       | Xavier uniform, for gate and value each; bias N(0, 1e-6)                |
+    | attn_pool              | as in a block; its latent query Xavier uniform (big_vision models/vit.py) |
+    | relative bias, rope    | 0 (BEiT); `MixedFrequencies.initialise`                                 |
     | ls1, ls2               | `layer_scale`                                                           |
-    | norm1, norm2, norm     | weight 1, bias 0                                                        |
+    | every norm             | weight 1, bias 0                                                        |
     | pre_logits.fc          | LeCun normal; bias 0                                                    |
     | head                   | 0; bias `head_bias` (big_vision sets it for sigmoid losses)             |
     """
@@ -309,8 +310,17 @@ def init_weights(model: ViT, seed: int, head_bias: float = 0.0) -> None:
             weight, std=std / 0.87962566, a=-2 * std / 0.87962566, b=2 * std / 0.87962566, generator=generator
         )
 
+    def xavier(layer: nn.Linear, parts: int = 1, bias_std: float = 0.0) -> None:
+        for part in layer.weight.chunk(parts):
+            nn.init.xavier_uniform_(part, generator=generator)
+        if layer.bias is not None and bias_std:
+            nn.init.normal_(layer.bias, std=bias_std, generator=generator)
+        elif layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
     lecun(model.patch_embed.proj.weight)
-    nn.init.zeros_(_bias(model.patch_embed.proj))
+    if model.patch_embed.proj.bias is not None:
+        nn.init.zeros_(model.patch_embed.proj.bias)
     if model.cls_token is not None:
         nn.init.zeros_(model.cls_token)
     for token, std in ((model.dist_token, 0.02), (model.reg_token, 1e-6)):
@@ -320,22 +330,30 @@ def init_weights(model: ViT, seed: int, head_bias: float = 0.0) -> None:
         nn.init.normal_(getattr(model, name), std=0.02, generator=generator)
     for block in model.blocks:
         assert isinstance(block, Block)
-        for part in block.attn.qkv.weight.chunk(3):
-            nn.init.xavier_uniform_(part, generator=generator)
-        nn.init.zeros_(block.attn.qkv.bias)
-        nn.init.xavier_uniform_(block.attn.proj.weight, generator=generator)
-        nn.init.zeros_(block.attn.proj.bias)
-        for layer in (block.mlp.fc1, block.mlp.fc2):
-            nn.init.xavier_uniform_(layer.weight, generator=generator)
-            nn.init.normal_(layer.bias, std=1e-6, generator=generator)
+        xavier(block.attn.qkv, 3)
+        xavier(block.attn.proj)
+        xavier(block.mlp.fc1, 1 + model.config.gated, 1e-6)
+        xavier(block.mlp.fc2, 1, 1e-6)
         if block.attn.offset_embed is not None:
             nn.init.normal_(block.attn.offset_embed, std=0.02, generator=generator)
+        if block.attn.relative_position_bias_table is not None:
+            nn.init.zeros_(block.attn.relative_position_bias_table)
     for module in model.modules():
-        if isinstance(module, nn.LayerNorm):
+        if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
             nn.init.ones_(module.weight)
+        if isinstance(module, nn.LayerNorm):
             nn.init.zeros_(module.bias)
         elif isinstance(module, LayerScale):
             nn.init.constant_(module.gamma, model.config.layer_scale)
+    if model.rope is not None:
+        model.rope.initialise(model.config.rope_theta, generator)
+    if model.attn_pool is not None:
+        pool = model.attn_pool
+        nn.init.xavier_uniform_(pool.latent[0], generator=generator)
+        for layer, parts in ((pool.q, 1), (pool.kv, 2), (pool.proj, 1)):
+            xavier(layer, parts)
+        for layer in (pool.mlp.fc1, pool.mlp.fc2):
+            xavier(layer, 1, 1e-6)
     if isinstance(model.pre_logits, PreLogits):
         lecun(model.pre_logits.fc.weight)
         nn.init.zeros_(model.pre_logits.fc.bias)
@@ -366,8 +384,3 @@ def init_mimetic(model: ViT, seed: int) -> None:
         like, value = (torch.linalg.qr(torch.randn(width, width, generator=generator))[0] for _ in range(2))
         block.attn.qkv.weight.copy_(torch.cat([math.sqrt(1.5) * like, math.sqrt(1.5) * like, math.sqrt(0.4) * value]))
         block.attn.proj.weight.copy_(-math.sqrt(0.4) * value.T)
-
-
-def _bias(layer: nn.Conv2d) -> Tensor:
-    assert layer.bias is not None
-    return layer.bias

@@ -22,7 +22,7 @@ from vitcli.weights import checkpoint
 from vitcli.weights.card import public
 from vitcli.weights.checkpoint import Tensors
 from vitcli.weights.describe import Description
-from vitcli.weights.formats import timm_config
+from vitcli.weights.formats_timm import timm_config
 
 
 def describe_run(

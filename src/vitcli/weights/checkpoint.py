@@ -20,7 +20,7 @@ from vitcli.model.classifier import Classifier, build, class_of
 from vitcli.text import as_json
 from vitcli.weights.architecture import Stored, check_shapes
 from vitcli.weights.describe import Description, Opened, open_checkpoint
-from vitcli.weights.keys import Part, scanned_key, strip_prefixes
+from vitcli.weights.keys import THIRDS, Part, scanned_key, strip_prefixes
 from vitcli.weights.locate import locate
 from vitcli.weights.stored import Safetensors
 
@@ -57,6 +57,8 @@ class Lazy(Mapping[str, Tensor]):
         if name not in self:
             raise KeyError(name)
         stored = self._stored
+        if stored is not None and name in stored.zeros:
+            return torch.zeros(self._names[name])
         tensor = self._joined(name) if name in self._parts else torch.empty(0)
         if stored is not None and name in ("pos_embed", "cls_token", "reg_token"):
             tensor = self._folded(name, tensor, stored)
@@ -80,6 +82,12 @@ class Lazy(Mapping[str, Tensor]):
             tensor = tensor.permute(3, 2, 0, 1)
         elif part.op == "hwio_matrix":
             tensor = tensor.flatten(0, 2).t()
+        elif part.op == "pixels":
+            _, channels, rows, columns = part.shape
+            tensor = tensor.reshape(-1, rows, columns, channels).permute(0, 3, 1, 2)
+        elif part.op in THIRDS:
+            thirds = tensor.chunk(3)
+            tensor = torch.cat([thirds[i] for i in THIRDS[part.op]])
         elif part.op == "heads_in":
             tensor = tensor.flatten(1).t()
         elif part.op == "heads_out":

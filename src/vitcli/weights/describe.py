@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,18 +21,18 @@ from vitcli.config import (
 from vitcli.errors import CheckpointError, UsageError, VitError
 from vitcli.families.table import FAMILIES
 from vitcli.text import last_names
-from vitcli.weights import names as by_name
-from vitcli.weights.architecture import Stored, architecture, check_shapes
+from vitcli.weights.architecture import architecture, check_shapes
 from vitcli.weights.document import check_document
 from vitcli.weights.header import Header
 from vitcli.weights.keys import Found, Place, Row, best_place, find, is_average, strip_prefixes
-from vitcli.weights.layouts import TIMM, TRANSFORMERS_SIGLIP, preprocessing_by_name
+from vitcli.weights.layouts import preprocessing_by_name
 from vitcli.weights.locate import left_by_training
 from vitcli.weights.pickles import Inert
-from vitcli.weights.sidecar import Sidecar
 from vitcli.weights.sidecars import is_of_training, is_usual, read_sidecars
 from vitcli.weights.stored import Pickled, Safetensors, Weights, open_weights
 from vitcli.weights.timm_sidecar import from_training
+from vitcli.weights.told import guesses, pixels_by_name, told_by_name
+from vitcli.weights.vit_architecture import FACTS, Stored
 
 if TYPE_CHECKING:
     from vitcli.data.identity import Record
@@ -129,7 +127,10 @@ def preprocessing(size: Size, config: EvalConfig) -> dict[str, Any]:
 
 DESCRIBED = frozenset().union(*(f.config.fixed() for f in FAMILIES.values())) - {"name", "family"} | {"posemb"}
 """Keys of `model.` that say what weights are, which --set gives where a file does not."""
-_REPLACES = ("heads", "gelu", "norm_eps", "pool", "posemb", "groups", "group_eps", "weight_eps", "weight_eps_to")
+_REPLACES = (
+    *("heads", "gelu", "norm_eps", "pool", "posemb", "groups", "group_eps", "weight_eps", "weight_eps_to"),
+    *FACTS,
+)
 """Those that may differ from what was read or guessed; of the others the arrays leave no doubt."""
 
 
@@ -242,9 +243,13 @@ def _bare(weights: Weights, asked: Overrides) -> Opened:
     said = said.over(from_training(script, usual, path))
     names = (*said.names, name, *((path.stem, path.parent.name) if not is_usual(path) else ()))
     config, why = preprocessing_by_name(" ".join((*said.names, name)), found.layout)
-    said = said.over(_by_name(names, found))
-    given = {key: asked[key] for key in _SAID & asked.keys() if asked[key] != "cls+mean"}
-    stored = architecture(found, dataclasses.replace(said, **given), str(path))
+    config, why = pixels_by_name(names, found) or (config, why)
+    said = said.over(told_by_name(names, found, str(path)))
+    given = {key: asked[key] for key in _SAID & asked.keys() if asked[key] not in ("cls+mean", "map")}
+    if found.layout.strict and "heads" in asked:  # else it replaces a guess, below
+        given["heads"] = asked["heads"]
+    facts = said.facts | {key: asked[key] for key in FACTS if key in asked}
+    stored = architecture(found, dataclasses.replace(said, facts=facts, **given), str(path))
     stored = _as_asked(stored, asked, path)
     if said.eval is not None:
         config, why = said.eval, ""
@@ -282,30 +287,6 @@ def _script(weights: Weights, path: Path) -> dict[str, Any]:
         table = node.state if isinstance(node, Inert) else node
         known |= table if isinstance(table, dict) else {}
     return known | {key: root[key] for key in ("arch", "model_name") if isinstance(root.get(key), str)}
-
-
-def _by_name(names: tuple[str, ...], found: Found) -> Sidecar:
-    """What the first of `names` that is a ViT's with these dimensions tells of it. Raises CheckpointError."""
-    shapes = found.shapes
-    try:
-        width, _, *sides = shapes["patch_embed.proj.weight"]
-        patch = (sides[0], sides[1])
-    except (KeyError, ValueError, IndexError):
-        return Sidecar()
-    depth = sum(re.fullmatch(r"blocks\.\d+\.attn\.qkv\.weight", key) is not None for key in shapes)
-    for name in names:
-        heads = by_name.heads(name, width, depth, patch)
-        gelu = by_name.activation(name) if heads else None
-        if heads and not found.layout.fixed:
-            own = found.layout is TRANSFORMERS_SIGLIP
-            pool = by_name.pooling(name, "cls_token" in shapes) if found.layout is TIMM else None
-            pool = None if "fc_norm.weight" in shapes else pool
-            return Sidecar(
-                heads=heads, gelu=found.layout.gelu if own else gelu, pool=pool, norm_eps=found.layout.norm_eps
-            )
-        if heads:
-            return Sidecar(heads=heads)
-    return Sidecar()
 
 
 def _as_asked(stored: Stored, asked: Overrides, path: Path) -> Stored:
@@ -356,7 +337,7 @@ def _beside_report(weights: Weights) -> list[Row]:
 def _notes(weights: Weights, found: Found, stored: Stored, why: str, others: list[str]) -> list[str]:
     """What was chosen or guessed of a file, and what was left out of it."""
     notes = [why] if why else []
-    if found.layout is not TIMM:
+    if not found.layout.name.startswith("timm"):
         notes.append(f"layout of {found.layout.name}")
     if others:
         taken = weights.table.name if isinstance(weights, Pickled) and weights.table else f"{found.prefix}*"
@@ -373,26 +354,8 @@ def _notes(weights: Weights, found: Found, stored: Stored, why: str, others: lis
         notes.append(f"left out {', '.join(left_out[:3])}{more}")
     if stored.guessed:
         notes.append(guesses(stored.model, stored.guessed))
+    if stored.zeros:
+        notes.append(
+            f"the head is a projection into {stored.model.classes} numbers that are compared with others', no classes"
+        )
     return notes
-
-
-_WORDS: dict[str, Callable[[Any], str]] = {
-    "heads": lambda heads: f"{heads} head{'s' if heads > 1 else ''}",
-    "gelu": lambda form: f"GELU {form}",
-    "norm_eps": lambda eps: f"norm_eps {eps:g}",
-    "pool": lambda pool: f"pooling {pool}",
-    "groups": lambda groups: f"{groups} groups of channels",
-    "group_eps": lambda eps: f"group_eps {eps:g}",
-    "weight_eps": lambda eps: f"weight_eps {eps:g}",
-    "weight_eps_to": lambda part: f"added to the {part}",
-    "img_size": lambda size: f"images of {format_size(size)} px",
-}
-
-
-def guesses(model: Architecture, keys: tuple[str, ...]) -> str:
-    """One line that names what was guessed, and how to replace it."""
-    words = {key: _WORDS[key](getattr(model, key)) for key in keys}
-    settings = ", ".join("--img-size" if key == "img_size" else f"--set model.{key}=…" for key in keys)
-    return (
-        f"a guess: {', '.join(words[key] for key in keys)}; {settings} {'replace' if len(keys) > 1 else 'replaces'} it"
-    )

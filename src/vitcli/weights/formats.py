@@ -1,4 +1,4 @@
-"""The folders that other tools load: configuration and weights as timm and transformers write them.
+"""The folders that transformers loads: configuration and weights as it writes them; timm's are in formats_timm.py.
 
 | a model with                                          | is for transformers                              |
 |-------------------------------------------------------|--------------------------------------------------|
@@ -6,8 +6,11 @@
 | two distilled heads                                   | DeiTForImageClassificationWithTeacher            |
 | layer scale, registers, or a mean beside a class token | Dinov2…ForImageClassification, if it is square |
 | no class token, the mean after the last LayerNorm     | SiglipForImageClassification, if it is square    |
+| a norm before the blocks, the mean without a last one | CLIPForImageClassification, if it is square      |
+| relative position bias, a LayerNorm after the mean    | BeitForImageClassification                       |
 
-transformers has nothing that holds the others: a tanh layer before the head, a LayerNorm after the mean.
+transformers has nothing that holds the others: a tanh layer before the head, a LayerNorm after the mean, pooling by attention or rotary
+positions before a head.
 """
 
 from __future__ import annotations
@@ -23,94 +26,18 @@ from vitcli.config import ModelConfig, Size, format_size
 from vitcli.errors import CheckpointError
 from vitcli.weights.describe import Description
 from vitcli.weights.keys import keys_for
-from vitcli.weights.layouts import TRANSFORMERS_DEIT, TRANSFORMERS_DINOV2, TRANSFORMERS_SIGLIP, TRANSFORMERS_VIT, Layout
+from vitcli.weights.layouts import (
+    BEIT,
+    HF_CLIP_CLASSIFIER,
+    TRANSFORMERS_DEIT,
+    TRANSFORMERS_DINOV2,
+    TRANSFORMERS_SIGLIP,
+    TRANSFORMERS_VIT,
+    Layout,
+)
 from vitcli.weights.sidecar import MULTI_LABEL
 
 _BICUBIC, _BILINEAR = 3, 2  # Pillow's numbers
-
-
-# --- timm --------------------------------------------------------------------------------------------------
-
-
-def check_timm(description: Description) -> None:
-    """Raises CheckpointError for what timm's ViT does not have."""
-    model = description.vit
-    _check_blocks(model, "timm")
-    if model.pre_logits or model.pool == "cls+mean":
-        what = "a tanh layer before the head" if model.pre_logits else "a head that reads class token and mean"
-        raise CheckpointError(f"timm's ViT does not have {what}", "export it with --format onnx")
-
-
-def timm_config(description: Description) -> dict[str, Any]:
-    """`config.json` as timm reads it from a local folder or the hub, and transformers by way of timm.
-
-    It has no model_type, by which transformers would take it for a model of its own, and no num_classes among the
-    arguments, which timm gives from beside them.
-    """
-    model = description.vit
-    arguments: dict[str, Any] = {
-        "img_size": list(model.img_size),
-        "patch_size": list(model.patch),
-        "embed_dim": model.width,
-        "depth": model.depth,
-        "num_heads": model.heads,
-        "mlp_ratio": model.mlp / model.width,
-        "class_token": model.class_token,
-        "global_pool": "token" if model.pool == "cls" else "avg",
-        "fc_norm": model.norm == "after",
-        "act_layer": "gelu_tanh" if model.gelu == "tanh" else "gelu",
-    }
-    if model.layer_scale:
-        arguments["init_values"] = model.layer_scale
-    if model.registers:
-        arguments["reg_tokens"] = model.registers
-    if model.class_token and not model.prefix_rows:
-        arguments["no_embed_class"] = True
-    if model.distilled:
-        del arguments["class_token"]  # timm's distilled model always has one
-    head = "head" if not model.distilled else ["head", "head_dist"]
-    architecture = "deit_base_distilled_patch16_224" if model.distilled else "vit_base_patch16_224"
-    tree = timm_document(description, architecture, arguments, "patch_embed.proj", head)
-    return tree | {"num_features": model.width, "global_pool": arguments["global_pool"]}
-
-
-def timm_document(
-    description: Description, architecture: str, arguments: dict[str, Any], first: str, head: str | list[str]
-) -> dict[str, Any]:
-    """What `config.json` has of every model: `first` is the layer that reads the image, `head` what gives the logits."""
-    model, config = description.model, description.eval
-    return {
-        "architecture": architecture,
-        "num_classes": model.classes,
-        "model_args": arguments,
-        "label_names": [c.name for c in description.classes],
-        "pretrained_cfg": {
-            "num_classes": model.classes,
-            "input_size": [3, *model.img_size],
-            "fixed_input_size": True,
-            "pool_size": None,
-            "crop_pct": config.crop,
-            "crop_mode": "squash" if config.resize == "square" else "center",
-            "interpolation": config.interpolation,
-            "mean": list(config.mean),
-            "std": list(config.std),
-            "first_conv": first,
-            "classifier": head,
-        },
-    }
-
-
-def timm_weights(description: Description, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """vit's names are timm's."""
-    return dict(tensors)
-
-
-def _check_blocks(model: ModelConfig, tool: str) -> None:
-    """Raises CheckpointError for blocks that no other tool has."""
-    if model.positions == "relative" or model.norm_place == "post":
-        relative = "relative positions in its attention (model.positions)"
-        what = relative if model.norm_place == "pre" else "LayerNorms after the sums (model.norm_place)"
-        raise CheckpointError(f"{tool} has no ViT with {what}", "export it with --format onnx")
 
 
 # --- transformers ------------------------------------------------------------------------------------------
@@ -135,7 +62,10 @@ _REGISTERS = TheirClass(
     TRANSFORMERS_DINOV2,
     "dinov2_with_registers.",
 )
-_SIGLIP = TheirClass("SiglipForImageClassification", "siglip", TRANSFORMERS_SIGLIP, "")
+_SIGLIP = TheirClass("SiglipForImageClassification", "siglip", TRANSFORMERS_SIGLIP, "vision_model.")
+_CLIP = TheirClass("CLIPForImageClassification", "clip", HF_CLIP_CLASSIFIER, "vision_model.")
+_BEIT = TheirClass("BeitForImageClassification", "beit", BEIT, "beit.")
+_ACTS = {"erf": "gelu", "tanh": "gelu_pytorch_tanh", "quick": "quick_gelu", "silu": "silu"}
 
 
 def check_transformers(description: Description) -> None:
@@ -145,7 +75,12 @@ def check_transformers(description: Description) -> None:
 
 def transformers_architecture(model: ModelConfig) -> TheirClass:
     """The class that computes the same. Raises CheckpointError where there is none."""
-    _check_blocks(model, "transformers")
+    _check_blocks(model)
+    if model.positions == "bias":
+        return _BEIT
+    if model.pre_norm:
+        _check_square(model, "CLIP")
+        return _CLIP
     if model.pre_logits or model.norm == "after":
         what = "a tanh layer before the head" if model.pre_logits else "a LayerNorm after the mean"
         raise CheckpointError(
@@ -154,15 +89,15 @@ def transformers_architecture(model: ModelConfig) -> TheirClass:
     if model.distilled:
         return _DEIT
     if not model.class_token:
-        if model.layer_scale or model.registers:
+        if model.layer_scale or model.registers or model.gated or model.qkv_bias != "all":
             raise CheckpointError(
-                "transformers has no image classifier with layer scale or registers and no class token",
+                "transformers has no image classifier with layer scale, registers or a gated MLP and no class token",
                 "export it with --format timm or --format onnx",
             )
         _check_square(model, "SigLIP")
         return _SIGLIP
-    if model.layer_scale or model.registers or model.pool != "cls":
-        if model.mlp % model.width:
+    if model.layer_scale or model.registers or model.gated or model.pool != "cls":
+        if not _widths(model):
             raise CheckpointError(
                 f"transformers' DINOv2 takes an MLP of whole widths, not {model.mlp} for {model.width}",
                 "export it with --format timm or --format onnx",
@@ -170,6 +105,51 @@ def transformers_architecture(model: ModelConfig) -> TheirClass:
         _check_square(model, "DINOv2")
         return _REGISTERS if model.registers else _DINOV2
     return _VIT
+
+
+def _check_blocks(model: ModelConfig) -> None:
+    """Raises CheckpointError for parts that no classifier of transformers has."""
+    bias = model.positions == "bias"
+    fault = next(
+        (
+            text
+            for text, wrong in {
+                "LayerNorms after the sums (model.norm_place)": model.norm_place == "post",
+                "relative positions in its attention (model.positions)": model.positions == "relative",
+                "rotary positions (model.rope)": model.rope != "none",
+                "norms within its branches": model.mlp_norm or model.attention_norm or model.qk_norm != "none",
+                "norms other than LayerNorm": model.norm_kind == "rms" or model.patch_norm,
+                "branches without biases": not model.branch_bias,
+                "pooling by attention": model.pool == "map" or model.pool_prefix,
+                "a gated MLP that is no SwiGLU": model.gated and (model.gelu != "silu" or bias or model.pre_norm),
+                "biases of queries and values alone": (model.qkv_bias == "qv") != bias,
+                "relative position bias without a norm after the mean": bias and model.norm != "after",
+                "relative position bias and these tokens": bias and (model.pre_norm or not model.layer_scale),
+                "a norm before the blocks and this pooling": model.pre_norm
+                and (model.pool != "mean" or model.norm != "none" or not model.class_token),
+                "a norm before the blocks and these parts": model.pre_norm
+                and (model.patch_bias or bool(model.layer_scale) or model.registers > 0 or model.qkv_bias != "all"),
+                "no last norm": model.norm == "none" and not model.pre_norm,
+            }.items()
+            if wrong
+        ),
+        "",
+    )
+    if fault:
+        raise CheckpointError(
+            f"transformers has no ViT with {fault} before a classifier", "export it with --format timm or --format onnx"
+        )
+
+
+def _widths(model: ModelConfig) -> int:
+    """`mlp_ratio` of transformers' DINOv2 for such an MLP, whose gated one has two thirds of it in multiples of eight; 0: none."""
+    if not model.gated:
+        return model.mlp // model.width if model.mlp % model.width == 0 else 0
+    near = round(1.5 * model.mlp / model.width)
+    fits = (
+        ratio for ratio in range(max(1, near - 1), near + 2) if (model.width * ratio * 2 // 3 + 7) // 8 * 8 == model.mlp
+    )
+    return next(fits, 0)
 
 
 def _check_square(model: ModelConfig, family: str) -> None:
@@ -189,21 +169,34 @@ def transformers_config(description: Description) -> dict[str, Any]:
         "hidden_size": model.width,
         "num_hidden_layers": model.depth,
         "num_attention_heads": model.heads,
-        "hidden_act": "gelu_pytorch_tanh" if model.gelu == "tanh" else "gelu",
+        "hidden_act": _ACTS[model.gelu] if not model.gated else "gelu",
         "layer_norm_eps": model.norm_eps,
         "image_size": _side(model.img_size),
         "patch_size": _side(model.patch),
         "num_channels": 3,
     }
     if architecture.layout is TRANSFORMERS_DINOV2:
-        encoder |= {"mlp_ratio": model.mlp // model.width, "layerscale_value": model.layer_scale or 1.0}
+        encoder |= {"mlp_ratio": _widths(model), "layerscale_value": model.layer_scale or 1.0}
+        encoder |= {"use_swiglu_ffn": True} if model.gated else {}
         encoder |= {"num_register_tokens": model.registers} if model.registers else {}
     else:
         encoder["intermediate_size"] = model.mlp
     if architecture is _SIGLIP:
         encoder = {"vision_config": encoder | {"model_type": "siglip_vision_model", "vision_use_head": False}}
+    elif architecture is _CLIP:
+        encoder = {"vision_config": encoder | {"model_type": "clip_vision_model"}}
+    elif architecture is _BEIT:
+        encoder |= {
+            "use_relative_position_bias": True,
+            "use_absolute_position_embeddings": False,
+            "use_mean_pooling": True,
+            "layer_scale_init_value": model.layer_scale,
+            "hidden_dropout_prob": 0.0,
+            "drop_path_rate": 0.0,
+        }
     else:
-        encoder |= {"qkv_bias": True, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        bias = model.qkv_bias == "all"
+        encoder |= {"qkv_bias": bias, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     return {
         "architectures": [architecture.name],
         "model_type": architecture.model_type,
@@ -234,8 +227,14 @@ def transformers_weights(description: Description, tensors: Mapping[str, Tensor]
     written: dict[str, Tensor] = {}
     for name, tensor in _as_that_class(architecture, model, tensors).items():
         for key, which in keys_for(name, architecture.layout, architecture.prefix):
-            part = tensor if not which else tensor.chunk(3)["qkv".index(which)]
-            written[key] = part[0] if key.endswith("position_embedding.weight") else part
+            order = "qv" if model.qkv_bias == "qv" and name.endswith("qkv.bias") else "qkv"
+            if which and which not in order:
+                continue
+            part = tensor if not which else tensor.chunk(len(order))[order.index(which)]
+            part = part[0] if key.endswith("position_embedding.weight") else part
+            written[key] = part.reshape(-1) if key.endswith("class_embedding") else part
+    if architecture is _CLIP:  # which the class has and does not read
+        written |= {f"{architecture.prefix}post_layernorm.{p}": torch.ones(model.width) for p in ("weight", "bias")}
     if architecture.layout is TRANSFORMERS_DINOV2:
         written[f"{architecture.prefix}embeddings.mask_token"] = torch.zeros(1, model.width)
     return written
@@ -246,6 +245,10 @@ def _as_that_class(architecture: TheirClass, model: ModelConfig, tensors: Mappin
     class token and mean with zeros for what it does not read.
     """
     whole = dict(tensors)
+    if not model.patch_bias and not model.pre_norm:
+        whole["patch_embed.proj.bias"] = torch.zeros(model.width)
+    if model.positions == "bias":
+        return whole
     missing = int(model.class_token) + int(model.distilled) - model.prefix_rows
     if missing:
         whole["pos_embed"] = torch.cat([torch.zeros(1, missing, model.width), whole["pos_embed"]], dim=1)

@@ -11,7 +11,7 @@ from vitcli.errors import CheckpointError
 from vitcli.families.bit import BiTConfig
 from vitcli.families.hybrid import HybridConfig
 from vitcli.families.resnet import UNITS
-from vitcli.weights import formats
+from vitcli.weights import formats, formats_timm
 from vitcli.weights.describe import Description
 from vitcli.weights.keys import keys_for
 from vitcli.weights.residual import TRANSFORMERS_BIT
@@ -37,7 +37,7 @@ def hybrid_of(description: Description) -> HybridConfig:
 def check_timm_hybrid(description: Description) -> None:
     """Raises CheckpointError for what timm's hybrids do not have."""
     model = hybrid_of(description)
-    formats.check_timm(description)
+    formats_timm.check_timm(description)
     if model.distilled:
         raise CheckpointError("timm has no hybrid with a distillation token", _ONNX)
     if model.units not in _TIMM_HYBRIDS:
@@ -47,7 +47,7 @@ def check_timm_hybrid(description: Description) -> None:
 def timm_hybrid_config(description: Description) -> dict[str, Any]:
     """`config.json`: a hybrid of timm's by its units, with the dimensions of its transformer as arguments."""
     model = hybrid_of(description)
-    tree = formats.timm_config(description)
+    tree = formats_timm.timm_config(description)
     tree["architecture"] = _TIMM_HYBRIDS[model.units]
     tree["model_args"]["patch_size"] = [side // model.stride for side in model.patch]
     tree["pretrained_cfg"]["first_conv"] = (
@@ -102,7 +102,7 @@ def timm_bit_config(description: Description) -> dict[str, Any]:
             "stem_chs": model.channels // factor,
             "channels": [stage[0].outputs // factor for stage in model.stages()],
         }
-    tree = formats.timm_document(description, architecture, arguments, "stem.conv", "head.fc")
+    tree = formats_timm.timm_document(description, architecture, arguments, "stem.conv", "head.fc")
     tree |= {"num_features": model.features, "global_pool": "avg"}
     tree["pretrained_cfg"] |= {"fixed_input_size": False, "pool_size": None, "crop_pct": config.crop}
     return tree

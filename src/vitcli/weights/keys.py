@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from vitcli.errors import CheckpointError
 from vitcli.families.base import Shape
-from vitcli.weights.layout import Layout, filled, pattern
+from vitcli.weights.layout import Keys, Layout, filled, pattern
 from vitcli.weights.layouts import LAYOUTS
 
 Shapes = Mapping[str, Shape]
@@ -22,7 +22,7 @@ _WITHIN = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoin
 
 # --- what vit writes ---------------------------------------------------------------------------------------
 
-_FILE_KEYS = ("embeddings.", "encoder.", "layernorm.", "pooler.")
+_FILE_KEYS = ("embeddings.", "encoder.", "layernorm.", "pooler.", "pre_layrnorm.", "post_layernorm.", "head.")
 
 
 def keys_for(name: str, layout: Layout, prefix: str = "") -> list[tuple[str, str]]:
@@ -32,7 +32,7 @@ def keys_for(name: str, layout: Layout, prefix: str = "") -> list[tuple[str, str
     """
     keys: dict[str, str] = {}
     for key, target in layout.table.items():
-        target, _, which = target.partition("[")
+        target, _, which = target.partition("@")[0].partition("[")
         match = pattern(target).match(name)
         if match is not None and which not in keys:
             keys[which] = (prefix if key.startswith(_FILE_KEYS) else "") + filled(key, match)
@@ -174,9 +174,11 @@ def best_place(shapes: Shapes) -> tuple[Place | None, list[Place]]:
 def recognise(keys: Iterable[str], where: str, prefix: str = "") -> Layout:
     """The family of which a marker is among the keys. Raises CheckpointError."""
     keys = list(keys)
+    known: dict[tuple[str, ...], Keys] = {}
     for layout in LAYOUTS:
-        names = _names(keys, layout, prefix).values()
-        if any(pattern.match(name) for pattern in layout.marks for name in names):
+        if layout.prefixes not in known:
+            known[layout.prefixes] = Keys(_names(keys, layout, prefix).values())
+        if layout.is_of(known[layout.prefixes]):
             return layout
     some = ", ".join(keys[:4])
     raise CheckpointError(
@@ -188,7 +190,7 @@ def recognise(keys: Iterable[str], where: str, prefix: str = "") -> Layout:
 def _after(op: str, shape: Shape) -> tuple[str, Shape]:
     """The shape that `op` makes. Raises ValueError where the array has not the axes for it."""
     axes = {"": None, "transpose": 2, "hwio": 4, "hwio_matrix": 4, "matrix": 4, "heads_in": 3, "heads_out": 3, "flat": 2,
-            "vector": None}[op]  # fmt: skip
+            "vector": None, "pixels": None, "q": None, "kv": None, "qv": None}[op]  # fmt: skip
     if axes is not None and len(shape) != axes:
         raise ValueError(f"an array of shape {shape}, not of {axes} axes")
     if op == "transpose":
@@ -201,6 +203,12 @@ def _after(op: str, shape: Shape) -> tuple[str, Shape]:
         return op, shape[:2] if op == "matrix" else shape[:1:-1]
     if op == "vector":
         return op, (math.prod(shape),)
+    if op == "pixels":
+        return _as_filters(shape)
+    if op in THIRDS:
+        if not shape or shape[0] % 3:
+            raise ValueError(f"an array of shape {shape}, not of three parts")
+        return op, (shape[0] // 3 * len(THIRDS[op]), *shape[1:])
     if op == "heads_in":
         return op, (shape[1] * shape[2], shape[0])
     if op == "heads_out":
@@ -208,6 +216,20 @@ def _after(op: str, shape: Shape) -> tuple[str, Shape]:
     if op == "flat":
         return op, (shape[0] * shape[1],)
     return op, shape
+
+
+THIRDS = {"q": (0,), "kv": (1, 2), "qv": (0, 2)}
+"""Which of three parts along the first axis an operation takes: of q, k and v in one array."""
+
+
+def _as_filters(shape: Shape) -> tuple[str, Shape]:
+    """Rows of the pixels of square patches, channels innermost, as filters; filters as they are. Raises ValueError."""
+    if len(shape) == 4:
+        return "", shape
+    side = math.isqrt(shape[-1] // 3) if len(shape) == 2 else 0
+    if not side or 3 * side * side != shape[1]:
+        raise ValueError(f"an array of shape {shape}, not of patches of three channels")
+    return "pixels", (shape[0], 3, side, side)
 
 
 _AXES = {"cls_token": 3, "dist_token": 3, "reg_token": 3, "pos_embed": 3}
@@ -230,7 +252,8 @@ def _stands_beside(name: str, shape: Shape) -> str:
 
 _MODULES = {"blocks", "patch_embed", "norm", "norm_pre", "fc_norm", "head", "head_dist", "attn_pool", "encoder", "layers",
             "embeddings", "layernorm", "pooler", "classifier", "heads", "vision_model", "Transformer", "cls",
-            "stem", "stages", "root", "body", "resnet", "bit", "embedder"}  # fmt: skip
+            "stem", "stages", "root", "body", "resnet", "bit", "embedder", "layer", "transformer", "trunk", "preprocessor", "rope",
+            "pre_layrnorm", "post_layernorm", "ln_pre", "ln_post"}  # fmt: skip
 
 
 def find(shapes: Shapes, where: str, place: Place | None = None) -> Found:
@@ -257,21 +280,22 @@ def find(shapes: Shapes, where: str, place: Place | None = None) -> Found:
         if row is None:
             strays[key] = shapes[key]
             continue
-        target = filled(row[1], row[0])
-        target, _, op = target.partition("@")
-        target, _, which = target.partition("[")
-        try:
-            op, shape = _after(op, shapes[key])
-            if which == "q" and op == "heads_in":
-                heads = shapes[key][1]
-        except ValueError as error:
-            raise CheckpointError(f"{where}: {key} is {error}", WHOLE) from None
-        shape = (1,) * (_AXES.get(target, 0) - len(shape)) + shape
-        if which in parts.get(target, {}):
-            raise CheckpointError(f"{where}: {key} and {parts[target][which].key} are both {target}", WHOLE)
-        parts.setdefault(target, {})[which] = Part(key, op, shape)
+        for written in filled(row[1], row[0]).split("|"):
+            target, _, op = written.partition("@")
+            target, _, which = target.partition("[")
+            try:
+                op, shape = _after(op, shapes[key])
+                if which == "q" and op == "heads_in":
+                    heads = shapes[key][1]
+            except ValueError as error:
+                raise CheckpointError(f"{where}: {key} is {error}", WHOLE) from None
+            shape = (1,) * (_AXES.get(target, 0) - len(shape)) + shape
+            if which in parts.get(target, {}):
+                raise CheckpointError(f"{where}: {key} and {parts[target][which].key} are both {target}", WHOLE)
+            parts.setdefault(target, {})[which] = Part(key, op, shape)
         report.append(Row(key, "used" if key == target else "renamed", target))
-    joined = {name: _joined(found, name, where) for name, found in parts.items()}
+    parts = {name: found for name, found in parts.items() if found}
+    joined = {name: _joined(found, name, where) for name, found in _spread(parts).items()}
     return Found(layout, joined, tuple(report), strays, heads, place.prefix)
 
 
@@ -281,18 +305,38 @@ def is_wanted(key: str, place: Place) -> bool:
     return name is not None and any(pattern.match(name) for pattern, _ in place.layout.rows)
 
 
+def _spread(parts: dict[str, dict[str, Part]]) -> dict[str, dict[str, Part]]:
+    """What a file has once for all blocks, `blocks.*.…`, as each block's."""
+    blocks = {name.split(".")[1] for name in parts if name.startswith("blocks.")} - {"*"}
+    spread = {name: found for name, found in parts.items() if ".*." not in name}
+    for name in parts.keys() - spread.keys():
+        for i in blocks:
+            spread.setdefault(name.replace("*", i), parts[name])
+    return spread
+
+
 def _joined(parts: Mapping[str, Part], name: str, where: str) -> tuple[Part, ...]:
-    """q, k and v in this order, or the one part. Raises CheckpointError where some are missing or do not fit."""
+    """q, k and v in this order, gate and value, or the one part. Raises CheckpointError where some are missing or do not fit."""
     if "" in parts:
+        if len(parts) > 1:
+            raise CheckpointError(f"{where}: {', '.join(p.key for p in parts.values())} are all {name}", WHOLE)
         return (parts[""],)
-    missing = [which for which in "qkv" if which not in parts]
+    if parts.keys() == {
+        "x"
+    }:  # transformers' DINOv3 calls the first layer of a plain MLP as it calls a gated one's values
+        return (parts["x"],)
+    order = "gx" if "g" in parts or "x" in parts else "kv" if name.startswith("attn_pool.") else "qkv"
+    if name.endswith("attn.qkv.bias") and "k" not in parts:
+        order = "qv"
+    missing = [which for which in order if which not in parts]
     if missing:
-        raise CheckpointError(f"{where}: {name} lacks its {' and '.join(missing)}", WHOLE)
+        held = ", ".join(part.key for part in parts.values())
+        words = " and ".join({"g": "gate", "x": "value"}.get(which, which) for which in missing)
+        raise CheckpointError(f"{where}: {name} lacks its {words} beside {held}", WHOLE)
     if len({p.shape for p in parts.values()}) > 1:
-        raise CheckpointError(
-            f"{where}: the q, k and v of {name} have shapes {[p.shape for p in parts.values()]}", WHOLE
-        )
-    return tuple(parts[which] for which in "qkv")
+        shapes = ", ".join(f"{p.key} {p.shape}" for p in parts.values())
+        raise CheckpointError(f"{where}: the parts of {name} have different shapes: {shapes}", WHOLE)
+    return tuple(parts[which] for which in order)
 
 
 _SCANNED = re.compile(r"(.*Transformer/encoderblock)/(.*)")

@@ -11,111 +11,88 @@ from dataclasses import replace
 from vitcli.config import IMAGENET_MEAN, IMAGENET_STD, EvalConfig
 from vitcli.weights import residual
 from vitcli.weights.layout import Layout
-
-_HALF = EvalConfig(crop=0.9)  # pixels in -1…1
-_IMAGENET = EvalConfig(crop=0.875, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-
+from vitcli.weights.layout_parts import (
+    HALF,
+    HF_ANCHOR,
+    HF_BLOCK,
+    HF_DROPPED,
+    HF_EMBEDDINGS,
+    HF_NEW_BLOCK,
+    IMAGENET,
+    SAME,
+)
+from vitcli.weights.layouts_rotary import (
+    AIMV2,
+    BEIT,
+    DINOV3,
+    DINOV3_MASKED,
+    EVA,
+    HF_AIMV2,
+    HF_DINOV3,
+    TIMM_MORE,
+    TIMM_PLACED,
+    VIT5,
+)
+from vitcli.weights.layouts_towers import (
+    HF_CLIP,
+    HF_CLIP_CLASSIFIER,
+    HF_SIGLIP,
+    HF_SIGLIP_POOLED,
+    OPEN_CLIP,
+    PE,
+    PE_BARE,
+)
 
 # --- the families ------------------------------------------------------------------------------------------
-
-_OWN_KEYS = (
-    "cls_token",
-    "dist_token",
-    "reg_token",
-    "pos_embed",
-    "patch_embed.proj.{p}",
-    "blocks.{i}.norm1.{p}",
-    "blocks.{i}.attn.qkv.{p}",
-    "blocks.{i}.attn.proj.{p}",
-    "blocks.{i}.ls1.gamma",
-    "blocks.{i}.norm2.{p}",
-    "blocks.{i}.mlp.fc1.{p}",
-    "blocks.{i}.mlp.fc2.{p}",
-    "blocks.{i}.ls2.gamma",
-    "norm.{p}",
-    "fc_norm.{p}",
-    "pre_logits.fc.{p}",
-    "head.{p}",
-    "head_dist.{p}",
-)
-_SAME = {key: key for key in _OWN_KEYS}
 
 TIMM = Layout(
     name="timm",
     markers=("blocks.{i}.attn.qkv.weight", "patch_embed.proj.weight"),
-    table=_SAME | residual.TIMM_BELOW,
+    table=SAME | residual.TIMM_BELOW,
     fixed=False,
-    eval=_IMAGENET,
+    eval=IMAGENET,
     keys={"group_eps": 1e-5, "weight_eps": 1e-8, "weight_eps_to": "variance"},
 )
 
 DEIT3 = Layout(
     name="DeiT-III",  # facebookresearch/deit models_v2.py
     markers=("blocks.{i}.gamma_1",),
-    table=_SAME | {"blocks.{i}.gamma_1": "blocks.{i}.ls1.gamma", "blocks.{i}.gamma_2": "blocks.{i}.ls2.gamma"},
-    eval=replace(_IMAGENET, crop=1.0),
+    also=("pos_embed",),
+    table=SAME | {"blocks.{i}.gamma_1": "blocks.{i}.ls1.gamma", "blocks.{i}.gamma_2": "blocks.{i}.ls2.gamma"},
+    eval=replace(IMAGENET, crop=1.0),
 )
 
 MAE = Layout(
     name="MAE",  # facebookresearch/mae models_mae.py
     markers=("decoder_blocks.{i}.attn.qkv.weight",),
-    table=_SAME,
+    table=SAME,
     dropped={
         "mask_token": "the decoder's",
         "decoder_*": "the decoder's",
     },
-    eval=_IMAGENET,
+    eval=IMAGENET,
 )
 
 DINOV2 = Layout(
     name="DINOv2",  # facebookresearch/dinov2 models/vision_transformer.py
     markers=("mask_token", "register_tokens"),
-    table=_SAME | {"register_tokens": "reg_token"},
+    table=SAME
+    | {
+        "register_tokens": "reg_token",
+        "blocks.{i}.mlp.w12.{p}": "blocks.{i}.mlp.fc1.{p}",
+        "blocks.{i}.mlp.w3.{p}": "blocks.{i}.mlp.fc2.{p}",
+    },
     dropped={"mask_token": "stands for masked patches in training"},
-    eval=_IMAGENET,
+    eval=IMAGENET,
 )
-
-_HF_BLOCK = {
-    "encoder.layer.{i}.layernorm_before.{p}": "blocks.{i}.norm1.{p}",
-    "encoder.layer.{i}.attention.attention.query.{p}": "blocks.{i}.attn.qkv.{p}[q",
-    "encoder.layer.{i}.attention.attention.key.{p}": "blocks.{i}.attn.qkv.{p}[k",
-    "encoder.layer.{i}.attention.attention.value.{p}": "blocks.{i}.attn.qkv.{p}[v",
-    "encoder.layer.{i}.attention.output.dense.{p}": "blocks.{i}.attn.proj.{p}",
-    "encoder.layer.{i}.layernorm_after.{p}": "blocks.{i}.norm2.{p}",
-    "encoder.layer.{i}.intermediate.dense.{p}": "blocks.{i}.mlp.fc1.{p}",
-    "encoder.layer.{i}.output.dense.{p}": "blocks.{i}.mlp.fc2.{p}",
-}
-_HF_NEW_BLOCK = {  # the names in memory from 5.x on; files keep the old ones
-    "layers.{i}.layernorm_before.{p}": "blocks.{i}.norm1.{p}",
-    "layers.{i}.attention.q_proj.{p}": "blocks.{i}.attn.qkv.{p}[q",
-    "layers.{i}.attention.k_proj.{p}": "blocks.{i}.attn.qkv.{p}[k",
-    "layers.{i}.attention.v_proj.{p}": "blocks.{i}.attn.qkv.{p}[v",
-    "layers.{i}.attention.o_proj.{p}": "blocks.{i}.attn.proj.{p}",
-    "layers.{i}.layernorm_after.{p}": "blocks.{i}.norm2.{p}",
-    "layers.{i}.mlp.fc1.{p}": "blocks.{i}.mlp.fc1.{p}",
-    "layers.{i}.mlp.fc2.{p}": "blocks.{i}.mlp.fc2.{p}",
-}
-_HF_EMBEDDINGS = {
-    "embeddings.cls_token": "cls_token",
-    "embeddings.position_embeddings": "pos_embed",
-    "embeddings.patch_embeddings.projection.{p}": "patch_embed.proj.{p}",
-    "layernorm.{p}": "norm.{p}",
-    "classifier.{p}": "head.{p}",
-}
-_HF_ANCHOR = "embeddings.patch_embeddings.projection.weight"
-_HF_DROPPED = {
-    "embeddings.mask_token": "stands for masked patches in training",
-    "decoder.*": "the decoder's",
-    "*position_ids": "row numbers",
-}
 
 TRANSFORMERS_VIT = Layout(
     name="transformers ViT",  # huggingface/transformers models/vit/modeling_vit.py
     markers=("encoder.layer.{i}.layernorm_before.weight", "layers.{i}.layernorm_before.weight"),
-    table=_HF_EMBEDDINGS | _HF_BLOCK | _HF_NEW_BLOCK | {"pooler.dense.{p}": "pre_logits.fc.{p}"},
-    dropped=_HF_DROPPED,
-    prefixes=("vit.",),
-    anchor=_HF_ANCHOR,
+    table=HF_EMBEDDINGS | HF_BLOCK | HF_NEW_BLOCK | {"pooler.dense.{p}": "pre_logits.fc.{p}"},
+    dropped=HF_DROPPED,
+    prefixes=("vit.", "ijepa."),
+    anchor=HF_ANCHOR,
     fixed=False,
     norm_eps=1e-12,
     eval=replace(EvalConfig(), resize="square", interpolation="bilinear"),
@@ -129,21 +106,21 @@ TRANSFORMERS_DEIT = Layout(
         "cls_classifier.{p}": "head.{p}",
         "distillation_classifier.{p}": "head_dist.{p}",
     }
-    | _HF_EMBEDDINGS
-    | _HF_BLOCK
-    | _HF_NEW_BLOCK,
-    dropped=_HF_DROPPED | {"pooler.dense.{p}": "a layer that no head reads"},
+    | HF_EMBEDDINGS
+    | HF_BLOCK
+    | HF_NEW_BLOCK,
+    dropped=HF_DROPPED | {"pooler.dense.{p}": "a layer that no head reads"},
     prefixes=("deit.",),
-    anchor=_HF_ANCHOR,
+    anchor=HF_ANCHOR,
     fixed=False,
     norm_eps=1e-12,
-    eval=_IMAGENET,
+    eval=IMAGENET,
 )
 
 TRANSFORMERS_DINOV2 = Layout(
     name="transformers DINOv2",  # models/dinov2, models/dinov2_with_registers
     markers=("encoder.layer.{i}.layer_scale1.lambda1", "layers.{i}.layer_scale1.lambda1"),
-    table=_HF_EMBEDDINGS
+    table=HF_EMBEDDINGS
     | {
         "embeddings.register_tokens": "reg_token",
         **{
@@ -163,38 +140,20 @@ TRANSFORMERS_DINOV2 = Layout(
                 "norm2.{p}": "blocks.{i}.norm2.{p}",
                 "mlp.fc1.{p}": "blocks.{i}.mlp.fc1.{p}",
                 "mlp.fc2.{p}": "blocks.{i}.mlp.fc2.{p}",
+                "mlp.weights_in.{p}": "blocks.{i}.mlp.fc1.{p}",
+                "mlp.weights_out.{p}": "blocks.{i}.mlp.fc2.{p}",
                 "layer_scale2.lambda1": "blocks.{i}.ls2.gamma",
             }.items()
         },
     },
-    dropped=_HF_DROPPED,
+    dropped=HF_DROPPED,
     prefixes=("dinov2.", "dinov2_with_registers."),
-    anchor=_HF_ANCHOR,
+    anchor=HF_ANCHOR,
     fixed=False,
-    eval=_IMAGENET,
+    eval=IMAGENET,
 )
 
-TRANSFORMERS_SIGLIP = Layout(
-    name="transformers SigLIP vision encoder",  # models/siglip: what export writes for models without a class token
-    markers=("vision_model.embeddings.patch_embedding.weight",),
-    table={
-        "vision_model.embeddings.patch_embedding.{p}": "patch_embed.proj.{p}",
-        "vision_model.embeddings.position_embedding.weight": "pos_embed",
-        "vision_model.encoder.layers.{i}.layer_norm1.{p}": "blocks.{i}.norm1.{p}",
-        "vision_model.encoder.layers.{i}.self_attn.q_proj.{p}": "blocks.{i}.attn.qkv.{p}[q",
-        "vision_model.encoder.layers.{i}.self_attn.k_proj.{p}": "blocks.{i}.attn.qkv.{p}[k",
-        "vision_model.encoder.layers.{i}.self_attn.v_proj.{p}": "blocks.{i}.attn.qkv.{p}[v",
-        "vision_model.encoder.layers.{i}.self_attn.out_proj.{p}": "blocks.{i}.attn.proj.{p}",
-        "vision_model.encoder.layers.{i}.layer_norm2.{p}": "blocks.{i}.norm2.{p}",
-        "vision_model.encoder.layers.{i}.mlp.fc1.{p}": "blocks.{i}.mlp.fc1.{p}",
-        "vision_model.encoder.layers.{i}.mlp.fc2.{p}": "blocks.{i}.mlp.fc2.{p}",
-        "vision_model.post_layernorm.{p}": "norm.{p}",
-        "classifier.{p}": "head.{p}",
-    },
-    anchor="vision_model.embeddings.patch_embedding.weight",
-    gelu="tanh",
-    fixed=False,
-)
+TRANSFORMERS_SIGLIP = HF_SIGLIP
 
 TORCHVISION = Layout(
     name="torchvision",  # torchvision/models/vision_transformer.py
@@ -216,7 +175,7 @@ TORCHVISION = Layout(
         "heads.head.{p}": "head.{p}",
     },
     anchor="conv_proj.weight",
-    eval=replace(_IMAGENET, interpolation="bilinear"),
+    eval=replace(IMAGENET, interpolation="bilinear"),
 )
 
 
@@ -249,6 +208,27 @@ def _google(norm2: str, attention: str, mlp: str) -> dict[str, str]:
     }
 
 
+def _map_head(head: str) -> dict[str, str]:
+    attention = f"{head}MultiHeadDotProductAttention_0"
+    ours = {"kernel": ("weight", "@heads_in"), "bias": ("bias", "@flat")}
+    return {
+        f"{head}probe": "attn_pool.latent",
+        **{f"{attention}/query/{what}": f"attn_pool.q.{to}{op}" for what, (to, op) in ours.items()},
+        **{
+            f"{attention}/{name}/{what}": f"attn_pool.kv.{to}[{name[0]}{op}"
+            for name in ("key", "value")
+            for what, (to, op) in ours.items()
+        },
+        f"{attention}/out/kernel": "attn_pool.proj.weight@heads_out",
+        f"{attention}/out/bias": "attn_pool.proj.bias",
+        f"{head}LayerNorm_0/{{s}}": "attn_pool.norm.{s}",
+        f"{head}MlpBlock_0/Dense_0/kernel": "attn_pool.mlp.fc1.weight@transpose",
+        f"{head}MlpBlock_0/Dense_0/bias": "attn_pool.mlp.fc1.bias",
+        f"{head}MlpBlock_0/Dense_1/kernel": "attn_pool.mlp.fc2.weight@transpose",
+        f"{head}MlpBlock_0/Dense_1/bias": "attn_pool.mlp.fc2.bias",
+    }
+
+
 _FLAX_DROPPED = {"opt/state/*": "the optimizer's", "state/*": "the optimizer's", "step": "the step number"}
 
 GOOGLE = Layout(
@@ -260,22 +240,39 @@ GOOGLE = Layout(
     dropped=_FLAX_DROPPED,
     anchor="embedding/kernel",
     gelu="tanh",
-    eval=_HALF,
+    eval=HALF,
 )
 
 BIG_VISION = Layout(
     name="big_vision",  # google-research/big_vision models/vit.py
     markers=("Transformer/encoderblock_{i}/MultiHeadDotProductAttention_0/query/kernel",),
     table=_google("LayerNorm_1", "MultiHeadDotProductAttention_0", "MlpBlock_0")
-    | {"pos_embedding": "pos_embed", "Transformer/posembed_input/pos_embedding": "pos_embed"},
+    | {"pos_embedding": "pos_embed", "Transformer/posembed_input/pos_embedding": "pos_embed"}
+    | _map_head("MAPHead_0/"),
     dropped=_FLAX_DROPPED,
     anchor="embedding/kernel",
     gelu="tanh",
-    eval=_HALF,
+    eval=HALF,
 )
 
 LAYOUTS: list[Layout] = [
     *residual.LAYOUTS,
+    VIT5,
+    EVA,
+    DINOV3_MASKED,
+    DINOV3,
+    PE,
+    PE_BARE,
+    OPEN_CLIP,
+    HF_CLIP_CLASSIFIER,
+    HF_CLIP,
+    HF_SIGLIP_POOLED,
+    AIMV2,
+    HF_AIMV2,
+    HF_DINOV3,
+    BEIT,
+    TIMM_MORE,
+    TIMM_PLACED,
     DEIT3,
     MAE,
     TRANSFORMERS_DEIT,

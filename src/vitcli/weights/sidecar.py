@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,12 @@ GELU = {
     "gelu_python_tanh": "tanh",
     "gelu_tanh": "tanh",
     "gelu_erf": "erf",
+    "quick_gelu": "quick",
+    "silu": "silu",
+    "swish": "silu",
 }
 
-POOLS = {"token": "cls", "avg": "mean"}
+POOLS = {"token": "cls", "avg": "mean", "map": "map"}
 
 MULTI_LABEL = "multi_label_classification"
 """transformers' problem_type of a model whose labels are sets."""
@@ -48,6 +51,11 @@ class Sidecar:
     gelu: str | None = None
     pool: str | None = None
     groups: int | None = None
+    facts: dict[str, Any] = field(default_factory=dict)  # further values of `model.`
+    shown: dict[str, tuple[str, Any]] = field(
+        default_factory=dict
+    )  # what arrays tell: by its name there, a key of `model.`, a value
+    own: dict[str, Any] = field(default_factory=dict)  # of the fields above what is said whatever the name stands for
     eval: EvalConfig | None = None
     classes: Sequence[Class] = ()
     names: tuple[str, ...] = ()  # of the architecture, the surest first
@@ -58,7 +66,15 @@ class Sidecar:
             key: getattr(self, key) if getattr(self, key) not in (None, ()) else getattr(below, key)
             for key in self.__dataclass_fields__
         }
-        return Sidecar(**values | {"names": (*self.names, *below.names)})
+        return Sidecar(
+            **values
+            | {
+                "names": (*self.names, *below.names),
+                "facts": below.facts | self.facts,
+                "shown": below.shown | self.shown,
+                "own": below.own | self.own,
+            }
+        )
 
 
 _LARGEST = 8 << 20  # bytes of a file of configuration; one with the names of ImageNet-21k has two megabytes

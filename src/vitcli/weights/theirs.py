@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from vitcli.errors import CheckpointError
-from vitcli.weights import formats, formats_residual
+from vitcli.weights import formats, formats_residual, formats_timm
 from vitcli.weights.describe import Description
 
 Weights = Callable[[Description, Mapping[str, Tensor]], dict[str, Tensor]]
@@ -25,7 +25,9 @@ class Format:
 
 
 THEIRS: dict[tuple[str, str], Format] = {
-    ("vit", "timm"): Format(check=formats.check_timm, config=formats.timm_config, weights=formats.timm_weights),
+    ("vit", "timm"): Format(
+        check=formats_timm.check_timm, config=formats_timm.timm_config, weights=formats_timm.timm_weights
+    ),
     ("vit", "transformers"): Format(
         check=formats.check_transformers, config=formats.transformers_config, weights=formats.transformers_weights
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,61 +12,46 @@ from vitcli.config import EvalConfig
 from vitcli.errors import CheckpointError
 from vitcli.weights import names as named
 from vitcli.weights.sidecar import (
-    GELU,
     POOLS,
     RUN_BY_OTHERS,
     Sidecar,
     checked,
-    count_of,
-    shown,
     size_of,
 )
-
-_ANY = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "weight_init",
-        "fix_init", "dynamic_img_size", "dynamic_img_pad", "strict_img_size", "num_classes", "device", "dtype", "img_size",
-        "patch_size", "embed_dim", "depth", "mlp_ratio", "class_token", "reg_tokens", "init_values", "no_embed_class",
-        "layers", "channels", "width_factor", "stem_chs", "fc_norm", "scriptable", "exportable", "no_jit", "pretrained", "checkpoint_path", "cache_dir")  # fmt: skip
-"""Arguments of timm's VisionTransformer and ResNetV2 that change nothing outside training, and those that the arrays tell."""
-
-_ONLY: dict[str, tuple[Any, ...]] = {
-    "in_chans": (3,),
-    "global_pool": ("token", "avg", ""),
-    "qkv_bias": (True,),
-    "qk_norm": (False,),
-    "scale_attn_norm": (False,),
-    "scale_mlp_norm": (False,),
-    "proj_bias": (True,),
-    "pos_embed": ("learn",),
-    "pre_norm": (False,),
-    "final_norm": (True,),
-    "pool_include_prefix": (False,),
-    "embed_layer": (),
-    "embed_norm_layer": (),
-    "norm_layer": ("layernorm", "layernormfp32"),
-    "act_layer": ("gelu", "gelu_tanh"),
-    "block_fn": (),
-    "mlp_layer": (),
-    "attn_layer": ("", "attn"),
-}
-"""The values of the others that vit can compute, beside None, with which timm takes its own."""
+from vitcli.weights.timm_arguments import Unknown, activation, check, facts, shown
+from vitcli.weights.timm_arguments import named as named_architecture
 
 
 def _check_arguments(arguments: Mapping[Any, Any], where: Path) -> None:
-    """Raises CheckpointError for an argument of timm's VisionTransformer that vit does not know or cannot follow."""
-    for key, value in arguments.items():
-        name = str(key)[:40]
-        if value is None or name in _ANY:
-            continue
-        if name == "num_heads":
-            count_of(where, name, value)
-            continue
-        if name not in _ONLY:
-            raise CheckpointError(
-                f"{where}: {name} = {shown(value)} is an argument that vit does not know", RUN_BY_OTHERS
-            )
-        plain = value.replace("_", "").lower() if name == "norm_layer" and isinstance(value, str) else value
-        if not any(type(plain) is type(known) and plain == known for known in _ONLY[name]):
-            raise CheckpointError(f"{where}: {name} = {shown(value)} is nothing that vit can compute", RUN_BY_OTHERS)
+    """Raises CheckpointError for an argument of timm's classes that vit does not know or cannot follow."""
+    try:
+        check(arguments)
+    except Unknown as unknown:
+        raise CheckpointError(f"{where}: {unknown}", RUN_BY_OTHERS) from None
+
+
+def _told(name: str, arguments: dict[str, Any], where: Path) -> Sidecar:
+    """What timm's class computes by a name and the arguments beside it. Raises CheckpointError."""
+    _check_arguments(arguments, where)
+    given = {key: value for key, value in arguments.items() if value is not None}
+    known, act = named_architecture(name), named.activation(name)
+    further = bool(given.keys() - {"global_pool"})  # then what is not among them is as the class has it
+    own: dict[str, Any] = {
+        "heads": given.get("num_heads"),
+        "gelu": activation(given.get("act_layer")) or (act if further else None),
+        "norm_eps": _EPS if act and further else None,
+        "pool": POOLS.get(given.get("global_pool", ""))
+        or (named.pooling(name, given.get("class_token") is not False) if act and further else None),
+    }
+    if known is None:
+        return Sidecar(**own, own=own, shown=shown("VisionTransformer", given, every=False))
+    whole = dict(known.arguments) | given
+    _check_arguments(whole, where)
+    told = facts(known.cls, whole)
+    return Sidecar(**{key: told.pop(key) for key in own}, own=own, facts=told, shown=shown(known.cls, whole))
+
+
+_EPS = 1e-6  # of its LayerNorm
 
 
 def timm_says(config: dict[str, Any], usual: EvalConfig, path: Path) -> Sidecar:
@@ -91,21 +77,14 @@ def timm_says(config: dict[str, Any], usual: EvalConfig, path: Path) -> Sidecar:
     size = size[1:] if isinstance(size, list) and len(size) == 3 else size
     name = config["architecture"] if isinstance(config.get("architecture"), str) else ""
     named.check_read(name, str(path))
-    act = named.activation(name)
-    return Sidecar(
-        heads=arguments.get("num_heads"),
+    told = _told(name, {"global_pool": config.get("global_pool")} | arguments, path)
+    return replace(
+        told,
         img_size=size_of(path, "img_size", arguments.get("img_size")) or size_of(path, "input_size", size),
-        norm_eps=_TIMM_EPS if act and arguments else None,
-        gelu=GELU.get(str(arguments.get("act_layer"))) or (act if arguments else None),
-        pool=POOLS.get(str(arguments.get("global_pool") or config.get("global_pool")))
-        or (named.pooling(name, arguments.get("class_token") is not False) if act and arguments else None),
         eval=said if "mean" in cfg and resize else None,
         classes=_named(config.get("label_names"), path),
         names=(name,) if name else (),
     )
-
-
-_TIMM_EPS = 1e-6  # of its LayerNorm, and so of every model that neither an argument nor its name gives another
 
 
 def _named(names: Any, path: Path) -> tuple[Class, ...]:
@@ -130,7 +109,7 @@ def from_training(arguments: Mapping[Any, Any], usual: EvalConfig, where: Path) 
         _check_arguments(kwargs, where)
     given = [arguments.get(key) for key in ("model", "arch", "model_name", "architecture", "backbone", "net")]
     names = tuple(name for name in given if isinstance(name, str))
-    act = next(filter(None, map(named.activation, names)), None) if kwargs else None
+    told = [_told(name, kwargs, where) for name in names or ("",)] if kwargs else []
     mean, std, crop = (arguments.get(key) for key in ("mean", "std", "crop_pct"))
     whole = mean is not None and std is not None
     said = checked(
@@ -144,12 +123,10 @@ def from_training(arguments: Mapping[Any, Any], usual: EvalConfig, where: Path) 
         },
     )
     sizes = (size_of(where, "img_size", table.get("img_size")) for table in (kwargs, arguments))
-    return Sidecar(
-        heads=kwargs.get("num_heads"),
+    first = next((one for one in told if one.facts), told[0] if told else Sidecar())
+    return replace(
+        first,
         img_size=next(filter(None, sizes), None),
-        norm_eps=_TIMM_EPS if act else None,
-        gelu=(GELU.get(kwargs["act_layer"]) if isinstance(kwargs.get("act_layer"), str) else None) or act,
-        pool=POOLS.get(str(kwargs.get("global_pool"))),
         eval=said if whole else None,
         names=names,
     )

@@ -31,9 +31,19 @@ _CLASSES: dict[str, tuple[str, float]] = {
     "dinov2_with_registers": ("gelu", 1e-6),
     "siglip": ("gelu_pytorch_tanh", 1e-6),
     "siglip_vision_model": ("gelu_pytorch_tanh", 1e-6),
+    "siglip2": ("gelu_pytorch_tanh", 1e-6),
+    "siglip2_vision_model": ("gelu_pytorch_tanh", 1e-6),
+    "clip": ("quick_gelu", 1e-5),
+    "clip_vision_model": ("quick_gelu", 1e-5),
+    "dinov3_vit": ("gelu", 1e-5),
+    "beit": ("gelu", 1e-12),
+    "data2vec-vision": ("gelu", 1e-12),
+    "aimv2": ("silu", 1e-5),
+    "aimv2_vision_model": ("silu", 1e-5),
+    "ijepa": ("gelu", 1e-12),
 }
 
-_HEADS = 12  # of all of them
+_HEADS = {"dinov3_vit": 6, "aimv2": 8, "aimv2_vision_model": 8}  # 12 of the others
 
 _OTHER_ACTS = {"bit": "relu"}
 """Of classes without a GELU."""
@@ -43,8 +53,6 @@ _REQUIRED: dict[str, Any] = {
     "global_padding": None,
     "embedding_dynamic_padding": False,
     "output_stride": 32,
-    "qkv_bias": True,
-    "use_swiglu_ffn": False,
     "use_mean_pooling": False,
     "use_relative_position_bias": False,
     "use_shared_relative_position_bias": False,
@@ -52,13 +60,26 @@ _REQUIRED: dict[str, Any] = {
     "num_channels": 3,
 }
 """What vit computes, of what changes the numbers of one of these classes."""
+_OTHERWISE: dict[str, dict[str, tuple[Any, ...]]] = {
+    kind: {
+        "use_mean_pooling": (True,),
+        "use_relative_position_bias": (True, False),
+        "use_absolute_position_embeddings": (True, False),
+    }
+    for kind in ("beit", "data2vec-vision")
+} | {
+    "dinov3_vit": {"qkv_bias": (True, False), "proj_bias": (True, False), "mlp_bias": (True, False)},
+    "aimv2": {"qkv_bias": (True, False), "is_native": (False,)},
+    "aimv2_vision_model": {"qkv_bias": (True, False), "is_native": (False,)},
+}
+"""What it computes of a kind instead, beside what is not said; arrays tell which."""
 
 
 def transformers_says(config: dict[str, Any], usual: EvalConfig, path: Path, pooler: bool) -> Sidecar:
     vision = config.get("vision_config") if isinstance(config.get("vision_config"), dict) else config
     assert isinstance(vision, dict)
     kind = vision.get("model_type", config.get("model_type"))
-    act, eps = vision.get("hidden_act"), vision.get("layer_norm_eps")
+    act, eps = vision.get("hidden_act"), vision.get("layer_norm_eps", vision.get("rms_norm_eps"))
     kind = kind if isinstance(kind, str) else ""
     usual_act, usual_eps = _CLASSES.get(kind, (None, None))
     act, eps = usual_act if act is None else act, usual_eps if eps is None else eps
@@ -70,8 +91,9 @@ def transformers_says(config: dict[str, Any], usual: EvalConfig, path: Path, poo
         raise CheckpointError(
             f"{path}: hidden_act {shown(act)} is not a GELU that vit has", f"known: {', '.join(sorted(GELU))}"
         )
-    for key, wanted in _REQUIRED.items():
-        if vision.get(key, wanted) not in (wanted, None):
+    own = _OTHERWISE.get(kind, {})
+    for key, fits in ({key: (wanted,) for key, wanted in _REQUIRED.items()} | own).items():
+        if vision.get(key) is not None and vision[key] not in fits:
             raise CheckpointError(
                 f"{path}: {key} = {shown(vision[key])} is nothing that vit can compute", RUN_BY_OTHERS
             )
@@ -82,15 +104,39 @@ def transformers_says(config: dict[str, Any], usual: EvalConfig, path: Path, poo
         )
     if eps is not None and (type(eps) not in (int, float) or not 0 < eps < 1):
         raise CheckpointError(f"{path}: layer_norm_eps = {shown(eps)} is no small number", "is the file damaged?")
+    facts = _rotary(path, vision) if kind == "dinov3_vit" else {}
+    if vision.get("qkv_bias") is False:
+        facts["qkv_bias"] = "none"
     return Sidecar(
         heads=count_of(path, "num_attention_heads", vision.get("num_attention_heads"))
-        or (None if usual_act is None else _HEADS),
+        or (None if usual_act is None else _HEADS.get(kind, 12)),
         img_size=size_of(path, "image_size", vision.get("image_size")),
         norm_eps=eps,
-        gelu=GELU.get(str(act)),
+        gelu="silu" if vision.get("use_swiglu_ffn") is True else GELU.get(str(act)),
+        facts=facts,
+        shown={f"{key} = {shown(vision[key])}": told for key, told in _arrays(kind, vision).items() if key in vision},
         groups=count_of(path, "num_groups", vision.get("num_groups")),
         classes=_labels(config.get("id2label"), path),
     )
+
+
+def _arrays(kind: str, vision: dict[str, Any]) -> dict[str, tuple[str, Any]]:
+    """What a configuration says that arrays tell as well."""
+    biases = any(vision.get(key, True) for key in ("query_bias", "value_bias"))
+    return {
+        "use_swiglu_ffn": ("gated", vision.get("use_swiglu_ffn") is True),
+        "use_gated_mlp": ("gated", vision.get("use_gated_mlp") is True),
+        **({"query_bias": ("has_qkv_bias", biases)} if kind == "dinov3_vit" else {}),
+        "qkv_bias": ("has_qkv_bias", vision.get("qkv_bias") is not False),
+    }
+
+
+def _rotary(path: Path, vision: dict[str, Any]) -> dict[str, Any]:
+    """DINOv3's base of frequencies. Raises CheckpointError for no such number."""
+    theta = vision.get("rope_theta", 100.0)
+    if type(theta) not in (int, float) or not 0 < theta < 1e12:
+        raise CheckpointError(f"{path}: rope_theta = {shown(theta)} is no such number", "is the file damaged?")
+    return {"rope_theta": float(theta)}
 
 
 def _labels(names: Any, path: Path) -> tuple[Class, ...]:

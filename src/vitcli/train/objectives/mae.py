@@ -17,8 +17,9 @@ from vitcli.families.base import Activations
 from vitcli.model.block import Block
 from vitcli.model.classifier import Classifier
 from vitcli.model.linear import Linear
+from vitcli.model.patches import cut, pasted
 from vitcli.model.positions import sines_and_cosines
-from vitcli.model.vit import cut, pasted
+from vitcli.model.rope import of_kept
 from vitcli.plots import contact_sheet
 from vitcli.randomness import Step
 from vitcli.recipes.facts import Facts
@@ -84,7 +85,8 @@ class MAE(Objective):
         patches = encoder.patch_embed.of(taken(cut(images, encoder.config.patch), kept))
         prefix_places, places = encoder.placed(grid)
         x = encoder.with_prefix(patches + nn.functional.embedding(kept, places[0]), prefix_places)
-        tokens = encoder.fc_norm(encoder.blocks_of(x, keep))
+        turns = of_kept(encoder.rotations(grid), kept, encoder.config.prefix_tokens)
+        tokens = encoder.fc_norm(encoder.blocks_of(x, keep, rope=turns))
         tokens = self.embed(tokens)
         prefix = encoder.config.prefix_tokens
         masks = self.mask_token.to(tokens.dtype).expand(len(images), order.shape[1] - seen, -1)
@@ -126,9 +128,9 @@ class MAE(Objective):
         check_part(config, "mae", "mask", seen_of)
         encoder = patched(config.model, "mae")
         decoder_of(encoder, config.settings_of("mae")).check()
-        if encoder.offsets:
+        if encoder.is_pairwise:
             raise UsageError(
-                "train.objective = mae leaves patches out, and model.positions = relative counts them one after the other",
+                f"train.objective = mae leaves patches out, and model.positions = {encoder.positions} is of all patches of a grid",
                 "take other positions, or another --objective",
             )
 
@@ -187,4 +189,8 @@ def decoder_of(encoder: ModelConfig, settings: MAEConfig) -> ModelConfig:
         dropout=0.0,
         drop_path=0.0,
         layer_scale=0.0,
+        gelu="erf" if encoder.gated else encoder.gelu,
+        gated=False,
+        rope="none",
+        rope_registers=0.0,
     )

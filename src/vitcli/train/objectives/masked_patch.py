@@ -16,7 +16,7 @@ from vitcli.errors import UsageError
 from vitcli.families.base import Activations
 from vitcli.model.classifier import Classifier
 from vitcli.model.linear import Linear
-from vitcli.model.vit import cut
+from vitcli.model.patches import cut
 from vitcli.randomness import Step, step_uniforms
 from vitcli.recipes.facts import Facts
 from vitcli.train.objectives.base import Extra, Loss, Noise, Objective, of_generator
@@ -93,7 +93,8 @@ class MaskedPatch(Objective):
         patches = self.corrupted(encoder.patch_embed(batch.images), noise)
         prefix, places = encoder.placed(encoder.grid_of(batch.images))
         x = encoder.with_prefix(patches + places, prefix)
-        x = encoder.fc_norm(encoder.blocks_of(x, noise.keep))
+        turns = encoder.rotations(encoder.grid_of(batch.images))
+        x = encoder.fc_norm(encoder.blocks_of(x, noise.keep, rope=turns))
         guess = self.predict(taken(x[:, encoder.config.prefix_tokens :], chosen)).float()
         if self.settings.target == "pixels":
             target = taken(cut(batch.images, encoder.config.patch), chosen)
