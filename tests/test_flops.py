@@ -148,8 +148,8 @@ def test_training_costs_three_forward_passes_of_two_operations_a_mac():
 
 def test_with_a_frozen_backbone_only_the_head_has_a_backward_pass():
     model = model_config("s/16", (224, 224), 10)
-    assert training_flops(model, 3, frozen_backbone=True) == 3 * (2 * macs(model) + 4 * model.cost().head_macs)
-    assert training_flops(model, 3, frozen_backbone=True) < training_flops(model, 3) / 2
+    assert training_flops(model, 3, tuned="head") == 3 * (2 * macs(model) + 4 * model.cost().head_macs)
+    assert training_flops(model, 3, tuned="head") < training_flops(model, 3) / 2
 
 
 def test_the_state_of_training_is_counted_exactly():

@@ -145,6 +145,11 @@ class TrainConfig:
     )
     report_on: Literal["held-out", "dev"] = key("held-out", "the images that the run's own scores are of")
     freeze: Literal["", "backbone"] = key("", "`backbone` trains the head alone (`--freeze`)")
+    tune: str = key(
+        "all",
+        "which weights are trained: all; head, as `--freeze backbone`; bias: every bias and the head; proj: the output projections of "
+        "attention and the head; last:K: the last K blocks, what follows them and the head",
+    )
     ema: float = key(
         0.0,
         "decay of the weights' moving average; 0 is off",
@@ -171,6 +176,11 @@ class TrainConfig:
         compared=False,
     )
     keep_state: bool = key(False, "a finished run keeps its last saved steps", compared=False)
+
+    @property
+    def tuned(self) -> str:
+        """`tune`, whichever way it was said."""
+        return "head" if self.freeze == "backbone" else self.tune
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from vitcli.config import Config
+from vitcli.config import Config, ModelConfig
 from vitcli.families.base import Activations, Architecture
+from vitcli.tuning import blocks_of
 
 
 def parameters(model: Architecture) -> int:
@@ -26,15 +27,23 @@ def macs(model: Architecture) -> int:
     return model.cost().macs
 
 
-def training_flops(model: Architecture, images: int, frozen_backbone: bool = False) -> int:
-    """Floating-point operations of training on `images` images: the backward pass is twice the forward.
+def training_flops(model: Architecture, images: int, tuned: str = "all") -> int:
+    """Floating-point operations of training on `images` images: the backward pass is twice the forward, the gradients of what a layer
+    reads and of its weights, as far down and of such weights as are `tuned` (train.tune).
 
     For the ViTs of the paper's Table 6 this gives the exaFLOPs that are printed there.
     """
-    cost = model.cost()
-    if frozen_backbone:
+    cost, last = model.cost(), blocks_of(tuned)
+    if tuned == "head":
         return images * (2 * cost.macs + 4 * cost.head_macs)
-    return 6 * cost.macs * images
+    if tuned == "bias":
+        return images * (4 * cost.macs + 2 * cost.head_macs)
+    if tuned == "all" or not isinstance(model, ModelConfig):
+        return 6 * cost.macs * images
+    if last is not None:
+        return images * (2 * cost.macs + 4 * (last * model.block_macs(model.tokens) + cost.head_macs))
+    projections = model.depth * model.tokens * model.width**2
+    return images * (4 * cost.macs + 2 * (projections + cost.head_macs))
 
 
 @dataclass(frozen=True)
@@ -128,7 +137,7 @@ def run_memory(config: Config, bf16: bool, evaluated_at_once: int, kept: Activat
     mixup 1.2 (1.1); ViT-S/16 at 224 px, batch 32, 1.9 (2.4), in float32 3.1 (3.7); ViT-Ti/16, batch 512 in 64
     micro-batches, 1.4 (2.3), with RandAugment and mixup 3.7 (3.8); ViT-B/16, batch 8, 2.4 (2.9).
     """
-    train, frozen = config.train, config.train.freeze == "backbone"
+    train, frozen = config.train, config.train.tuned == "head"
     ema, optimizer = train.ema > 0, config.optim.name
     images, again = train.batch_size // train.accumulate, config.run.checkpointing
     step = training_memory(config.model, images, optimizer, ema, bf16, frozen, kept, again)

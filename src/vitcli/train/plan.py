@@ -110,7 +110,7 @@ class Plan:
 
     @property
     def frozen(self) -> bool:
-        return self.config.train.freeze == "backbone"
+        return self.config.train.tuned == "head"
 
     def train_flops(self, images_seen: int, share: Callable[[float], float] = lambda progress: progress) -> int:
         """Of training on so many images, and of labelling those that a teacher labels. `share` is the part of them that was seen

@@ -279,9 +279,12 @@ def _configured(
     )
     check(config)
     _check_sections(config, overrides)
-    if config.train.freeze and not facts.classes:
+    if config.train.tuned != "all" and not facts.classes:
+        asked = "train.freeze" if config.train.freeze else f"train.tune = {config.train.tune}"
         raise UsageError(
-            f"train.freeze leaves nothing to train of a model without a head, and train.objective = {config.train.objective} has none",
+            f"{asked} leaves nothing to train of a model without a head, and train.objective = {config.train.objective} has none"
+            if config.train.tuned == "head"
+            else f"{asked} is of a classifier, and train.objective = {config.train.objective} trains none",
             "leave it out",
         )
     return fitted_to_data(config, facts, overrides)

@@ -170,13 +170,13 @@ class Objective(nn.Module):
     @classmethod
     def training_flops(cls, config: Config, images: int) -> int:
         """Of training on so many images of `config.model.img_size`, decoder and teacher included."""
-        return flops.training_flops(config.model, images, config.train.freeze == "backbone")
+        return flops.training_flops(config.model, images, config.train.tuned)
 
     @classmethod
     def activations(cls, config: Config) -> Activations:
         """What is held of an image for the backward pass, all its views and the objective's own."""
         cost = config.model.cost()
-        if config.train.freeze == "backbone":
+        if config.train.tuned == "head":
             return cost.training_head
         return (cost.checkpointed if config.run.checkpointing else None) or cost.training
 
