@@ -164,7 +164,7 @@ def test_the_state_of_training_is_counted_exactly():
     assert state() == 4 * 4 * n  # weights, gradients and two moments
     assert state(optimizer="sgd") == 4 * 3 * n
     assert state(ema=True) - state() == 4 * n
-    assert state(frozen_backbone=True) == 4 * (n + 3 * head)
+    assert state(tuned="head") == 4 * (n + 3 * head)
 
 
 def test_activations_grow_with_the_micro_batch():

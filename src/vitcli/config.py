@@ -50,7 +50,7 @@ from vitcli.families.sizes import VARIANTS as VARIANTS
 from vitcli.families.table import FAMILIES, named
 from vitcli.families.table import model_config as model_config
 from vitcli.families.vit import ModelConfig as ModelConfig
-from vitcli.tuning import blocks_of
+from vitcli.tuning import blocks_of, check_tuned
 
 IMAGENET_MEAN: Stats = (0.485, 0.456, 0.406)
 IMAGENET_STD: Stats = (0.229, 0.224, 0.225)
@@ -329,22 +329,6 @@ def from_dict(section: str, values: Mapping[str, Any]) -> Any:
 # --- checks ------------------------------------------------------------------------------------------------
 
 
-def _check_tuned(config: Config) -> None:
-    """Raises UsageError for a part of the weights that the model has not, or that is not the only one asked for."""
-    train, model = config.train, config.model
-    last = blocks_of(train.tune)
-    if train.freeze and train.tune not in ("all", "head"):
-        raise UsageError(f"train.freeze = {train.freeze} and train.tune = {train.tune}", "leave one out")
-    if (last is not None or train.tune == "proj") and not isinstance(model, ModelConfig):
-        raise UsageError(
-            f"train.tune = {train.tune} is of blocks, and {model.name} is no Vision Transformer", "leave it out"
-        )
-    if last is not None and isinstance(model, ModelConfig) and last > model.depth:
-        raise UsageError(
-            f"train.tune = {train.tune}: {model.name} has {model.depth} blocks", "train.tune=all trains everything"
-        )
-
-
 def check(config: Config) -> Config:
     """`config` if its values lie within their bounds and fit together. Raises UsageError with the key and a way out."""
     train, augment = config.train, config.augment
@@ -368,7 +352,8 @@ def check(config: Config) -> Config:
         raise UsageError(
             f"run.checkpointing: {config.model.name} has no blocks that are computed again", "leave it out"
         )
-    _check_tuned(config)
+    depth = config.model.depth if isinstance(config.model, ModelConfig) else 0
+    check_tuned(train.tune, train.freeze, config.model.name, depth)
     if train.loss == "bce" and train.label_smoothing:
         raise UsageError(
             "train.loss = bce takes labels whole: train.label_smoothing must be 0", "leave train.label_smoothing out"
@@ -391,6 +376,7 @@ def check_alone(overrides: Overrides) -> None:
         check_value(name, value, *_line_of(name))
     if "model.name" in overrides:
         named(overrides["model.name"])
+    blocks_of(overrides.get("train.tune", "all"))
 
 
 def check_imagined(data: DataConfig, labelled: bool = True) -> None:

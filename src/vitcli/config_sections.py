@@ -147,8 +147,8 @@ class TrainConfig:
     freeze: Literal["", "backbone"] = key("", "`backbone` trains the head alone (`--freeze`)")
     tune: str = key(
         "all",
-        "which weights are trained: all; head, as `--freeze backbone`; bias: every bias and the head; proj: the output projections of "
-        "attention and the head; last:K: the last K blocks, what follows them and the head",
+        "which weights of a trained network are trained: all; head, as `--freeze backbone`; bias, every bias and the head; proj, the "
+        "output projections of attention and the head; last:K, the last K blocks, the norm after them and the head",
     )
     ema: float = key(
         0.0,

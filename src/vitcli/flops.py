@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from vitcli.config import Config, ModelConfig
 from vitcli.families.base import Activations, Architecture
-from vitcli.tuning import blocks_of
+from vitcli.tuning import blocks_of, tuned_numbers
 
 
 def parameters(model: Architecture) -> int:
@@ -22,13 +22,18 @@ def backbone_parameters(model: Architecture) -> int:
     return cost.parameters - cost.head_parameters
 
 
+def tuned_parameters(model: Architecture, tuned: str = "all") -> int:
+    """Numbers that are trained, of those that are `tuned` (train.tune)."""
+    return parameters(model) if tuned == "all" else tuned_numbers(model.shapes(), tuned)
+
+
 def macs(model: Architecture) -> int:
     """Multiply-accumulates of one image's forward pass."""
     return model.cost().macs
 
 
 def training_flops(model: Architecture, images: int, tuned: str = "all") -> int:
-    """Floating-point operations of training on `images` images: the backward pass is twice the forward, the gradients of what a layer
+    """Floating-point operations of training on `images` images: the backward pass is twice the forward, the gradients of what a product
     reads and of its weights, as far down and of such weights as are `tuned` (train.tune).
 
     For the ViTs of the paper's Table 6 this gives the exaFLOPs that are printed there.
@@ -36,14 +41,19 @@ def training_flops(model: Architecture, images: int, tuned: str = "all") -> int:
     cost, last = model.cost(), blocks_of(tuned)
     if tuned == "head":
         return images * (2 * cost.macs + 4 * cost.head_macs)
-    if tuned == "bias":
-        return images * (4 * cost.macs + 2 * cost.head_macs)
     if tuned == "all" or not isinstance(model, ModelConfig):
         return 6 * cost.macs * images
+    block = model.block_macs(model.tokens)
     if last is not None:
-        return images * (2 * cost.macs + 4 * (last * model.block_macs(model.tokens) + cost.head_macs))
-    projections = model.depth * model.tokens * model.width**2
-    return images * (4 * cost.macs + 2 * (projections + cost.head_macs))
+        return images * (2 * cost.macs + 4 * (last * block + cost.head_macs))
+    attention, weights = 2 * model.tokens**2 * model.width, model.tokens * model.width**2
+    if tuned == "bias":  # down to the patches' own; of attention, both factors are computed
+        return images * (2 * cost.macs + model.depth * 2 * (block + attention) + 4 * cost.head_macs)
+    below = 2 * (block + attention) - 2 * (
+        block - attention - 4 * weights
+    )  # of the first block, what is before its projection
+    whole = model.depth * 2 * (block + attention + weights)
+    return images * (2 * cost.macs + whole - below + 4 * cost.head_macs)
 
 
 @dataclass(frozen=True)
@@ -68,13 +78,28 @@ class Memory:
         return self.state + self.saving + max(self.augmentation, self.activations + self.pixels, self.evaluation)
 
 
-def saved_bytes(model: Architecture, optimizer: str, ema: bool, frozen_backbone: bool = False) -> int:
-    """Bytes of a saved step: weights, what the optimizer keeps, the average; float32 all of them."""
-    cost = model.cost()
-    count = cost.parameters
-    trained = cost.head_parameters if frozen_backbone else count
-    moments = {"adamw": 2, "lamb": 2, "sgd": 1, "muon": 1}[optimizer]
-    return 4 * (count + trained * moments + (count if ema else 0))
+_MOMENTS = {"adamw": 2, "lamb": 2, "sgd": 1, "muon": 1}
+"""Numbers that an optimizer keeps of each one that it trains."""
+
+
+def saved_bytes(model: Architecture, optimizer: str, ema: bool, tuned: str = "all") -> int:
+    """Bytes of a saved step: weights, what the optimizer keeps of those that are `tuned`, the average; float32 all of them."""
+    count = parameters(model)
+    return 4 * (count + tuned_parameters(model, tuned) * _MOMENTS[optimizer] + (count if ema else 0))
+
+
+def update_bytes(model: Architecture, optimizer: str, tuned: str = "all") -> int:
+    """Bytes of what an update needs beside the weights: gradients and what the optimizer keeps."""
+    return 4 * tuned_parameters(model, tuned) * (1 + _MOMENTS[optimizer])
+
+
+def activations(model: Architecture, tuned: str = "all", checkpointing: bool = False) -> Activations:
+    """What is kept of an image for the backward pass: of the last blocks alone, where no gradient goes further down."""
+    last = blocks_of(tuned)
+    if tuned == "head":
+        return model.cost().training_head
+    cost = (replace(model, depth=last) if last is not None and isinstance(model, ModelConfig) else model).cost()
+    return (cost.checkpointed if checkpointing else None) or cost.training
 
 
 def training_memory(
@@ -83,7 +108,7 @@ def training_memory(
     optimizer: str,
     ema: bool,
     bf16: bool,
-    frozen_backbone: bool = False,
+    tuned: str = "all",
     kept: Activations | None = None,
     checkpointing: bool = False,
 ) -> Memory:
@@ -91,11 +116,9 @@ def training_memory(
     backward pass, or what is `kept` of an image instead.
     """
     cost = model.cost()
-    trained = cost.head_parameters if frozen_backbone else cost.parameters
-    state = saved_bytes(model, optimizer, ema, frozen_backbone) + 4 * trained + (2 * cost.parameters if bf16 else 0)
-    state += 8 * cost.held
-    whole = (cost.checkpointed if checkpointing else None) or cost.training
-    kept = kept or (cost.training_head if frozen_backbone else whole)
+    state = saved_bytes(model, optimizer, ema, tuned) + 4 * tuned_parameters(model, tuned)
+    state += (2 * cost.parameters if bf16 else 0) + 8 * cost.held
+    kept = kept or activations(model, tuned, checkpointing)
     return Memory(state, micro_batch * kept.bytes(bf16))
 
 
@@ -137,14 +160,14 @@ def run_memory(config: Config, bf16: bool, evaluated_at_once: int, kept: Activat
     mixup 1.2 (1.1); ViT-S/16 at 224 px, batch 32, 1.9 (2.4), in float32 3.1 (3.7); ViT-Ti/16, batch 512 in 64
     micro-batches, 1.4 (2.3), with RandAugment and mixup 3.7 (3.8); ViT-B/16, batch 8, 2.4 (2.9).
     """
-    train, frozen = config.train, config.train.tuned == "head"
+    train, tuned = config.train, config.train.tuned
     ema, optimizer = train.ema > 0, config.optim.name
     images, again = train.batch_size // train.accumulate, config.run.checkpointing
-    step = training_memory(config.model, images, optimizer, ema, bf16, frozen, kept, again)
+    step = training_memory(config.model, images, optimizer, ema, bf16, tuned, kept, again)
     augmentation, pixels = batch_memory(config)
     return replace(
         step,
-        saving=_WORKSPACE + saved_bytes(config.model, optimizer, ema, frozen),
+        saving=_WORKSPACE + saved_bytes(config.model, optimizer, ema, tuned),
         augmentation=augmentation,
         pixels=pixels,
         evaluation=evaluation_memory(config.model, config.eval.batch_size or evaluated_at_once, bf16),

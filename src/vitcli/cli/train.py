@@ -218,10 +218,10 @@ def _show_plan(plan: Plan, json: bool) -> None:
     if json:
         console.print_json(tree)
         return
-    steps, flops = tree["steps"], tree["train_flops"]
+    steps, flops, own = tree["steps"], tree["train_flops"], tree.get("trained_params")
     rows = {
         "model": tree["model"],
-        "parameters": f"{tree['params']:,}",
+        "parameters": f"{tree['params']:,}{'' if own is None else f', {own:,} of them trained'}",
         "input": f"{plan.config.model.img_size[0]} x {plan.config.model.img_size[1]} px, {plan.config.model.seen}",
         "classes": f"{tree['data']['classes']:,}",
         "data": ", ".join(f"{s['name']} {s['rows']:,}" for s in tree["data"]["splits"]),

@@ -63,7 +63,7 @@ class _Blocked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         x = x.to(torch.bfloat16)
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return _product(x, blocked(weight), None if bias is None else bias.detach().to(torch.bfloat16))
 
     @staticmethod

@@ -114,8 +114,7 @@ def needed(config: Config, device: str, bf16: bool) -> flops.Memory:
 
 def saved_step(config: Config) -> int:
     """Bytes of a saved step, what the objective owns included."""
-    frozen = config.train.tuned == "head"
-    step = flops.saved_bytes(config.model, config.optim.name, config.train.ema > 0, frozen)
+    step = flops.saved_bytes(config.model, config.optim.name, config.train.ema > 0, config.train.tuned)
     return step + extra_bytes(config, objective_named(config.train.objective).extra(config))
 
 

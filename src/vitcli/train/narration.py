@@ -7,6 +7,7 @@ import numpy as np
 from vitcli import flops
 from vitcli.config import (
     LENGTHS,
+    Config,
     format_size,
 )
 from vitcli.train.plan import Plan
@@ -41,6 +42,8 @@ def said_of(plan: Plan) -> list[str]:
             how = config.model.resampled_from(plan.parent.model)
             times = flops.macs(config.model) / flops.macs(plan.parent.model)
             said.append(f"{how}{'; ' if how else ''}an image costs {times:.2g} times as much")
+    if config.train.tuned != "all":
+        said.append(_said_of_tuned(config))
     if config.train.teacher:
         said.append(f"teacher: {config.train.teacher}")
     if not any(asked.get(key) is not None for key in LENGTHS):
@@ -54,6 +57,18 @@ def said_of(plan: Plan) -> list[str]:
     if counted:
         said.append(f"images: {', '.join(counted)}")
     return [*said, *_said_of_classes(plan)]
+
+
+def _said_of_tuned(config: Config) -> str:
+    """How few weights are trained, and what that saves."""
+    model, optimizer, tuned = config.model, config.optim.name, config.train.tuned
+    own, every = flops.tuned_parameters(model, tuned), flops.parameters(model)
+    kept, whole = (flops.update_bytes(model, optimizer, how) / 1e6 for how in (tuned, "all"))
+    saved = 1 - flops.training_flops(model, 1, tuned) / flops.training_flops(model, 1)
+    return (
+        f"tuned: {tuned}, {own:,} of {every:,} parameters ({own / every:.2g}); gradients and optimizer state take {kept:,.3g} MB in place of "
+        f"{whole:,.3g}, an update {saved:.0%} fewer FLOPs"
+    )
 
 
 def _said_of_classes(plan: Plan) -> list[str]:

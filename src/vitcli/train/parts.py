@@ -25,7 +25,7 @@ from vitcli.train.plan import Plan
 from vitcli.train.runlog import Log
 from vitcli.train.teacher import outputs_of
 from vitcli.train.trainer import Trainer
-from vitcli.tuning import is_tuned
+from vitcli.tuning import tuned_names
 from vitcli.weights.asked import loaded
 from vitcli.weights.checkpoint import adapt, load, resized
 from vitcli.world import world
@@ -47,23 +47,8 @@ class Parts:
         self.images = self._open_images()
         self.loader = self._loader()
         self.trainer = Trainer(self.initial_model(restored=saved is not None), self.config, self.machine)
-        self._say_what_is_tuned()
         self.trainer.objective.begin(plan.classes)
         self.trainer.objective.counted(plan.classes, plan.class_counts)
-
-    def _say_what_is_tuned(self) -> None:
-        """And what that saves, where it is not everything."""
-        sizes = [(p.numel(), p.requires_grad) for p in self.trainer.model.parameters()]
-        every, own = sum(n for n, _ in sizes), sum(n for n, is_trained in sizes if is_trained)
-        if own == every:
-            return
-        moments = 1 if self.config.optim.name in ("sgd", "muon") else 2
-        saved, whole = (4 * (every + moments * trained) / 1e6 for trained in (own, every))
-        self.log(
-            "note",
-            text=f"tuned ({self.config.train.tuned}): {own:,} of {every:,} parameters; gradients and moments of these alone, a saved step of "
-            f"{saved:,.1f} MB in place of {whole:,.1f}",
-        )
 
     def take_up(self, saved: state.Saved) -> None:
         """The tensors of a saved step; all processes call this at once. Raises KeyError, RuntimeError, TypeError or CheckpointError where
@@ -142,8 +127,9 @@ class Parts:
             description, tensors = load(plan.parent)
             _, fitting = resized(description, tensors, config.model.img_size)
             model = adapt(fitting, config.model, plan.keep_head, config.run.seed, config.train.head_bias)
+        own = tuned_names([name for name, _ in model.named_parameters()], config.train.tuned)
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(is_tuned(model, name, config.train.tuned))
+            parameter.requires_grad_(name in own)
         return model
 
 

@@ -108,10 +108,6 @@ class Plan:
             return np.zeros(len(self.classes), np.int64)
         return targets.sum(0) if targets.ndim == 2 else np.bincount(targets, minlength=len(self.classes))
 
-    @property
-    def frozen(self) -> bool:
-        return self.config.train.tuned == "head"
-
     def train_flops(self, images_seen: int, share: Callable[[float], float] = lambda progress: progress) -> int:
         """Of training on so many images, and of labelling those that a teacher labels. `share` is the part of them that was seen
         up to a part of the run.
@@ -136,7 +132,7 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         """The fields of --dry-run."""
-        model, steps = self.config.model, self.steps
+        model, steps, tuned = self.config.model, self.steps, self.config.train.tuned
         seen = None if steps is None else steps * self.config.train.batch_size
         splits = [{"name": part.name, "rows": len(part)} for part in self.splits]
         if self.train is None:
@@ -144,6 +140,7 @@ class Plan:
         return {
             "model": model.name,
             "params": flops.parameters(model),
+            **({"trained_params": flops.tuned_parameters(model, tuned)} if tuned != "all" else {}),
             "tokens": model.tokens,
             "macs": flops.macs(model),
             "steps": steps,

@@ -279,6 +279,17 @@ def _configured(
     )
     check(config)
     _check_sections(config, overrides)
+    _check_tuned(config, facts)
+    return fitted_to_data(config, facts, overrides)
+
+
+def _check_tuned(config: Config, facts: Facts) -> None:
+    """Raises UsageError where a part of the weights is to be trained, and the others are random or there is no head."""
+    if facts.parent is None and config.train.tune != "all":
+        raise UsageError(
+            f"train.tune = {config.train.tune} leaves the other weights as they are, which are random ones here",
+            "start from trained weights: vit finetune CKPT, or --init CKPT",
+        )
     if config.train.tuned != "all" and not facts.classes:
         asked = "train.freeze" if config.train.freeze else f"train.tune = {config.train.tune}"
         raise UsageError(
@@ -287,7 +298,6 @@ def _configured(
             else f"{asked} is of a classifier, and train.objective = {config.train.objective} trains none",
             "leave it out",
         )
-    return fitted_to_data(config, facts, overrides)
 
 
 def _low_res(config: Config, overrides: Overrides) -> float:

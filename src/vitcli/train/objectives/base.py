@@ -175,10 +175,7 @@ class Objective(nn.Module):
     @classmethod
     def activations(cls, config: Config) -> Activations:
         """What is held of an image for the backward pass, all its views and the objective's own."""
-        cost = config.model.cost()
-        if config.train.tuned == "head":
-            return cost.training_head
-        return (cost.checkpointed if config.run.checkpointing else None) or cost.training
+        return flops.activations(config.model, config.train.tuned, config.run.checkpointing)
 
 
 def of_generator(seed: int, index: int = 0) -> torch.Generator:
