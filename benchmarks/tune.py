@@ -1,23 +1,23 @@
 """Few weights tuned against all of them and none (train.tune): top-1 on held-out images and seconds, a row a run.
 
     python benchmarks/tune.py CKPT DATA [--shots 10] [--tested 1000] [--img-size 224] [--steps 50] [--seeds 0 1 2] [--ways all bias …]
-    python benchmarks/tune.py CKPT DATA --dev --ways bias --rates 1e-4 5e-4 1e-3      rates, measured on training images that were not drawn
-    python benchmarks/tune.py --table FILE…                                            the rows as a table
+    python benchmarks/tune.py CKPT DATA --dev --ways bias@1e-3 bias@3e-3      at other rates, on training images that were not drawn
+    python benchmarks/tune.py --table FILE…                                    such rows as a table
 
 DATA is a folder of Parquet shards `train*` and `test*`. A seed draws `--shots` images of each class and orders them; every way sees the
-same ones. `probe` is `vit probe`, `frozen` `--freeze backbone`; without `--rates` the rate is the recipe's. `seconds` are of the whole
-command, its start, the probe that a new head begins as and the test included; `images_per_second` of the updates alone.
+same ones. `probe` is `vit probe`, `frozen` is `--freeze backbone`; the rate is the recipe's where none is named. `seconds` are one
+processor's, of the whole command: its start, the probe that a new head begins as and the test included.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterable
@@ -79,28 +79,28 @@ def named(folder: Path) -> None:
 
 
 def measured(arguments: list[str]) -> tuple[dict[str, Any], float]:
-    """What a command says, and its seconds."""
-    started = time.monotonic()
+    """What a command says, and its seconds of one processor, which other work on the machine does not lengthen."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([*VIT, *arguments, "--json", "--quiet"], capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"vit {' '.join(arguments)}\n{done.stderr}")
-    return json.loads(done.stdout), time.monotonic() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return json.loads(done.stdout), after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def run(asked: argparse.Namespace, images: Path, way: str, seed: int, rate: float | None) -> dict[str, Any]:
+def run(asked: argparse.Namespace, images: Path, way: str, seed: int) -> dict[str, Any]:
     common = [asked.checkpoint, "--data", str(images), "--img-size", str(asked.img_size)]
     if way == "probe":
         said, seconds = measured(["probe", *common, "--set", "probe.cache=false"])
         return {"top1": said["results"][0]["top1"], "seconds": seconds}
-    tuned = ["--freeze", "backbone"] if way == "frozen" else ["--set", f"train.tune={way}"]
-    settings = [*asked.set, "run.threads=1", *([] if rate is None else [f"optim.lr={rate}"])]
+    part, _, rate = way.partition("@")
+    tuned = ["--freeze", "backbone"] if part == "frozen" else ["--set", f"train.tune={part}"]
+    settings = [*asked.set, "run.threads=1", *([f"optim.lr={rate}"] if rate else [])]
     options = [*tuned, "--steps", str(asked.steps), "--seed", str(seed), *(o for s in settings for o in ("--set", s))]
     with tempfile.TemporaryDirectory(dir=asked.out) as folder:
         out = Path(folder) / "run"
         said, seconds = measured(["finetune", *common, *options, "--out", str(out)])
-        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         lr = tomllib.loads((out / "run.toml").read_text())["optim"]["lr"]
-    speeds = [row["images_per_second"] for row in rows if "images_per_second" in row]
     return {
         "lr": lr,
         "top1": said["eval"]["top1"],
@@ -108,7 +108,6 @@ def run(asked: argparse.Namespace, images: Path, way: str, seed: int, rate: floa
         "kept": said["selection"]["kept"],
         "dev": said["selection"]["dev_top1"],
         "seconds": seconds,
-        "images_per_second": statistics.median(speeds),
     }
 
 
@@ -118,10 +117,9 @@ def rows(asked: argparse.Namespace) -> None:
         folder = drawn(data, asked.out, asked.shots, asked.tested, seed, asked.dev)
         named(folder / "images")
         for way in asked.ways:
-            for rate in [None] if way == "probe" else asked.rates or [None]:
-                found = run(asked, folder / "images", way, seed, rate)
-                row = {"data": data.name, "shots": asked.shots, "img_size": asked.img_size, "steps": asked.steps}
-                show(**row, measured_on="dev" if asked.dev else "test", set=asked.set, way=way, seed=seed, **found)
+            found = run(asked, folder / "images", way, seed)
+            row = {"data": data.name, "shots": asked.shots, "img_size": asked.img_size, "steps": asked.steps}
+            show(**row, measured_on="dev" if asked.dev else "test", set=asked.set, way=way, seed=seed, **found)
 
 
 def table(files: Iterable[Path]) -> None:
@@ -130,19 +128,19 @@ def table(files: Iterable[Path]) -> None:
     for row in (json.loads(line) for path in files for line in path.read_text().splitlines()):
         key = (row["data"], row["img_size"], row["measured_on"], *row["set"], row["way"], row.get("lr", ""))
         groups[key].append(row)
-    print("| data | way | lr | seeds | top-1 | loss | seconds | images a second |\n|---|---|---|---|---|---|---|---|")
+    print("| data | way | lr | seeds | top-1 | loss | seconds |\n|---|---|---|---|---|---|---|")
     for key, members in groups.items():
         data, size, on, *changed, way, rate = key
 
         def spread(what: str, digits: int, members: list[dict[str, Any]] = members) -> str:
-            values = [row[what] for row in members if what in row]
+            values = [row[what] for row in members if row.get(what) is not None]
             if not values:
                 return ""
             mean = f"{statistics.mean(values):.{digits}f}"
             return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 and digits else mean
 
         cells = [f"{data}, {size} px, {on}", " ".join([way, *changed]), f"{rate:g}" if rate else "", str(len(members))]
-        cells += [spread("top1", 3), spread("loss", 3), spread("seconds", 0), spread("images_per_second", 0)]
+        cells += [spread("top1", 3), spread("loss", 3), spread("seconds", 0)]
         print(f"| {' | '.join(cells)} |")
 
 
@@ -156,7 +154,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ways", nargs="+", default=WAYS)
-    parser.add_argument("--rates", type=float, nargs="+")
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--dev", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("tune-runs"), help="for images and runs")

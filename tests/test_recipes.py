@@ -628,6 +628,18 @@ def test_many_passes_tune_trained_weights_at_a_lower_rate():
     assert by_steps.optim.lr == pytest.approx(5e-5), "20 passes"
 
 
+@pytest.mark.parametrize(
+    ("how", "times", "decay"),
+    [("all", 1, 0.75), ("head", 1, 0.75), ("last:2", 5, 0.75), ("proj", 10, 1.0), ("bias", 30, 1.0)],
+)
+def test_few_weights_are_tuned_at_a_higher_rate(how, times, decay):
+    known = facts("finetune", (900, 17), parent=model_config("ti/16"), epochs=10.0)
+    optim = configure("finetune", dataclasses.replace(known, tune=how)).optim
+    assert (optim.lr, optim.layer_decay) == (pytest.approx(times * 1e-4), decay)
+    longer = configure("finetune", dataclasses.replace(known, tune=how, epochs=20.0)).optim
+    assert longer.lr == pytest.approx(times * 5e-5)
+
+
 def test_images_grow_again_where_a_young_checkpoint_goes_to_a_higher_resolution():
     parent = {"parent": model_config("ti/4", (32, 32)), "new_head": False}
     young = parent | {"parent_seen": 100_000}

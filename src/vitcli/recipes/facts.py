@@ -38,6 +38,7 @@ class Facts:
     epochs: float | None = None  # asked for, as the next two
     steps: int | None = None
     batch_size: int | None = None
+    tune: str = "all"  # which weights are trained (train.tune)
 
 
 def model_for(facts: Facts, default: str, img_size: Size = (224, 224)) -> Architecture:

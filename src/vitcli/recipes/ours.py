@@ -17,6 +17,7 @@ from vitcli.config import (
     model_config,
 )
 from vitcli.recipes.facts import Facts, crop, evaluation_for, is_mild, is_tiny, model_for, shaped
+from vitcli.tuning import blocks_of
 
 _LARGER = ((192, 6, 6), (192, 9, 6), (256, 9, 8), (256, 12, 8), (384, 12, 12))
 """Width, depth and heads that a long time budget pays for, each about one and a half times as dear as the one before."""
@@ -298,16 +299,24 @@ _UNLABELLED = 0.1
 passes of masked autoencoding at the full one."""
 
 
-def _tuning(passes: float, labelled: bool) -> OptimConfig:
+_FEW = {"bias": 30.0, "proj": 10.0}
+"""Times that rate, with one rate for all layers, where these alone are trained (train.tune): few weights have further to go, those of the
+first layers too (docs/log.md)."""
+_LAST = 5.0
+"""The same of the last blocks, with layer-wise decay."""
+
+
+def _tuning(passes: float, labelled: bool, tune: str) -> OptimConfig:
     """Of trained weights: the rate is the lower the more passes over the images it makes above ten."""
-    rate = _TUNING_LR * _PASSES_AT_FULL_RATE / max(passes, _PASSES_AT_FULL_RATE)
+    times = _LAST if blocks_of(tune) else _FEW.get(tune, 1.0)
+    rate = times * _TUNING_LR * _PASSES_AT_FULL_RATE / max(passes, _PASSES_AT_FULL_RATE)
     return OptimConfig(
         name="adamw",
         lr=max(1e-8, round(rate * (1 if labelled else _UNLABELLED), 8)),
         objective_lr=None if labelled else _LR,
         weight_decay=0.05,
         warmup=0.1,
-        layer_decay=0.75,
+        layer_decay=1.0 if tune in _FEW else 0.75,
         clip=1.0,
     )
 
@@ -377,6 +386,6 @@ def finetune(facts: Facts) -> Config:
             head="linear" if facts.new_head else "zero",
             dev=min(0.2, max(0.1, 100 / max(facts.images, 1))) if facts.new_head else 0.0,
         ),
-        optim=_continued(rest, images, batch_size) if continues else _tuning(passes, bool(facts.classes)),
+        optim=_continued(rest, images, batch_size) if continues else _tuning(passes, bool(facts.classes), facts.tune),
         eval=evaluation,
     )

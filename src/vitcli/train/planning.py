@@ -230,6 +230,7 @@ def _facts(
         epochs=overrides.get("train.epochs"),
         steps=overrides.get("train.steps"),
         batch_size=overrides.get("train.batch_size"),
+        tune=overrides.get("train.tune", "all"),
     )
 
 
