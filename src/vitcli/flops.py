@@ -79,18 +79,23 @@ class Memory:
 
 
 _MOMENTS = {"adamw": 2, "lamb": 2, "sgd": 1, "muon": 1}
-"""Numbers that an optimizer keeps of each one that it trains."""
+
+
+def kept_bytes(model: Architecture, optimizer: str, tuned: str = "all") -> int:
+    """Bytes of what an optimizer keeps of those that are `tuned`. Muon leaves what is no matrix of a block to AdamW."""
+    moments = 2 if tuned in ("head", "bias") and optimizer == "muon" else _MOMENTS[optimizer]
+    return 4 * moments * tuned_parameters(model, tuned)
 
 
 def saved_bytes(model: Architecture, optimizer: str, ema: bool, tuned: str = "all") -> int:
     """Bytes of a saved step: weights, what the optimizer keeps of those that are `tuned`, the average; float32 all of them."""
     count = parameters(model)
-    return 4 * (count + tuned_parameters(model, tuned) * _MOMENTS[optimizer] + (count if ema else 0))
+    return 4 * (count + (count if ema else 0)) + kept_bytes(model, optimizer, tuned)
 
 
 def update_bytes(model: Architecture, optimizer: str, tuned: str = "all") -> int:
     """Bytes of what an update needs beside the weights: gradients and what the optimizer keeps."""
-    return 4 * tuned_parameters(model, tuned) * (1 + _MOMENTS[optimizer])
+    return 4 * tuned_parameters(model, tuned) + kept_bytes(model, optimizer, tuned)
 
 
 def activations(model: Architecture, tuned: str = "all", checkpointing: bool = False) -> Activations:
