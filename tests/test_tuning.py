@@ -209,6 +209,17 @@ def test_residual_networks_have_no_blocks(class_folders: Path, tmp_path: Path, h
     assert run_vit("finetune", "net", "--data", class_folders, *head, cwd=tmp_path).code == 0
 
 
+@pytest.mark.parametrize("how", ["bias", "proj", "last:1"])
+def test_a_hybrid_is_tuned_above_its_network(class_folders: Path, tmp_path: Path, how: str) -> None:
+    net = ("--data", class_folders, "--model", "R+ViT-w32d2h2/16", "--img-size", "32", "--steps", "1", "--quiet")
+    assert run_vit("pretrain", *net, "--out", "net", cwd=tmp_path).code == 0
+    done = run_vit(*tune(tmp_path / "net", class_folders, how, "--lr", "1e-2", steps=3), cwd=tmp_path)
+    assert done.code == 0, done.err
+    before, after = load_file(tmp_path / "net" / "model.safetensors"), load_file(tmp_path / "f" / "model.safetensors")
+    moved = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert moved <= tuned_names(after, how) and any(name.startswith("blocks.1.attn.proj.") for name in moved)
+
+
 def test_random_weights_are_trained_all(class_folders: Path, tmp_path: Path) -> None:
     done = run_vit("pretrain", "--data", class_folders, "--set", "train.tune=bias", "--steps", "1", cwd=tmp_path)
     assert done.code == 2 and "random" in done.err and "--init" in done.err

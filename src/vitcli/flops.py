@@ -49,9 +49,7 @@ def training_flops(model: Architecture, images: int, tuned: str = "all") -> int:
     attention, weights = 2 * model.tokens**2 * model.width, model.tokens * model.width**2
     if tuned == "bias":  # down to the patches' own; of attention, both factors are computed
         return images * (2 * cost.macs + model.depth * 2 * (block + attention) + 4 * cost.head_macs)
-    below = 2 * (block + attention) - 2 * (
-        block - attention - 4 * weights
-    )  # of the first block, what is before its projection
+    below = 2 * (2 * attention + 4 * weights)  # of the first block, its attention and what that reads
     whole = model.depth * 2 * (block + attention + weights)
     return images * (2 * cost.macs + whole - below + 4 * cost.head_macs)
 
