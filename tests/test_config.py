@@ -41,7 +41,7 @@ from vitcli.config import (
     read_toml,
     to_toml,
 )
-from vitcli.config_values import Seconds, keys
+from vitcli.config_values import Seconds, key_of, keys
 from vitcli.errors import UsageError, VitError
 from vitcli.train.plan import Request
 from vitcli.train.planning import make_plan
@@ -117,6 +117,7 @@ def test_as_dict_is_json_and_leaves_out_what_is_none(config):
     for name, cls in SECTIONS.items():
         section = getattr(config, name)
         filled = {f.name for f in dataclasses.fields(cls) if getattr(section, f.name) is not None}
+        filled -= {f.name for f in dataclasses.fields(cls) if key_of(f).quiet and getattr(section, f.name) == f.default}
         assert set(tree[name]) == filled
         assert from_dict(name, tree[name]) == section
 
@@ -165,7 +166,6 @@ def test_a_command_s_own_setting_is_read_but_is_no_part_of_a_run():
         ("[model]\npatch = [16, 0]\n", "model.patch"),
         ("[model]\npatch = [16.0, 16.0]\n", "model.patch"),
         ("[model]\npool = 'max'\n", "model.pool"),
-        ("[eval]\nmean = [0.5, 0.5]\n", "eval.mean"),
         ("[eval]\nmean = ['a', 'b', 'c']\n", "eval.mean"),
         ("[optim]\nlr = nan\n", "optim.lr"),
         ("[optim]\nlr = inf\n", "optim.lr"),
@@ -317,7 +317,6 @@ def test_values_of_each_type(item, value):
         "model.pool=max",
         "augment.scale=0.5",
         "augment.scale=0.1,0.2,0.3",
-        "eval.mean=0.5,0.5",
         "train.time_budget=10 minutes",
         "optim.milestones=a",
     ],
@@ -754,6 +753,26 @@ def test_a_run_has_as_many_views_as_its_objective_learns_from():
     asked = {"data.source": "none", "data.images": 100, "data.classes": 3, "train.epochs": 1.0, "augment.views": 2}
     with pytest.raises(UsageError, match=r"augment.views = 2: .* learns from one view"):
         make_plan(Request("pretrain", asked, dry_run=True))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6])
+def test_there_is_a_mean_and_a_deviation_for_each_channel(channels):
+    fitting = {"model.channels": channels, "eval.mean": (0.4,) * channels, "eval.std": (0.2,) * channels}
+    check(apply(VALID, fitting))
+    for key in ("eval.mean", "eval.std"):
+        with pytest.raises(UsageError, match=rf"{key} has 3 numbers.*model\.channels = {channels}"):
+            check(apply(VALID, fitting | {key: (0.5, 0.5, 0.5)}))
+
+
+@pytest.mark.parametrize("name", ["R50x1", "R50+ViT-B/16"])
+def test_networks_with_a_stem_take_three_channels(name):
+    with pytest.raises(UsageError, match=r"model\.channels = 1.*3 channels alone"):
+        dataclasses.replace(model_config(name), channels=1).check()
+
+
+def test_three_channels_stand_in_no_file():
+    assert not [key for key in as_dict(VALID)["model"] if key.startswith("channels")]
+    assert as_dict(apply(VALID, {"model.channels": 4}))["model"]["channels"] == 4
 
 
 def test_a_run_has_one_length():

@@ -1,8 +1,7 @@
 """What a run is: frozen dataclasses, the one place where each default stands, and their strict reading.
 
-A configuration is written `section.key = value`: on the command line with `--set`, in a TOML file as
-`[section]` tables. An unknown section or key, or a value of the wrong type, is a `UsageError` that names
-the nearest known one. Sizes are `(height, width)` everywhere.
+A configuration is written `section.key = value`: on the command line with `--set`, in a TOML file as `[section]` tables. An unknown
+section or key, or a value of the wrong type, is a `UsageError` that names the nearest known one. Sizes are `(height, width)`.
 """
 
 from __future__ import annotations
@@ -16,21 +15,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from vitcli.config_objectives import DistillConfig as DistillConfig
+from vitcli.config_objectives import MAEConfig as MAEConfig
+from vitcli.config_objectives import MaskedPatchConfig as MaskedPatchConfig
+from vitcli.config_objectives import PseudoConfig as PseudoConfig
+from vitcli.config_objectives import VisregConfig as VisregConfig
 from vitcli.config_sections import AnalysisConfig as AnalysisConfig
 from vitcli.config_sections import AugmentConfig as AugmentConfig
 from vitcli.config_sections import BenchConfig as BenchConfig
 from vitcli.config_sections import DataConfig as DataConfig
-from vitcli.config_sections import DistillConfig as DistillConfig
 from vitcli.config_sections import EvalConfig as EvalConfig
-from vitcli.config_sections import MAEConfig as MAEConfig
-from vitcli.config_sections import MaskedPatchConfig as MaskedPatchConfig
 from vitcli.config_sections import OptimConfig as OptimConfig
 from vitcli.config_sections import ProbeConfig as ProbeConfig
-from vitcli.config_sections import PseudoConfig as PseudoConfig
 from vitcli.config_sections import RunConfig as RunConfig
 from vitcli.config_sections import ScaleConfig as ScaleConfig
 from vitcli.config_sections import TrainConfig as TrainConfig
-from vitcli.config_sections import VisregConfig as VisregConfig
 from vitcli.config_values import Size as Size
 from vitcli.config_values import (
     Stats,
@@ -40,6 +39,7 @@ from vitcli.config_values import (
     key_of,
     shown,
     usual,
+    written,
 )
 from vitcli.config_values import format_size as format_size
 from vitcli.config_values import parse_seconds as parse_seconds
@@ -294,7 +294,7 @@ def _own_sections(config: Config) -> Iterator[tuple[str, Any]]:
 def as_dict(config: Config) -> dict[str, dict[str, Any]]:
     """Nested plain values: tuples become lists, fields that are None are left out."""
     return {
-        section: {k: list(v) if isinstance(v, tuple) else v for k, v in vars(values).items() if v is not None}
+        section: {k: list(v) if isinstance(v, tuple) else v for k, v in written(values).items() if v is not None}
         for section, values in _own_sections(config)
     }
 
@@ -334,6 +334,7 @@ def check(config: Config) -> Config:
     train, augment = config.train, config.augment
     for section, values in _own_sections(config):
         values.check() if section == "model" else check_bounds(section, values)
+    check_statistics(config.model, config.eval)
     lengths = [name for name in LENGTHS if getattr(train, name.partition(".")[2]) is not None]
     if len(lengths) != 1:
         raise UsageError(
@@ -368,6 +369,16 @@ def check(config: Config) -> Config:
         if low > high:
             raise UsageError(f"augment.{name} = ({low:g}, {high:g}): not a range", usual(AugmentConfig, name))
     return config
+
+
+def check_statistics(model: Architecture, evaluation: EvalConfig) -> None:
+    """Raises UsageError where there is not one mean and one deviation for each channel of the model's images."""
+    for name, values in (("mean", evaluation.mean), ("std", evaluation.std)):
+        if len(values) != model.channels:
+            raise UsageError(
+                f"eval.{name} has {len(values)} numbers, not one a channel: model.channels = {model.channels}",
+                f"give a number a channel, or leave eval.{name} out",
+            )
 
 
 def check_alone(overrides: Overrides) -> None:

@@ -21,8 +21,10 @@ from vitcli.errors import UsageError, did_you_mean
 Size = tuple[int, int]
 """Height and width in pixels, or rows and columns of a grid."""
 Range = tuple[float, float]
-Stats = tuple[float, float, float]
-"""One number for each of red, green and blue, of pixels scaled to 0..1."""
+Stats = tuple[float, ...]
+"""One number a channel, of pixels scaled to 0..1."""
+RGB, MOST_CHANNELS = 3, 1000
+"""Channels of an image: the usual ones, and more than any camera's."""
 Seconds = Annotated[float, "seconds"]
 
 
@@ -53,6 +55,7 @@ class Key:
     compared: bool = True  # whether a run that is resumed must have the same value
     settable: bool = True  # by a user; else it follows from the command, the checkpoint or the data
     fixed: bool = False  # by the checkpoint that a run starts from
+    quiet: bool = False  # left out of what is written where it has its default
 
     def fault(self, value: Any) -> str:
         """Why a value is out of bounds; empty where it is not, or is left out."""
@@ -115,6 +118,13 @@ def key_of(field: dataclasses.Field[Any]) -> Key:
 def keys(cls: type) -> Iterator[tuple[str, Key]]:
     """The fields of a section, with what stands on their lines."""
     return ((field.name, key_of(field)) for field in dataclasses.fields(cls))
+
+
+def written(section: Any) -> dict[str, Any]:
+    """The values of a section by their keys, as files have them."""
+    lines = dataclasses.fields(section)
+    found = {line.name: getattr(section, line.name) for line in lines}
+    return {line.name: found[line.name] for line in lines if not key_of(line).quiet or found[line.name] != line.default}
 
 
 def usual(cls: type, name: str) -> str:

@@ -146,7 +146,7 @@ def batch_memory(config: Config) -> tuple[int, int]:
     of colours and mixing make copies, of which mixing's last one stays.
     """
     augment = config.augment
-    pixels = 3 * config.model.img_size[0] * config.model.img_size[1] * config.train.batch_size
+    pixels = config.model.channels * config.model.img_size[0] * config.model.img_size[1] * config.train.batch_size
     mixes = augment.mixup > 0 or augment.cutmix > 0
     coloured = augment.three or any(augment.jitter) or augment.gray + augment.blur + augment.solarize > 0
     working = augment.views - 1 + (5 if augment.randaugment_layers or coloured else 3)

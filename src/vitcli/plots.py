@@ -294,13 +294,25 @@ def check_picture(path: Path, option: str = "--plot") -> None:
         raise UsageError(f"{option} {path}: unknown ending {path.suffix!r}", f"known: {', '.join(PICTURE_FORMATS)}")
 
 
+def as_shown(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Numbers of any channels, which come last, as the three colours that people see: of one or two channels the first in gray, of three
+    or four the first three, of more the mean in gray.
+    """
+    channels = pixels.shape[-1]
+    if channels in (3, 4):
+        return pixels[..., :3]
+    gray = pixels[..., :1] if channels < 3 else pixels.mean(-1, keepdims=True)
+    gray = np.rint(gray).astype(pixels.dtype) if pixels.dtype.kind == "u" else gray
+    return np.repeat(gray, 3, axis=-1)
+
+
 def contact_sheet(rows: NDArray[np.float32], heads: Sequence[str]) -> NDArray[np.uint8]:
-    """Images of values 0..1, `[rows, columns, 3, height, width]`, as a table, large enough to look at, under the columns' heads."""
+    """Images of values 0..1, `[rows, columns, channels, height, width]`, as a table, large enough to look at, under the columns' heads."""
     from PIL import Image, ImageDraw
 
     edge, margin = max(1, -(-96 // rows.shape[-1])), 4
     pixels = np.rint(255 * rows.clip(0, 1)).astype(np.uint8)
-    pixels = pixels.transpose(0, 1, 3, 4, 2).repeat(edge, axis=2).repeat(edge, axis=3)
+    pixels = as_shown(pixels.transpose(0, 1, 3, 4, 2)).repeat(edge, axis=2).repeat(edge, axis=3)
     height, width = pixels.shape[2] + margin, pixels.shape[3] + margin
     sheet = Image.new("RGB", (width * len(heads) + margin, height * len(rows) + 16 + margin), "white")
     for column, head in enumerate(heads):

@@ -291,9 +291,14 @@ MODES: dict[str, tuple[Any, list[int]]] = {
 def test_every_mode_of_pillow_has_its_conversion(mode: str, turn: int) -> None:
     value, expected = MODES[mode]
     image = Image.new(mode, (3, 2), value)
-    result = colour.to_rgb(image, turn, colour.StoredImage(""))
+    result = colour.to_mode(image, turn, colour.StoredImage(""), "RGB")
     assert result.mode == "RGB" and result.size == ((2, 3) if turn == 6 else (3, 2))
     assert np.abs(np.asarray(result).astype(int) - expected).max() <= 1
+    for channels, other in colour.MODES.items():
+        converted = colour.to_mode(image, turn, colour.StoredImage(""), other)
+        assert converted.mode == other and len(converted.getbands()) == channels and converted.size == result.size
+        if other == "L":
+            assert list(converted.tobytes()) == list(result.convert("L").tobytes())
 
 
 def test_a_jpeg_of_inks_is_taken_as_adobe_writes_them() -> None:

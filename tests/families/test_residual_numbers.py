@@ -95,7 +95,7 @@ def taps(side: int, kernel: int, stride: int) -> tuple[int, int]:
 def products_inside(model: BiTConfig) -> int:
     """Multiply-accumulates of the convolutions but those with padding, square images."""
     on, side = taps(model.img_size[0], 7, 2)
-    total = on**2 * 3 * model.channels
+    total = on**2 * 3 * model.stem_channels
     _, side = taps(side, 3, 2)
     for stage in model.stages():
         for unit in stage:

@@ -29,7 +29,7 @@ weights: their memory is used again for the next ones."""
 
 @torch.inference_mode()
 def reduce_attention(
-    model: ViT, images: Float[Tensor, "batch 3 height width"], reduce: Reducer, bf16: bool = False
+    model: ViT, images: Float[Tensor, "batch channels height width"], reduce: Reducer, bf16: bool = False
 ) -> None:
     """Run `model` on normalised images and hand every layer's attention weights, of every query, to `reduce`.
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitcli.lettering import drawable
-from vitcli.plots import BLUE, GRAY, ORANGE, new_figure, save, short
+from vitcli.plots import BLUE, GRAY, ORANGE, as_shown, new_figure, save, short
 from vitcli.text import visible
 
 Box = tuple[float, float, float, float]
@@ -85,7 +85,9 @@ def position_similarity(
 def filters(
     components: NDArray[np.float64], explained: NDArray[np.float64], patch: tuple[int, int], title: str, path: Path
 ) -> None:
-    """Principal components of the patch embedding as pictures of a patch, each from its least to its greatest number."""
+    """Principal components of the patch embedding as pictures of a patch, each from its least to its greatest number, of other channels than
+    three as plots.as_shown shows them.
+    """
     columns = min(7, len(components))
     rows = -(-len(components) // columns)
     figure = new_figure(max(5.2, 1.3 * columns), 1.25 * rows * patch[0] / patch[1] + 0.24 * rows + 0.6)
@@ -93,6 +95,7 @@ def filters(
     for axes in grid.flat:
         axes.set_axis_off()
     for index, (axes, component) in enumerate(zip(grid.flat, components, strict=False)):
+        component = as_shown(component)
         low, high = component.min(), component.max()
         axes.imshow((component - low) / (high - low or 1.0), interpolation="nearest")
         axes.set_title(f"{index + 1}: {100 * explained[index]:.1f} %", fontsize=9)

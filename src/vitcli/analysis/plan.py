@@ -131,7 +131,7 @@ def _images_of(
     except (DataError, UsageError) as error:
         if data:
             raise
-        name, part = "sample photographs", sample_split()
+        name, part = "sample photographs", sample_split(described.model.channels)
         warnings.append(f"{error.message}; the images are {len(part)} sample photographs, --data names others")
     if len(part) > most:
         found.append(f"images: {most:,} of the {len(part):,} of split {part.name}")

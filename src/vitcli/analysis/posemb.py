@@ -27,14 +27,14 @@ def position_similarity(
 class Filters:
     """Principal components of the patch embedding, by falling variance."""
 
-    components: Float[np.ndarray[Any, Any], "components rows columns 3"]  # unit vectors, as pixels of a patch
+    components: Float[np.ndarray[Any, Any], "components rows columns channels"]  # unit vectors, as pixels of a patch
     explained_variance: Float[np.ndarray[Any, Any], " components"]  # part of the whole variance
 
 
-def principal_filters(kernel: Float[Tensor, "width 3 rows columns"], most: int) -> Filters:
+def principal_filters(kernel: Float[Tensor, "width channels rows columns"], most: int) -> Filters:
     """The first principal components of the patch embedding's filters (paper §4.5, Figure 7 left), at most `most`.
 
-    The `width` filters are the samples, their 3·rows·columns weights the variables; the mean filter is taken off. A
+    The `width` filters are the samples, their channels·rows·columns weights the variables; the mean filter is taken off. A
     component's sign, which means nothing, is such that its largest weight is positive.
     """
     samples = kernel.double().flatten(1)

@@ -216,7 +216,8 @@ def filters(
     quiet: options.Quiet = False,
 ) -> None:
     """What a model's first filters look for, those of its patches or its first convolution: their first 28 principal
-    components, as pictures of a patch.
+    components, as pictures of a patch: in colour for three channels or four, of which alpha is not shown, else in gray, of more the
+    mean of the channels.
 
     analysis.components=N takes another number of them.
     """

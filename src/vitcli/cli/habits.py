@@ -57,6 +57,7 @@ _SAME: dict[str, tuple[str, ...]] = {
     "--set augment.scale=0.08,1": ("scale", "crop-scale"),
     "--set model.drop_path=0.1": ("drop-path", "drop-path-rate", "stochastic-depth"),
     "--set model.dropout=0.1": ("drop", "dropout", "drop-rate"),
+    "--set model.channels=1": ("in-chans", "in-channels", "num-channels", "channels"),
     "--set model.pool=mean": ("gp", "global-pool", "pool"),
     "--set train.ema=0.999": ("ema", "model-ema", "model-ema-decay"),
     "--set train.accumulate=4": ("accumulate", "grad-accum-steps", "gradient-accumulation-steps", "accum-iter", "accum-steps"),

@@ -123,6 +123,7 @@ def _text(tree: dict[str, Any], model: config.Architecture) -> list[str]:
     named = isinstance(tree["classes"], list)
     count = len(tree["classes"]) if named else tree["classes"]
     patches = f"patches of {tree['patch_size'][0]} x {tree['patch_size'][1]}, " if "patch_size" in tree else ""
+    channels = f"{tree['channels']} channel{'s' if tree['channels'] > 1 else ''}, " if "channels" in tree else ""
     rows = {"model": tree["model"]}
     if "width" in tree:
         rows["shape"] = (
@@ -132,7 +133,7 @@ def _text(tree: dict[str, Any], model: config.Architecture) -> list[str]:
         )
     rows |= {
         "parameters": f"{tree['params']:,} ({tree['params_backbone']:,} without the head)",
-        "input": f"{tree['img_size'][0]} x {tree['img_size'][1]} px, {patches}{model.seen}",
+        "input": f"{tree['img_size'][0]} x {tree['img_size'][1]} px, {channels}{patches}{model.seen}",
         "compute": f"{tree['macs'] / 1e9:.3g} GMACs = {tree['flops'] / 1e9:.3g} GFLOPs an image",
         "classes": f"{count:,}",
     }

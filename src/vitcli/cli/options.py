@@ -304,15 +304,18 @@ def checkpoint_and_images(checkpoint: str, images: Sequence[str]) -> tuple[str, 
 
     Raises UsageError where the checkpoint stands behind the images.
     """
+    from vitcli.data.arrays import ARRAY_ENDING
     from vitcli.data.decode import IMAGE_ENDINGS
     from vitcli.runs import WEIGHTS
+
+    endings = (*IMAGE_ENDINGS, ARRAY_ENDING)
 
     def is_image(name: str) -> bool:
         with contextlib.suppress(OSError, ValueError):
             path = Path(name)
             if path.is_dir() and not (path / WEIGHTS).exists() and not (path / "state").exists():
-                return any(f.suffix.lower() in IMAGE_ENDINGS for f in path.glob("*"))
-        return name == "-" or Path(name).suffix.lower() in IMAGE_ENDINGS
+                return any(f.suffix.lower() in endings for f in path.glob("*"))
+        return name == "-" or Path(name).suffix.lower() in endings
 
     if not checkpoint or not is_image(checkpoint):
         return checkpoint, list(images)

@@ -1,7 +1,7 @@
 """Augmentation of whole batches on the training device, random for each sample.
 
 Every random number comes from an address (randomness.py), so a sample's augmentation does not depend on which
-batch, worker or process holds it. Images are float tensors `[batch, 3, height, width]` with values 0..255
+batch, worker or process holds it. Images are float tensors `[batch, channels, height, width]` with values 0..255
 until `normalise`.
 """
 
@@ -36,7 +36,7 @@ class Augmenter:
 
     def __call__(
         self,
-        pixels: Int[Tensor, "batch 3 height width"],
+        pixels: Int[Tensor, "batch channels height width"],
         sizes: Int[Tensor, "batch 2"],
         epochs: Int[Tensor, " batch"],
         ids: Int[Tensor, " batch"],
@@ -81,7 +81,7 @@ def geometry(
     u: Uniforms,
     strength: Float[Tensor, " batch"] | None = None,
 ) -> Images:
-    """Flip, then crop and resize to `size` in one bilinear sampling of the batch, `[batch, 3, height, width]`.
+    """Flip, then crop and resize to `size` in one bilinear sampling of the batch, `[batch, channels, height, width]`.
 
     A crop is a box in parts of the sides, so its shape is right on a squashed copy too. `u` is
     `[batch, 2 * TRIES + 3]`: areas, shapes, two positions, the flip. `strength` is 0 for the whole image and 1, as
@@ -134,7 +134,7 @@ def _resized(
     sides, mirrored = np.array(pixels.shape[2:]), flips.numpy()
     extent = np.clip(np.rint(part.numpy() * sides), 1, sides).astype(int)
     start = np.clip(np.rint((centre.numpy() + 1) / 2 * sides - extent / 2), 0, sides - extent).astype(int)
-    result = torch.empty(len(pixels), 3, *size)
+    result = torch.empty(*pixels.shape[:2], *size)
     for index, ((top, left), (rows, columns)) in enumerate(zip(start.tolist(), extent.tolist(), strict=True)):
         box = pixels[index : index + 1, :, top : top + rows, left : left + columns]
         box = to_float(box.flip(3) if mirrored[index] else box)
@@ -206,14 +206,14 @@ def noise_of(seed: int) -> Float[Tensor, " n"]:
 
 def erased(
     images: Images, chosen: Bool[Tensor, " batch"], u: Uniforms, noise: Float[Tensor, " n"]
-) -> Float[Tensor, "batch 3 height width"]:
+) -> Float[Tensor, "batch channels height width"]:
     """Normalised images, a box of each chosen one filled with N(0, 1) (Zhong et al., 2020; timm's `pixel` mode); a CPU works in
     place.
 
     The box has 2 to 33 % of the area and sides in the ratio 0.3 to 3.3; the first of ten tries that fits is taken.
     `u` is `[batch, 1 + 4 * TRIES]`: where the noise begins, then four numbers a try.
     """
-    height, width = images.shape[2:]
+    channels, height, width = images.shape[1:]
     tries = u[:, 1:].reshape(-1, TRIES, 4)
     pixels = height * width * (0.02 + (0.33 - 0.02) * tries[..., 0])
     aspect = torch.exp(math.log(0.3) + math.log(3.3 / 0.3) * tries[..., 1])
@@ -231,7 +231,7 @@ def erased(
     j = torch.arange(width, device=images.device) - x[:, None]
     inside = ((i >= 0) & (i < r[:, None]))[:, :, None] & ((j >= 0) & (j < c[:, None]))[:, None, :]
     place = start[:, None, None] + i[:, :, None] * c[:, None, None] + j[:, None, :]
-    channel = torch.arange(3, device=images.device)[:, None, None] * (r * c)[:, None, None, None]
+    channel = torch.arange(channels, device=images.device)[:, None, None] * (r * c)[:, None, None, None]
     filled = noise[(place[:, None] + channel) % len(noise)]
     return torch.where((inside & chosen[:, None, None])[:, None], filled, images)
 
@@ -240,14 +240,14 @@ def _filled(
     images: Images, chosen: Bool[Tensor, " batch"], boxes: Int[Tensor, "batch 5"], noise: Float[Tensor, " n"]
 ) -> Images:
     """The same box by box, in place: `boxes` are where the noise begins, top, left, rows and columns."""
-    places = boxes.numpy()
+    places, channels = boxes.numpy(), images.shape[1]
     for row in np.flatnonzero(chosen.numpy()):
         start, y, x, r, c = places[row].tolist()
-        count = 3 * r * c
+        count = channels * r * c
         box = noise[start : start + count]
         if len(box) < count:  # over the end, and as often as a large box needs
             box = torch.cat([box, noise.repeat(math.ceil(count / len(noise)))])[:count]
-        images[row, :, y : y + r, x : x + c] = box.view(3, r, c)
+        images[row, :, y : y + r, x : x + c] = box.view(channels, r, c)
     return images
 
 

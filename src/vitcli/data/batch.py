@@ -14,7 +14,7 @@ from torch import Tensor
 from vitcli import host
 from vitcli.config import EvalConfig, Size
 
-Images = Float[Tensor, "batch 3 height width"]
+Images = Float[Tensor, "batch channels height width"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ class Batch:
         )
 
 
-def to_float(pixels: Int[Tensor, "batch 3 height width"]) -> Images:
+def to_float(pixels: Int[Tensor, "batch channels height width"]) -> Images:
     """As float32, values unchanged."""
     return pixels.to(torch.float32)
 
@@ -100,7 +100,7 @@ def one_hot(labels: Int[Tensor, " batch"], classes: int) -> Float[Tensor, "batch
 
 def normalise_(images: Images, config: EvalConfig) -> Images:
     """(x / 255 - mean) / std for each channel, in place."""
-    mean, std = (host.constants(values, images.device).view(1, 3, 1, 1) for values in (config.mean, config.std))
+    mean, std = (host.constants(values, images.device).view(1, -1, 1, 1) for values in (config.mean, config.std))
     return images.sub_(255 * mean).div_(255 * std)
 
 

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from vitcli import files
 from vitcli.config import AugmentConfig, DataConfig, Size
+from vitcli.config_values import RGB
 from vitcli.data import decode
 from vitcli.data.decode import View
 from vitcli.data.decoders import DecodeMany, decode_here, mapped
@@ -45,7 +46,7 @@ FORMAT = 2
 _BAD_FLOOR, _BAD_PART = 10, 0.01
 
 
-def working_view(native: Size, uniform: bool, img_size: Size, augment: AugmentConfig) -> View:
+def working_view(native: Size, uniform: bool, img_size: Size, augment: AugmentConfig, channels: int = RGB) -> View:
     """The working copy for training: squashed to the training size and the margin for crops, never above the native size.
 
     A crop is a box in parts of the image's sides, so a squashed copy loses no shape, only resolution along
@@ -55,7 +56,7 @@ def working_view(native: Size, uniform: bool, img_size: Size, augment: AugmentCo
     wanted = (round(img_size[0] * margin), round(img_size[1] * margin))
     if uniform:
         wanted = (min(wanted[0], native[0]), min(wanted[1], native[1]))
-    return View(wanted, "square", draft=True)
+    return View(wanted, "square", draft=True, channels=channels)
 
 
 class Cached:
@@ -123,7 +124,7 @@ class Images:
         return len(self.valid)
 
     def read(self, positions: Rows) -> tuple[Pixels, NDArray[np.int32]]:
-        """Pixels `[n, 3, height, width]` and original sizes `[n, 2]` at positions of the split. Raises DataError."""
+        """Pixels `[n, channels, height, width]` and original sizes `[n, 2]` at positions of the split. Raises DataError."""
         if self.cached is None:
             return self._decoded(positions)
         pixels, whole = self.cached.read(positions)
@@ -145,7 +146,7 @@ class Images:
         return self.split.rows[positions]
 
     def _decoded(self, positions: Rows) -> tuple[Pixels, NDArray[np.int32]]:
-        pixels = np.empty((len(positions), 3, *self.view.size), np.uint8)
+        pixels = np.empty((len(positions), *self.view.shape), np.uint8)
         sizes = np.empty((len(positions), 2), np.int32)
         chunks = [slice(i, i + CHUNK) for i in range(0, len(positions), CHUNK)]
         faults = mapped(
@@ -205,6 +206,7 @@ def _decode_into(
 def _key(split: Split, view: View, config: DataConfig, progress: Progress) -> str:
     """Of what the images are, in order, and how they are decoded: whatever else is called by the same name has another."""
     text = f"{FORMAT}|{view}|{config.max_megapixels}|{decode.VERSION}|"
+    text += f"{view.channels}|" if view.channels != RGB else ""
     return hashlib.sha256(text.encode() + split.digests(progress).tobytes()).hexdigest()[:32]
 
 
@@ -231,7 +233,7 @@ def open_images(
 
 def _cached(split: Split, view: View, config: DataConfig, progress: Progress, insists: bool) -> Cached | None:
     """The cache, made now where there is none; None where no disk has room for it. Raises DataError, ResourceError."""
-    shape = (len(split), 3, *view.size)
+    shape = (len(split), *view.shape)
     home = cache_home() / "images"
     name = _key(split, view, config, progress)
     found = _open(home / name, shape)
@@ -347,7 +349,7 @@ def _scan(split: Split, view: View, config: DataConfig, progress: Progress) -> l
     bad = []
     for start in range(0, len(split), CHUNK):
         positions = np.arange(start, min(start + CHUNK, len(split)))
-        pixels = np.empty((len(positions), 3, *view.size), np.uint8)
+        pixels = np.empty((len(positions), *view.shape), np.uint8)
         bad += _decode_into(split, positions, view, config, pixels, np.empty((len(positions), 2), np.int32))
         progress("checking", int(positions[-1]) + 1, len(split))
     _check_bad(split, bad, config)

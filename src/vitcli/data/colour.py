@@ -1,4 +1,4 @@
-"""Upright, and from the modes in which images are stored to red, green and blue."""
+"""Upright, and from the modes in which images are stored to red, green and blue, to gray, or to either with alpha."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 
@@ -27,30 +28,43 @@ class StoredImage:
         return cls(image.format or "", raw if isinstance(raw, str) else "", bool(tags) and tags.get(262) == 0)
 
 
-def to_rgb(image: Image.Image, turn: int, stored: StoredImage) -> Image.Image:
-    """A loaded image turned upright from the orientation `turn`, and in RGB by the table above. Raises BadImage."""
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+"""Pillow's modes, by their channels."""
+
+
+def to_mode(image: Image.Image, turn: int, stored: StoredImage, mode: str) -> Image.Image:
+    """A loaded image turned upright from the orientation `turn`, and in one of `MODES` by the table of decode.py. Raises BadImage.
+
+    Without alpha, what is transparent is white; with it, colours are as they are in the file, and what has no alpha is opaque.
+    """
     key = image.info.get("transparency")
     if turn in _UPRIGHT:
         image = image.transpose(_UPRIGHT[turn])
+    with_alpha = mode.endswith("A")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _gray(image, stored, key)
+        return _in(_gray(image, stored, key, with_alpha), mode)
     if image.mode in ("1", "L", "RGB"):
-        return _keyed(image, stored, key)
+        return _in(_keyed(image, stored, key, with_alpha), mode)
     if image.mode in ("La", "RGBa"):
         image = image.convert("LA" if image.mode == "La" else "RGBA")
-    if image.has_transparency_data:
+    if image.has_transparency_data and not with_alpha:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+        image = Image.alpha_composite(white, image)
+    return _in(image.convert("RGBA" if with_alpha else "RGB"), mode)
+
+
+def _in(image: Image.Image, mode: str) -> Image.Image:
+    """Without the copy that Pillow makes of an image that has the mode."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 _LEVELS = {"L;2": 85, "L;4": 17}
 """What Pillow multiplies gray of fewer than eight bits by; the colour key stays as it is in the file."""
 
 
-def _keyed(image: Image.Image, stored: StoredImage, key: Any) -> Image.Image:
-    """1, L or RGB in RGB, white where it has the colour `key`."""
+def _keyed(image: Image.Image, stored: StoredImage, key: Any, with_alpha: bool) -> Image.Image:
+    """1, L or RGB in RGB, white where it has the colour `key`; in RGBA transparent there."""
     colour = image if image.mode == "RGB" else image.convert("RGB")
     if isinstance(key, int) and image.mode != "RGB":
         scale = _LEVELS.get(stored.raw, 1)
@@ -59,12 +73,21 @@ def _keyed(image: Image.Image, stored: StoredImage, key: Any) -> Image.Image:
         return colour
     key = [part >> 8 if stored.raw.startswith("RGB;16") else part & 255 for part in key]
     pixels = np.array(colour)
-    pixels[(pixels == np.array(key, np.uint8)).all(-1)] = 255
+    return _without(pixels, (pixels == np.array(key, np.uint8)).all(-1), with_alpha)
+
+
+def _without(pixels: NDArray[np.uint8], clear: NDArray[np.bool_], with_alpha: bool) -> Image.Image:
+    """The pixels with what is clear in white, or transparent."""
+    if with_alpha:
+        image = Image.fromarray(pixels).convert("RGB")
+        image.putalpha(Image.fromarray(np.where(clear, 0, 255).astype(np.uint8)))
+        return image
+    pixels[clear] = 255
     return Image.fromarray(pixels)
 
 
-def _gray(image: Image.Image, stored: StoredImage, key: Any) -> Image.Image:
-    """Gray of more than eight bits in RGB. Raises BadImage where nothing says what is white."""
+def _gray(image: Image.Image, stored: StoredImage, key: Any, with_alpha: bool) -> Image.Image:
+    """Gray of more than eight bits in eight, without the colour `key`. Raises BadImage where nothing says what is white."""
     values = np.asarray(image)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise BadImage("pixels that are NaN or infinite: gray in floating point is read where all are numbers")
@@ -84,9 +107,7 @@ def _gray(image: Image.Image, stored: StoredImage, key: Any) -> Image.Image:
     if stored.white_is_zero:
         gray = 255 - gray
     shown = gray.astype(np.uint8)
-    if isinstance(key, int):
-        shown[values == key] = 255
-    return Image.fromarray(shown).convert("RGB")
+    return _without(shown, values == key, with_alpha) if isinstance(key, int) else Image.fromarray(shown)
 
 
 _UPRIGHT = {

@@ -1,4 +1,4 @@
-"""Bytes of an image file to RGB pixels of a stated size. Every mode has one defined conversion.
+"""Bytes of an image file to pixels of a stated size, RGB unless other channels are asked for. Every mode has one defined conversion.
 
 | mode of the file                 | conversion                                                             |
 |----------------------------------|------------------------------------------------------------------------|
@@ -16,7 +16,11 @@
 
 In I and F a negative pixel, one above 65535, a NaN or an infinity is an error: nothing says which of them is white.
 Animations give their first frame. A truncated file is an error, never gray pixels. Pixels lie as planes,
-`[3, height, width]`, as a model takes them.
+`[channels, height, width]`, as a model takes them.
+
+For one channel, what is RGB by this table becomes gray by Pillow's weights (L); for two and four, gray or RGB with alpha (LA, RGBA), in
+the file's own colours, opaque where it has none. Any number of channels comes from arrays (arrays.py). Where there are not three, each
+channel is resized by itself, so that alpha weighs no colour.
 
 Which plugin of Pillow a file may reach is an allow-list, looked up by its first bytes: no file starts another program
 (Ghostscript), opens another file, or unpacks an image inside of it before its size is known (ICO, ICNS, PDF).
@@ -32,7 +36,8 @@ import os
 import re
 import stat
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import IO, Literal
 
 import numpy as np
@@ -40,7 +45,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from vitcli.config import EvalConfig, Size
-from vitcli.data.colour import BadImage, StoredImage, orientation, to_rgb
+from vitcli.config_values import RGB
+from vitcli.data.arrays import array_size, is_array, picture_of, read_array
+from vitcli.data.colour import MODES, BadImage, StoredImage, orientation, to_mode
 
 VERSION = 4
 """Raised whenever a conversion changes, so that older decode caches are not used."""
@@ -152,10 +159,16 @@ class View:
     crop: float = 1.0
     interpolation: str = "bicubic"
     draft: bool = False  # large JPEGs may be decoded at a smaller scale; never for measuring
+    channels: int = field(default=RGB, repr=False)  # caches of three are called as they always were
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image's pixels."""
+        return (self.channels, *self.size)
 
 
 def eval_view(size: Size, config: EvalConfig) -> View:
-    return View(size, config.resize, config.crop, config.interpolation)
+    return View(size, config.resize, config.crop, config.interpolation, channels=len(config.mean))
 
 
 def open_image(file: bytes | IO[bytes]) -> Image.Image:
@@ -226,11 +239,24 @@ def upright_size(image: Image.Image, turn: int | None = None) -> Size:
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
+def native_size(blob: bytes) -> Size:
+    """(height, width) of the upright image in `blob`, by its header. Raises BadImage, or what Pillow raises."""
+    return array_size(blob) if is_array(blob) else upright_size(open_image(blob))
+
+
 def open_rgb(blob: bytes, max_megapixels: float, draft: Size | None = None) -> tuple[Image.Image, Size]:
-    """The image in `blob`, upright, in RGB, and its size. Raises BadImage with the reason.
+    """The image in `blob`, upright, in RGB, and its size, as people see it. Raises BadImage with the reason.
 
     With `draft` a JPEG may come smaller than it is, but no smaller than that.
     """
+    if is_array(blob):
+        array = read_array(blob, max_megapixels)
+        return picture_of(array), (array.shape[0], array.shape[1])
+    return _open(blob, max_megapixels, draft, "RGB")
+
+
+def _open(blob: bytes, max_megapixels: float, draft: Size | None, mode: str) -> tuple[Image.Image, Size]:
+    """The same in one of colour.MODES."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -253,7 +279,7 @@ def open_rgb(blob: bytes, max_megapixels: float, draft: Size | None = None) -> t
                     image.draft(None, (draft[0], draft[1]) if turned else (draft[1], draft[0]))
             image.load()  # which turns a TIFF upright, and finds the EXIF that stands behind a PNG's pixels
             turn = 1 if image.format == "TIFF" else orientation(image)
-            return to_rgb(image, turn, stored), (size if size else upright_size(image, turn))
+            return to_mode(image, turn, stored, mode), (size if size else upright_size(image, turn))
     except BadImage:
         raise
     except Image.DecompressionBombError as error:
@@ -269,6 +295,11 @@ def open_rgb(blob: bytes, max_megapixels: float, draft: Size | None = None) -> t
 def render(image: Image.Image, view: View) -> NDArray[np.uint8]:
     """`[3, height, width]` pixels of `view.size`, resized in one step by Pillow, antialiased."""
     return np.ascontiguousarray(np.asarray(_resized(image, view)).transpose(2, 0, 1))
+
+
+def render_bands(bands: Sequence[Image.Image], view: View) -> NDArray[np.uint8]:
+    """The same of channels one by one."""
+    return np.stack([np.asarray(_resized(band, view)) for band in bands])
 
 
 def _frame(native: Size, view: View) -> tuple[Size, Size]:
@@ -318,8 +349,27 @@ def _resized(image: Image.Image, view: View) -> Image.Image:
 def decode(blob: bytes, view: View, max_megapixels: float) -> tuple[NDArray[np.uint8], Size]:
     """Pixels of `view` and the size of the upright original. Raises BadImage."""
     draft = (math.ceil(view.size[0] * _DRAFT_MARGIN), math.ceil(view.size[1] * _DRAFT_MARGIN)) if view.draft else None
-    image, size = open_rgb(blob, max_megapixels, draft)
     try:
-        return render(image, view), size
+        if view.channels == RGB and not is_array(blob):
+            image, size = _open(blob, max_megapixels, draft, "RGB")
+            return render(image, view), size
+        bands, size = _bands(blob, max_megapixels, draft, view.channels)
+        return render_bands(bands, view), size
     except (MemoryError, ValueError, OSError) as error:
         raise BadImage(str(error) or type(error).__name__) from None
+
+
+def _bands(blob: bytes, max_megapixels: float, draft: Size | None, channels: int) -> tuple[Sequence[Image.Image], Size]:
+    """The channels of an image one by one, and its size. Raises BadImage where it has others than the model takes."""
+    if is_array(blob):
+        array = read_array(blob, max_megapixels)
+        if array.shape[2] != channels:
+            raise BadImage(f"an array of {array.shape[2]} channels, and the model takes {channels} (model.channels)")
+        return [Image.fromarray(np.ascontiguousarray(band)) for band in array.transpose(2, 0, 1)], array.shape[:2]
+    if channels not in MODES:
+        raise BadImage(
+            f"a picture of at most {max(MODES)} channels, and the model takes {channels} (model.channels): arrays (.npy) of "
+            f"[height, width, {channels}] hold so many"
+        )
+    image, size = _open(blob, max_megapixels, draft, MODES[channels])
+    return image.split(), size

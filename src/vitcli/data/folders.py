@@ -26,7 +26,7 @@ from vitcli.data.layout import (
     Listing,
     Parts,
     arrange,
-    is_image,
+    images_among,
     list_folder,
     parts_of,
     shards_by_split,
@@ -302,7 +302,8 @@ def _zip(path: Path, config: DataConfig) -> Source:
         raise DataError(f"cannot read {path}: {first_line(error)}", "is it whole?") from None
     split = [(name, tuple(p for p in name.split("/") if p)) for name in names]
     seen = [(name, p) for name, p in split if not any(q.startswith((".", "__MACOSX")) for q in p)]
-    kept = [(name, p) for name, p in seen if is_image(name)]
+    images = set(images_among([name for name, _ in seen]))
+    kept = [(name, p) for name, p in seen if name in images]
     listing = as_listed(
         path, [p for name, p in seen if not name.endswith("/")], [p for n, p in seen if n.endswith("/")]
     )

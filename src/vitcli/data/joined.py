@@ -47,7 +47,7 @@ class Joined:
     def read(self, positions: Rows) -> tuple[Pixels, NDArray[np.int32]]:
         """As Images.read. Raises DataError."""
         own = positions < len(self.first.split)
-        pixels = np.empty((len(positions), 3, *self.view.size), np.uint8)
+        pixels = np.empty((len(positions), *self.view.shape), np.uint8)
         sizes = np.empty((len(positions), 2), np.int32)
         for images, here, start in ((self.first, own, 0), (self.second, ~own, len(self.first.split))):
             if here.any():

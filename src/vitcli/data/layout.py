@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vitcli.classes import fold, spelled_as
+from vitcli.data.arrays import ARRAY_ENDING
 from vitcli.data.decode import IMAGE_ENDINGS
 from vitcli.errors import DataError
 from vitcli.text import unicode
@@ -275,8 +276,8 @@ class Listing:
 
     @property
     def images(self) -> list[str]:
-        """The files that end as images do."""
-        return [f for f in self.files if is_image(f)]
+        """The files that are images by their names."""
+        return images_among(self.files)
 
     def at(self, file: str) -> str:
         """Where a file lies."""
@@ -284,8 +285,8 @@ class Listing:
 
     def left_out(self, known: Iterable[str] = ()) -> tuple[tuple[str, int], ...]:
         """The endings of files that are no images, and how many there are, the commonest first."""
-        used = set(known)
-        others = [f.rpartition(os.sep)[2] for f in self.files if f not in used and not is_image(f)]
+        used = {*known, *self.images}
+        others = [f.rpartition(os.sep)[2] for f in self.files if f not in used]
         endings = Counter("." + f.rpartition(".")[2].lower() if "." in f else "no ending" for f in others)
         return tuple(endings.most_common())
 
@@ -314,6 +315,11 @@ def parts_of(path: str) -> Parts:
 
 def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_ENDINGS)
+
+
+def images_among(names: Sequence[str]) -> list[str]:
+    """Those that end as images do; where there are none, those that end as arrays do, which may be anything beside pictures."""
+    return [name for name in names if is_image(name)] or [n for n in names if n.lower().endswith(ARRAY_ENDING)]
 
 
 _MOST_WAYS = 100

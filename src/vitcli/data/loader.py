@@ -167,7 +167,7 @@ class TrainLoader:
     @property
     def is_resident(self) -> bool:
         """Whether the images lie there: where they have room, and each is decoded once anyway."""
-        pixels = 3 * math.prod(self.images.view.size)
+        pixels = math.prod(self.images.view.shape)
         return self.images.is_cached and len(self.drawn.positions) * pixels <= self.room
 
     def _on_device(self) -> _Known:
@@ -181,7 +181,7 @@ class TrainLoader:
         pixels = sizes = None
         if self.is_resident:
             count = len(self.drawn.positions)
-            shape = (count, 3, *self.images.view.size)
+            shape = (count, *self.images.view.shape)
             pixels = torch.empty(shape, dtype=torch.uint8, device=self.upload.device)
             sizes = torch.empty((count, 2), dtype=torch.int32, device=self.upload.device)
             for start in range(0, count, _AT_ONCE):
@@ -255,13 +255,15 @@ class TrainLoader:
         """How many batches are augmented at once: small ones cost as many calls as large ones."""
         size, on_gpu = len(self.rows), self.upload.device.type == "cuda"
         images, most = (_IMAGES_ON_GPU, _BYTES_ON_GPU) if on_gpu else (_IMAGES_TOGETHER, _BYTES_TOGETHER)
-        views = self.config.augment.views * 12 * math.prod(self.config.model.img_size)  # bytes of an image
+        views = (
+            self.config.augment.views * 4 * self.config.model.channels * math.prod(self.config.model.img_size)
+        )  # bytes of an image
         fitting = min(images // size, most // (size * views))
         return max(1, fitting if self.is_resident else min(fitting, self._memory() // 2))
 
     def _memory(self) -> int:
         """How many batches of decoded images data.memory_mb has room for."""
-        pixels = 3 * math.prod(self.images.view.size)
+        pixels = math.prod(self.images.view.shape)
         return int(self.config.data.memory_mb * 1e6 // (len(self.rows) * pixels))
 
     def batches(self, start: int) -> Generator[Batch, None, None]:

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 
-from vitcli.data.decode import View, open_rgb, render
+from vitcli.config_values import RGB
+from vitcli.data.colour import MODES
+from vitcli.data.decode import View, open_rgb, render, render_bands
 from vitcli.data.identity import Contents
 from vitcli.data.split import Split, as_text
 from vitcli.errors import DataError
@@ -22,9 +24,24 @@ PHOTOGRAPHS = ("china.jpg", "flower.jpg")
 PIECES = 5 * len(PHOTOGRAPHS)
 
 
-def sample_photographs(view: View) -> UInt8[np.ndarray, "images 3 height width"]:
-    """Each photograph whole and in quarters, as `view` frames them."""
-    return np.stack([render(piece, view) for piece in _pieces()])
+def sample_photographs(view: View) -> UInt8[np.ndarray, "images channels height width"]:
+    """Each photograph whole and in quarters, as `view` frames them. Of one channel they are gray; of others, those after the first
+    three are the same colours upside down.
+    """
+    return np.stack([_seen(piece, view) for piece in _pieces()])
+
+
+def _seen(piece: Image.Image, view: View) -> UInt8[np.ndarray, "channels height width"]:
+    if view.channels == RGB:
+        return render(piece, view)
+    return render_bands(_bands(piece, view.channels), view)
+
+
+def _bands(piece: Image.Image, channels: int) -> list[Image.Image]:
+    if channels == 1:
+        return [piece.convert("L")]
+    colours = piece.split()
+    return [colours[c % RGB] if c < RGB else ImageOps.flip(colours[c % RGB]) for c in range(channels)]
 
 
 def _pieces() -> list[Image.Image]:
@@ -38,11 +55,14 @@ def _pieces() -> list[Image.Image]:
     return pieces
 
 
-def sample_split() -> Split:
-    """The sample photographs as unlabelled data."""
+def sample_split(channels: int = RGB) -> Split:
+    """The sample photographs as unlabelled data, as arrays for a model of channels that pictures do not have."""
 
     def encoded(piece: Image.Image) -> bytes:
         stream = io.BytesIO()
+        if channels not in MODES:
+            np.save(stream, np.stack([np.asarray(band) for band in _bands(piece, channels)], axis=-1))
+            return stream.getvalue()
         piece.save(stream, "PNG", compress_level=1)
         return stream.getvalue()
 

@@ -31,7 +31,7 @@ from vitcli.data.hub_source import hub_source
 from vitcli.data.identity import HELD_ONE_IN, Contents
 from vitcli.data.layout import (
     arrange,
-    is_image,
+    images_among,
     shards_by_split,
 )
 from vitcli.data.loading import files_at, load_quietly, quiet
@@ -152,7 +152,8 @@ def _address(address: str, config: DataConfig) -> Source:
     shards = [pair for pair in pairs if pair[0].endswith(".parquet")]
     archives = [full for full, _ in pairs if full.endswith(".tar")]
     parts = [(full, tuple(below.split("/"))) for full, below in pairs]
-    images = [(full, p) for full, p in parts if is_image(full)]
+    named = set(images_among([full for full, _ in parts]))
+    images = [(full, p) for full, p in parts if full in named]
     notes: list[str] = []
     if shards:
         groups, unknown = shards_by_split([(full, below or full) for full, below in shards])

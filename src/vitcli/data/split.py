@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vitcli.classes import Class
 from vitcli.config import Size
-from vitcli.data.decode import open_image, read_file, upright_size
+from vitcli.data.decode import native_size, read_file
 from vitcli.data.identity import Contents, Digests, Record
 from vitcli.data.layout import meaning_of
 from vitcli.errors import DataError, UsageError, did_you_mean
@@ -384,9 +384,9 @@ def usual_size(blobs: Iterable[bytes | None], max_megapixels: float, where: str)
     sizes: list[Size] = []
     for blob in blobs:
         with contextlib.suppress(Exception):
-            image = open_image(blob or b"")
-            if image.width * image.height <= max_megapixels * 1e6:
-                sizes.append(upright_size(image))
+            size = native_size(blob or b"")
+            if size[0] * size[1] <= max_megapixels * 1e6:
+                sizes.append(size)
     if not sizes:
         raise DataError(f"none of the images looked at {where} can be read", "is this a data set of images?")
     heights, widths = np.median(np.array(sizes), axis=0).astype(int)

@@ -41,9 +41,9 @@ class StreamImages:
         return rows
 
     def read(self, rows: Rows) -> tuple[Pixels, NDArray[np.int32], NDArray[np.int64] | None]:
-        """Pixels `[n, 3, height, width]`, original sizes `[n, 2]` and labels `[n]`. Raises DataError."""
+        """Pixels `[n, channels, height, width]`, original sizes `[n, 2]` and labels `[n]`. Raises DataError."""
         blobs, labels = self.reader.read(rows)
-        pixels = np.empty((len(rows), 3, *self.view.size), np.uint8)
+        pixels = np.empty((len(rows), *self.view.shape), np.uint8)
         sizes = np.empty((len(rows), 2), np.int32)
         parts = [slice(i, i + CHUNK) for i in range(0, len(rows), CHUNK)]
 

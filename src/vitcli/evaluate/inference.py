@@ -30,7 +30,7 @@ from vitcli.model.held import frozen
 from vitcli.model.vit import ViT
 from vitcli.progress import Progress, silent
 
-Pixels = Float[Tensor, "batch 3 height width"]
+Pixels = Float[Tensor, "batch channels height width"]
 
 _TOKENS_AT_ONCE = {"cpu": 16_384, "mps": 32_768, "cuda": 131_072}
 """On two AVX512-BF16 cores ViT-S/16 is as fast with 16 images as with 256, ViT-Ti/4 at 32 px from 64 on."""
@@ -104,7 +104,7 @@ class Inference:
         with torch.inference_mode(), frozen(self.model.eval(), self.machine.bf16):
             yield
 
-    def normalised(self, pixels: Int[Tensor, "batch 3 height width"]) -> Pixels:
+    def normalised(self, pixels: Int[Tensor, "batch channels height width"]) -> Pixels:
         """Decoded pixels as the model takes them, on its device."""
         return normalise_(to_float(pixels.to(self.machine.device)), self.preprocessing)
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vitcli.data.arrays import ARRAY_ENDING
 from vitcli.data.colour import BadImage
 from vitcli.data.decode import IMAGE_ENDINGS, View, decode, read_file
-from vitcli.data.layout import UNREAD, Listing, list_folder
+from vitcli.data.layout import UNREAD, Listing, images_among, list_folder
 from vitcli.errors import VitError
 
 _LONGEST_LINE = 2**16
@@ -87,7 +88,7 @@ def _expanded(name: str) -> Iterable[str | NoImage]:
 def _at_address(name: str) -> Iterable[str | NoImage]:
     """An address of an image, or those that a pattern or a folder at an address stands for."""
     ending = os.path.splitext(name)[1].lower()  # noqa: PTH122 (no path)
-    if ending in IMAGE_ENDINGS and not glob.has_magic(name):
+    if ending in (*IMAGE_ENDINGS, ARRAY_ENDING) and not glob.has_magic(name):
         return [name]
     import fsspec.core
 
@@ -98,7 +99,7 @@ def _at_address(name: str) -> Iterable[str | NoImage]:
         if glob.has_magic(root):
             found = [path for path in system.glob(root) if not system.isdir(path)]
         elif system.isdir(root):
-            found = [path for path in system.find(root) if path.lower().endswith(IMAGE_ENDINGS)]
+            found = images_among(system.find(root))
         else:
             return [name]
         chain = name[name.index("::") :] if "::" in name else ""  # what an archive lies in

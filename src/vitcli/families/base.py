@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
-from vitcli.config_values import Size, check_bounds, key, keys
+from vitcli.config_values import MOST_CHANNELS, RGB, Size, check_bounds, key, keys
 from vitcli.errors import UsageError
 
 Shape = tuple[int, ...]
@@ -60,6 +60,20 @@ class Architecture:
     name: str = key("", "the model's name, from which its dimensions follow", fixed=True)
     img_size: Size = key((224, 224), "height and width of the images that the model takes, in pixels")
     classes: int = key(0, "outputs of the head; 0 has none. Taken from the data", least=0, settable=False)
+    channels: int = key(
+        RGB,
+        "channels of the images that the model takes: 1 is gray, 2 gray with alpha, 3 colour, 4 colour with alpha; images of any other "
+        "number are arrays (.npy)",
+        least=1,
+        most=MOST_CHANNELS,
+        fixed=True,
+        quiet=True,
+    )
+    channels_from: Literal["", "mean", "repeat"] = key(
+        "",
+        "how the patch embedding of a checkpoint that reads other channels is converted to these (model/channels.py); empty: not at all",
+        quiet=True,
+    )
 
     DIMENSIONS: ClassVar[frozenset[str]] = frozenset()
     """Keys that a name replaces where a configuration file below it gives them."""
@@ -111,8 +125,13 @@ class Architecture:
         return False
 
     @property
+    def reads_pixels(self) -> bool:
+        """Whether a patch is of the image."""
+        return False
+
+    @property
     def reader(self) -> str:
-        """The name of the filters that read the image's pixels, [filters, 3, rows, columns]; empty where there are none."""
+        """The name of the filters that read the image's pixels, [filters, channels, rows, columns]; empty where there are none."""
         return ""
 
     def spelled(self) -> str:
@@ -122,6 +141,11 @@ class Architecture:
     def check(self) -> None:
         """Raises UsageError where the dimensions do not fit together, or no machine holds them."""
         check_bounds("model", self)
+        if self.channels != RGB and not self.reads_pixels:
+            raise UsageError(
+                f"model.channels = {self.channels}: {self.name} takes images of {RGB} channels alone",
+                "a Vision Transformer whose patches are of the image takes any",
+            )
 
     def cost(self) -> Cost:
         raise NotImplementedError

@@ -68,8 +68,7 @@ class BiTConfig(Architecture):
     # --- numbers ---
 
     @property
-    def channels(self) -> int:
-        """Of the stem."""
+    def stem_channels(self) -> int:
         return resnet.root_channels(self.factor)
 
     @property
@@ -115,7 +114,7 @@ class BiTConfig(Architecture):
 
     def root_shape(self) -> Shape:
         side = 7 if self.root == "large" else 3
-        return (self.channels, 3, side, side)
+        return (self.stem_channels, 3, side, side)
 
     def shapes(self) -> dict[str, Shape]:
         """Under timm's names, but for the head's."""
@@ -133,7 +132,7 @@ class BiTConfig(Architecture):
         head = (self.features + 1) * self.classes
         outputs = Activations(float32=4 * self.classes)
         last = self.features * sizes[-1][1]
-        stem = Activations(rounded=3 * self.img_size[0] * self.img_size[1] + (conv + pooled) * self.channels)
+        stem = Activations(rounded=3 * self.img_size[0] * self.img_size[1] + (conv + pooled) * self.stem_channels)
         widest = resnet.widest(stages, sizes)
         return Cost(
             parameters=resnet.parameters(self.shapes()),
@@ -142,7 +141,7 @@ class BiTConfig(Architecture):
             head_macs=self.features * self.classes,
             training=stem + resnet.unit_activations(stages, sizes) + Activations(rounded=3 * last) + outputs,
             training_head=Activations(rounded=2 * widest) + outputs,
-            evaluation=Activations(rounded=3 * max(widest, conv * self.channels)),
+            evaluation=Activations(rounded=3 * max(widest, conv * self.stem_channels)),
             held=resnet.standardised(self.shapes()),
         )
 
@@ -161,7 +160,7 @@ class BiTConfig(Architecture):
     # --- checks ---
 
     def check(self) -> None:
-        check_bounds("model", self)
+        super().check()
         if not self.units:
             raise UsageError("model.units is empty", "give units for one stage at least, such as 3,4,6,3")
         if self.img_size[0] * self.img_size[1] > _MOST_PIXELS:
@@ -169,7 +168,7 @@ class BiTConfig(Architecture):
                 f"images of {self.img_size[0]} x {self.img_size[1]} px are too large", "take a smaller --img-size"
             )
         self._check_channels()
-        first = 9 * self.channels**2
+        first = 9 * self.stem_channels**2
         largest = first * 4 ** (len(self.units) - 1) * max(self.units) * len(self.units) + self.features * self.classes
         if largest > _MOST_PARAMETERS:
             raise UsageError(
@@ -182,10 +181,10 @@ class BiTConfig(Architecture):
         channels = 64 * self.factor
         if channels != round(channels):
             raise UsageError(f"model.factor = {self.factor:g} makes {channels:g} channels", "take a multiple of 1/64")
-        if self.channels % self.groups:
-            fitting = max(g for g in range(1, self.groups + 1) if self.channels % g == 0)
+        if self.stem_channels % self.groups:
+            fitting = max(g for g in range(1, self.groups + 1) if self.stem_channels % g == 0)
             raise UsageError(
-                f"model.groups = {self.groups} does not divide the {self.channels} channels of the narrowest map",
+                f"model.groups = {self.groups} does not divide the {self.stem_channels} channels of the narrowest map",
                 f"take --set model.groups={fitting}",
             )
 

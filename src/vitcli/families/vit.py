@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vitcli.config_values import Size, check_bounds, format_size, shown
+from vitcli.config_values import RGB, Size, check_bounds, format_size, shown
 from vitcli.errors import UsageError
 from vitcli.families import vit_checks, vit_numbers
 from vitcli.families.base import Activations, Architecture, Cost, Shape
@@ -35,7 +35,6 @@ class ModelConfig(VitKeys):
 
     @property
     def reads_pixels(self) -> bool:
-        """Whether a patch is of the image."""
         return True
 
     @property
@@ -111,6 +110,7 @@ class ModelConfig(VitKeys):
             "pool": self.pool,
             "positions": self.positions,
             "norm_place": self.norm_place,
+            **({"channels": self.channels} if self.channels != RGB else {}),
         }
 
     def resampled_from(self, old: ModelConfig) -> str:
@@ -154,6 +154,7 @@ class ModelConfig(VitKeys):
         return values
 
     def check(self) -> None:
+        super().check()
         vit_checks.check(self)
 
 

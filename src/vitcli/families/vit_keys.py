@@ -151,7 +151,7 @@ class VitKeys(Architecture):
 
     def patch_shape(self) -> Shape:
         """Of E, as a convolution's weights."""
-        return (self.width, 3, *self.patch)
+        return (self.width, self.channels, *self.patch)
 
     @property
     def patch_inputs(self) -> int:

@@ -23,7 +23,7 @@ class BiT(Classifier):
     def __init__(self, config: BiTConfig) -> None:
         super().__init__(config)
         layers = resnet.Layers(config.groups, config.norm_eps, config.weight_eps, hybrid=False)
-        self.stem = resnet.Root(config.channels, layers, large=config.root == "large")
+        self.stem = resnet.Root(config.stem_channels, layers, large=config.root == "large")
         self.stages = nn.ModuleList(resnet.Stage(units, resnet.PreActivation, layers) for units in config.stages())
         self.norm = layers.norm(config.features)
         self.head = nn.Linear(config.features, config.classes) if config.classes else nn.Identity()

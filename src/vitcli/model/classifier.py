@@ -39,24 +39,24 @@ class Classifier(nn.Module):
         raise NotImplementedError
 
     def features(
-        self, images: Float[Tensor, "batch 3 height width"], keep: Tensor | None = None
+        self, images: Float[Tensor, "batch channels height width"], keep: Tensor | None = None
     ) -> Float[Tensor, "batch inputs"]:
         """What the head reads. `keep` is what `draw` drew for these images."""
         raise NotImplementedError
 
     def forward(
-        self, images: Float[Tensor, "batch 3 height width"], keep: Tensor | None = None
+        self, images: Float[Tensor, "batch channels height width"], keep: Tensor | None = None
     ) -> Float[Tensor, "batch classes"]:
         """Logits of normalised images, the first head's; without a head the features. Raises ValueError for images of another size."""
         self.check_size(images)
         features = self.features(images, keep)
         return self.heads[0](features) if self.heads else features
 
-    def logits(self, images: Float[Tensor, "batch 3 height width"], keep: Tensor | None = None) -> list[Tensor]:
+    def logits(self, images: Float[Tensor, "batch channels height width"], keep: Tensor | None = None) -> list[Tensor]:
         """Of each head apart, `[batch, classes]`."""
         return [self(images, keep)]
 
-    def check_size(self, images: Float[Tensor, "batch 3 height width"]) -> None:
+    def check_size(self, images: Float[Tensor, "batch channels height width"]) -> None:
         """Raises ValueError for images of another size than the configuration's, or of `taking`."""
         if tuple(images.shape[2:]) not in (tuple(self.config.img_size), self._also_takes):
             raise ValueError(f"images of {tuple(images.shape[2:])}, the model takes {tuple(self.config.img_size)}")

@@ -85,7 +85,7 @@ class ViT(Classifier):
     def make_patch_embed(self) -> PatchEmbed:
         config = self.config
         norm = self._norm(True) if config.patch_norm else None
-        return PatchEmbed(config.patch, config.width, bias=config.patch_bias, norm=norm)
+        return PatchEmbed(config.patch, config.width, config.channels, bias=config.patch_bias, norm=norm)
 
     @property
     def heads(self) -> list[nn.Linear]:
@@ -97,12 +97,12 @@ class ViT(Classifier):
         tables = {name: getattr(self, name) for name in self.config.position_shapes()}
         return position_table(tables, self.config, grid, self.patch_embed.proj.weight.device)
 
-    def embed(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens dim"]:
+    def embed(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch tokens dim"]:
         """Patches, prefix tokens and positions: the input of the first block."""
         prefix, patches = self.placed(self.grid_of(images))
         return self.with_prefix(self.patch_embed(images) + patches, prefix)
 
-    def grid_of(self, images: Float[Tensor, "batch 3 height width"]) -> Size:
+    def grid_of(self, images: Float[Tensor, "batch channels height width"]) -> Size:
         """Rows and columns of patches."""
         patch = self.config.patch
         return images.shape[2] // patch[0], images.shape[3] // patch[1]
@@ -131,7 +131,7 @@ class ViT(Classifier):
 
     def encode(
         self,
-        images: Float[Tensor, "batch 3 height width"],
+        images: Float[Tensor, "batch channels height width"],
         keep: Bool[Tensor, "depth 2 batch"] | None = None,
         outputs: int | None = None,
     ) -> Float[Tensor, "batch outputs dim"]:
@@ -167,7 +167,7 @@ class ViT(Classifier):
         return checkpoint(block, x, keep, outputs, rope, use_reentrant=False, preserve_rng_state=draws)
 
     def read(
-        self, images: Float[Tensor, "batch 3 height width"], keep: Bool[Tensor, "depth 2 batch"] | None = None
+        self, images: Float[Tensor, "batch channels height width"], keep: Bool[Tensor, "depth 2 batch"] | None = None
     ) -> list[Float[Tensor, "batch inputs"]]:
         """What each head reads. Of the last block, only the tokens that are read are computed."""
         config = self.config
@@ -182,14 +182,14 @@ class ViT(Classifier):
         return [self.pre_logits(mean if config.pool == "mean" else torch.cat([tokens[:, 0], mean], dim=1))]
 
     def features(
-        self, images: Float[Tensor, "batch 3 height width"], keep: Bool[Tensor, "depth 2 batch"] | None = None
+        self, images: Float[Tensor, "batch channels height width"], keep: Bool[Tensor, "depth 2 batch"] | None = None
     ) -> Float[Tensor, "batch inputs"]:
         """What the head reads; of a distilled model the mean of what its two heads read."""
         read = self.read(images, keep)
         return read[0] if len(read) == 1 else torch.stack(read).mean(dim=0)
 
     def forward(
-        self, images: Float[Tensor, "batch 3 height width"], keep: Bool[Tensor, "depth 2 batch"] | None = None
+        self, images: Float[Tensor, "batch channels height width"], keep: Bool[Tensor, "depth 2 batch"] | None = None
     ) -> Float[Tensor, "batch classes"]:
         """Logits of normalised images, of a distilled model the mean of both heads'; without a head the features.
 
@@ -203,7 +203,7 @@ class ViT(Classifier):
         return (of_class + of_teacher) / 2
 
     def logits(
-        self, images: Float[Tensor, "batch 3 height width"], keep: Bool[Tensor, "depth 2 batch"] | None = None
+        self, images: Float[Tensor, "batch channels height width"], keep: Bool[Tensor, "depth 2 batch"] | None = None
     ) -> list[Float[Tensor, "batch classes"]]:
         """Of a distilled model those of the class token and of the distillation token."""
         if self.head_dist is None:
@@ -288,7 +288,7 @@ def init_weights(model: ViT, seed: int, head_bias: float = 0.0) -> None:
 
     | parameter              | distribution                                                            |
     |------------------------|-------------------------------------------------------------------------|
-    | patch_embed.proj       | LeCun normal: std 1/√(3·P²), cut at ±2 standard deviations; bias 0      |
+    | patch_embed.proj       | LeCun normal: std 1/√(C·P²), cut at ±2 standard deviations; bias 0      |
     | cls_token              | 0                                                                       |
     | dist_token, reg_token  | N(0, 0.02) (facebookresearch/deit), N(0, 1e-6) (facebookresearch/dinov2) |
     | pos_embed and the like | N(0, 0.02)                                                              |

@@ -23,6 +23,7 @@ from vitcli.machine import Machine, Timing, peak_bandwidth, peak_flops, seconds_
 from vitcli.model.classifier import Classifier, build
 from vitcli.model.held import frozen
 from vitcli.progress import Progress, silent
+from vitcli.train.channels import suited_to_channels
 from vitcli.train.execution import LAUNCH_BOUND, Execution
 from vitcli.train.memory import needed
 from vitcli.train.objectives.base import Objective
@@ -151,6 +152,9 @@ def bench_asked(models: Sequence[Architecture], overrides: Overrides, progress: 
     config = with_teacher(replace(config, augment=replace(config.augment, views=views)), None)
     asked = {k: v for k, v in values.items() if k.startswith("model.")}
     named = [_learning(apply(replace(config, model=model), asked), objective) for model in models]
+    if named:
+        suited, _ = suited_to_channels(replace(config, model=named[0]), values, None)
+        config = replace(suited, model=config.model)
     for model in named:
         check(replace(config, model=model))
         objective.check(replace(config, model=model))
@@ -220,7 +224,7 @@ class _Inference:
 
 def _images(model: Architecture, batch: int, machine: Machine) -> tuple[torch.Tensor, torch.Tensor]:
     draw = np.random.default_rng(0)
-    images = torch.from_numpy(draw.standard_normal((batch, 3, *model.img_size), dtype=np.float32))
+    images = torch.from_numpy(draw.standard_normal((batch, model.channels, *model.img_size), dtype=np.float32))
     labels = torch.from_numpy(draw.integers(max(1, model.classes), size=batch))
     return images.to(machine.device), labels.to(machine.device)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from vitcli.config import PseudoConfig
 from vitcli.data.cache import Images, open_images, working_view
+from vitcli.data.decode import View
 from vitcli.data.joined import Drawn, Joined
 from vitcli.data.loader import StreamLoader, TrainLoader
 from vitcli.data.split import Split
@@ -63,16 +64,18 @@ class Parts:
     def _open_images(self) -> Images | Joined | StreamImages:
         plan = self.plan
         if plan.stream is not None:
-            view = working_view(plan.native, plan.uniform, self.config.model.img_size, self.config.augment)
-            return StreamImages(plan.stream, view, self.config.data)
+            return StreamImages(plan.stream, self._view(), self.config.data)
         assert plan.train is not None
         images = self._open(plan.train)
         return images if plan.unlabelled is None else Joined(images, self._open(plan.unlabelled))
 
+    def _view(self) -> View:
+        plan, model = self.plan, self.config.model
+        return working_view(plan.native, plan.uniform, model.img_size, self.config.augment, model.channels)
+
     def _open(self, split: Split) -> Images:
         plan = self.plan
-        view = working_view(plan.native, plan.uniform, self.config.model.img_size, self.config.augment)
-        images = open_images(split, view, self.config.data, self.log.progress)
+        images = open_images(split, self._view(), self.config.data, self.log.progress)
         if images.bad:
             self.unreadable[split.name] = len(images.bad)
             position, reason = images.bad[0]

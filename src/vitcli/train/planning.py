@@ -29,6 +29,7 @@ from vitcli.recipes.facts import Facts
 from vitcli.recipes.table import OURS, configure, default_recipe, evaluated_as_trained, fitted_to_data
 from vitcli.train import estimate as estimating
 from vitcli.train import memory
+from vitcli.train.channels import suited_to_channels
 from vitcli.train.estimate import NO_ESTIMATE, Estimate
 from vitcli.train.gathering import RunData, data_of, reading_of, unlabelled_of, with_dev
 from vitcli.train.label_kinds import of_sets, without_labels
@@ -251,6 +252,7 @@ def _configured(
         own = objective.suited(own, facts)
     config = evaluated_as_trained(_with_overrides(own, overrides, parent), overrides)
     config = without_labels(config, overrides, objective)
+    config, uncoloured = suited_to_channels(config, overrides, parent.eval if parent else None)
     model = config.model.with_head(facts.classes, parent is None or keep_head)
     config = replace(
         config,
@@ -281,7 +283,8 @@ def _configured(
     check(config)
     _check_sections(config, overrides)
     _check_tuned(config, facts)
-    return fitted_to_data(config, facts, overrides)
+    config, unsuited = fitted_to_data(config, facts, overrides)
+    return config, [*uncoloured, *unsuited]
 
 
 def _check_tuned(config: Config, facts: Facts) -> None:

@@ -14,6 +14,7 @@ from vitcli.data.split import Split
 from vitcli.errors import UsageError
 from vitcli.evaluate.evaluator import Evaluation, evaluate
 from vitcli.evaluate.sets import SetEvaluation
+from vitcli.plots import as_shown
 from vitcli.progress import Progress, silent
 from vitcli.text import last_names
 from vitcli.train.objectives.base import Objective
@@ -80,7 +81,7 @@ class Scoring:
         images = Images(
             split=part, view=view, config=self.config.data, valid=found.positions, bad=[], cached=None
         )  # so few are decoded anew, into no cache
-        pixels = images.read(found.positions[worst])[0].transpose(0, 2, 3, 1) if len(worst) else ()
+        pixels = as_shown(images.read(found.positions[worst])[0].transpose(0, 2, 3, 1)) if len(worst) else ()
         return [
             Mistake(
                 image,

@@ -49,6 +49,12 @@ def architecture(found: Found, said: Sidecar, where: str) -> Stored:
     except (ValueError, IndexError, TypeError, UsageError, ZeroDivisionError, OverflowError) as error:
         text = error.message if isinstance(error, UsageError) else str(error)
         raise CheckpointError(f"{where} is not a model that vit can build: {text}", WHOLE) from None
+    if said.channels is not None and said.channels[1] != stored.model.channels:
+        key, count = said.channels
+        raise CheckpointError(
+            f"the patch embedding of {where} has channels = {stored.model.channels}, and the configuration beside it {key} = {count}",
+            "is it the file that it belongs to?",
+        )
     check_shapes(folded(found.shapes, stored) | dict(found.strays), stored.model, where)
     return stored
 

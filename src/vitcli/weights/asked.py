@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from vitcli.config import Config, DataConfig, EvalConfig, Overrides, Size, apply
+from vitcli.config import Config, DataConfig, EvalConfig, Overrides, Size, apply, check_statistics
 from vitcli.config_values import check_bounds
 from vitcli.errors import CheckpointError, UsageError
 from vitcli.model.classifier import Classifier
@@ -49,6 +49,7 @@ def asked_checkpoint(
     described = describe(path, overrides)
     config: EvalConfig = replace(described.eval, **section_of(overrides, "eval"))  # type: ignore[arg-type]
     check_bounds("eval", config)
+    check_statistics(described.model, config)
     data = apply(Config(), {k: v for k, v in overrides.items() if k.startswith("data.")}).data
     return replace(described, eval=config), data, notes
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from vitcli import files
 from vitcli.config import Architecture, ModelConfig, Overrides, Size
 from vitcli.errors import CheckpointError
+from vitcli.model.channels import convert_patch_embedding
 from vitcli.model.classifier import Classifier, build, class_of
 from vitcli.text import as_json
 from vitcli.weights.architecture import Stored, check_shapes
@@ -42,7 +43,8 @@ class Lazy(Mapping[str, Tensor]):
             self._parts: Mapping[str, tuple[Part, ...]] = {name: (Part(key),) for key, name in names.items()}
         else:
             self._parts = opened.found.parts
-        self._names = opened.description.model.shapes()
+        self._model = opened.description.model
+        self._names = self._model.shapes()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -66,6 +68,8 @@ class Lazy(Mapping[str, Tensor]):
             raise CheckpointError(
                 f"{self.path}: {name} holds NaN or infinite numbers", "use an earlier checkpoint of its run"
             )
+        if name == self._model.reader:
+            return convert_patch_embedding(tensor, self._model.channels, self._model.channels_from)
         return tensor
 
     def _joined(self, name: str) -> Tensor:

@@ -14,15 +14,17 @@ from vitcli.config import (
     EvalConfig,
     ModelConfig,
     Overrides,
-    Size,
+    check_statistics,
     format_size,
     from_dict,
 )
+from vitcli.config_values import written
 from vitcli.errors import CheckpointError, UsageError, VitError
 from vitcli.families.table import FAMILIES
 from vitcli.text import last_names
 from vitcli.weights.architecture import architecture, check_shapes
-from vitcli.weights.document import check_document
+from vitcli.weights.channels import KEYS, converted, fitted
+from vitcli.weights.document import check_document, plain, preprocessing
 from vitcli.weights.header import Header
 from vitcli.weights.keys import Found, Place, Row, best_place, find, is_average, strip_prefixes
 from vitcli.weights.layouts import preprocessing_by_name
@@ -60,7 +62,7 @@ class Description:
         """The JSON document `vit` of the header, without the digest."""
         return {
             "version": __version__,
-            "model": plain(dataclasses.asdict(self.model)),
+            "model": plain(written(self.model)),
             "classes": [c.as_json() for c in self.classes],
             "preprocessing": preprocessing(self.model.img_size, self.eval),
             "provenance": self.provenance,
@@ -101,31 +103,13 @@ class Description:
         return dataclasses.replace(self, classes=read_labels(labels, self.model.classes)) if labels else self
 
 
-def plain(tree: dict[str, Any]) -> dict[str, Any]:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in tree.items()}
-
-
-def preprocessing(size: Size, config: EvalConfig) -> dict[str, Any]:
-    return {
-        "size": list(size),
-        "crop": config.crop,
-        "resize": config.resize,
-        "interpolation": config.interpolation,
-        "mean": list(config.mean),
-        "std": list(config.std),
-        "views": config.views,
-        **({"temperature": config.temperature} if config.temperature != 1 else {}),
-        **({"scores": config.scores} if config.scores != "softmax" else {}),
-    }
-
-
-# --- finding -----------------------------------------------------------------------------------------------
-
-
 # --- reading -----------------------------------------------------------------------------------------------
 
 
-DESCRIBED = frozenset().union(*(f.config.fixed() for f in FAMILIES.values())) - {"name", "family"} | {"posemb"}
+DESCRIBED = frozenset().union(*(f.config.fixed() for f in FAMILIES.values())) - {"name", "family"} | {
+    "posemb",
+    "channels_from",
+}
 """Keys of `model.` that say what weights are, which --set gives where a file does not."""
 _REPLACES = (
     *("heads", "gelu", "norm_eps", "pool", "posemb", "groups", "group_eps", "weight_eps", "weight_eps_to"),
@@ -160,12 +144,24 @@ def open_checkpoint(path: Path, overrides: Overrides | None = None) -> Opened:
     for key in asked.keys() - DESCRIBED:
         hint = "use --img-size" if key == "img_size" else f"--set takes model.{', model.'.join(_REPLACES)} here"
         raise UsageError(f"model.{key} does not concern a checkpoint that is only read", hint)
+    wanted = {key: asked.pop(key) for key in KEYS if key in asked}
     weights = open_weights(path)
     document = weights.header.document() if isinstance(weights, Safetensors) else None
     if document is None:
-        return _bare(weights, asked)
+        return _for_channels(_bare(weights, asked), wanted)
     assert isinstance(weights, Safetensors)
-    return Opened(weights, _kept(described(weights.header, document), asked))
+    return _for_channels(Opened(weights, _kept(described(weights.header, document), asked)), wanted)
+
+
+def _for_channels(opened: Opened, wanted: Overrides) -> Opened:
+    """For the channels that are asked for. Raises UsageError."""
+    old = opened.description
+    model, config, said = converted(old.path, old.model, old.eval, wanted)
+    if model == old.model:
+        return opened
+    asked = old.asked | {f"model.{key}": value for key, value in wanted.items()}
+    new = dataclasses.replace(old, model=model, eval=config, notes=(*old.notes, *said), asked=asked, scores={})
+    return dataclasses.replace(opened, description=new)
 
 
 def _kept(description: Description, asked: Overrides) -> Description:
@@ -192,6 +188,7 @@ def described(header: Header, document: dict[str, Any]) -> Description:
         if tuple(seen.get("size", model.img_size)) != model.img_size:
             raise ValueError(f"preprocessing.size is not model.img_size, {format_size(model.img_size)}")
         config = from_dict("eval", {k: v for k, v in seen.items() if k != "size"})
+        check_statistics(model, config)
         description = Description(
             path=header.path,
             model=model,
@@ -253,13 +250,14 @@ def _bare(weights: Weights, asked: Overrides) -> Opened:
     stored = _as_asked(stored, asked, path)
     if said.eval is not None:
         config, why = said.eval, ""
+    config, guessed = fitted(config, stored.model.channels, path)
     report = (*found.report, *_beside_report(weights))
     description = Description(
         path=path,
         model=stored.model,
         classes=tuple(said.classes) if len(said.classes) == stored.model.classes else (),
         eval=config,
-        notes=tuple(f"{path.name}: {note}" for note in _notes(weights, found, stored, why, others)),
+        notes=tuple(f"{path.name}: {note}" for note in (*_notes(weights, found, stored, why, others), *guessed)),
         layout=found.layout.name,
         report=report,
         asked={f"model.{k}": v for k, v in asked.items()},

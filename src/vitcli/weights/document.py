@@ -9,6 +9,8 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from vitcli.config import EvalConfig, Size
+
 _DATA = dict.fromkeys(("id", "name", "revision", "identity", "train_split", "held_out"), "text")
 _RUN: dict[str, Any] = {
     "command": "text",
@@ -34,6 +36,25 @@ _FORM: dict[str, Any] = {
 }
 """A table of fields, all of which may be missing; a list of things of one form; or a kind. A key with ? may be null.
 What is not listed may be anything, and classes are read by classes.py."""
+
+
+def plain(tree: dict[str, Any]) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in tree.items()}
+
+
+def preprocessing(size: Size, config: EvalConfig) -> dict[str, Any]:
+    return {
+        "size": list(size),
+        "crop": config.crop,
+        "resize": config.resize,
+        "interpolation": config.interpolation,
+        "mean": list(config.mean),
+        "std": list(config.std),
+        "views": config.views,
+        **({"temperature": config.temperature} if config.temperature != 1 else {}),
+        **({"scores": config.scores} if config.scores != "softmax" else {}),
+    }
+
 
 _REQUIRED = ("model", "classes", "preprocessing")
 _MAX_DEPTH = 20

@@ -37,7 +37,8 @@ from vitcli.text import as_json, unicode
 from vitcli.weights import card, formats
 from vitcli.weights.asked import asked_checkpoint
 from vitcli.weights.checkpoint import Tensors, load, model_with, write_safetensors
-from vitcli.weights.describe import Description, preprocessing
+from vitcli.weights.describe import Description
+from vitcli.weights.document import preprocessing
 from vitcli.weights.theirs import format_of
 
 FORMATS = ("onnx", "timm", "transformers")
@@ -46,7 +47,7 @@ TOLERANCE = 1e-4
 _ONE_FILE = 1_900_000_000  # bytes of weights; a protocol buffer holds two gigabytes
 _NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "timm": ("timm",), "transformers": ("transformers",)}
 
-Images = Float[Tensor, "images 3 height width"]
+Images = Float[Tensor, "images channels height width"]
 Logits = Float[Tensor, "images classes"]
 
 
@@ -205,7 +206,7 @@ def _onnx(description: Description, tensors: Tensors, model: Classifier, place: 
     for module in model.modules():
         if isinstance(module, Attention):
             module.path = "fused" if module.offset_embed is None else "plain"  # the kernel with a bias has no graph
-    example = torch.zeros(2, 3, *description.model.img_size)
+    example = torch.zeros(2, description.model.channels, *description.model.img_size)
     with _quietly():
         program = torch.onnx.export(
             model,

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from vitcli.config import ModelConfig, Size, format_size
+from vitcli.config_values import RGB
 from vitcli.errors import CheckpointError
 from vitcli.weights.describe import Description
 from vitcli.weights.keys import keys_for
@@ -173,7 +174,7 @@ def transformers_config(description: Description) -> dict[str, Any]:
         "layer_norm_eps": model.norm_eps,
         "image_size": _side(model.img_size),
         "patch_size": _side(model.patch),
-        "num_channels": 3,
+        "num_channels": model.channels,
     }
     if architecture.layout is TRANSFORMERS_DINOV2:
         encoder |= {"mlp_ratio": _widths(model), "layerscale_value": model.layer_scale or 1.0}
@@ -274,18 +275,22 @@ def preprocessing_differences(description: Description, form: str) -> list[str]:
     not square, rounds the corner of the centre down where torchvision, timm and vit round to even, and resizes by torchvision.
     """
     config, size = description.eval, description.model.img_size
+    channels = description.model.channels
+    if form == "timm" and channels != RGB:
+        return [f"its loaders make RGB of images unless told otherwise, and in_chans = {channels} here"]
     if form != "transformers":
         return []
-    if config.resize == "short" and size[0] != size[1]:
-        shown = f"it has no resize to the short side for {format_size(size)} px, and shows another part of an image"
-        return [shown, _ROUNDING]
+    found = (
+        [] if channels == RGB else [f"it leaves channels as they are, and takes images with num_channels = {channels}"]
+    )
     left = [int(side / config.crop) - side for side in size]
-    if config.resize == "short" or any(round(n / 2) != n // 2 for n in left):
-        return [
-            "it cuts the centre out a pixel further up or left where an odd number of pixels is left over",
-            _ROUNDING,
-        ]
-    return [_ROUNDING]
+    if config.resize == "short" and size[0] != size[1]:
+        found.append(
+            f"it has no resize to the short side for {format_size(size)} px, and shows another part of an image"
+        )
+    elif config.resize == "short" or any(round(n / 2) != n // 2 for n in left):
+        found.append("it cuts the centre out a pixel further up or left where an odd number of pixels is left over")
+    return [*found, _ROUNDING]
 
 
 def preprocessor_config(description: Description) -> dict[str, Any]:
@@ -303,7 +308,7 @@ def preprocessor_config(description: Description) -> dict[str, Any]:
         "do_normalize": True,
         "image_mean": list(config.mean),
         "image_std": list(config.std),
-        "do_convert_rgb": True,
+        "do_convert_rgb": description.model.channels == RGB,
     }
     if config.resize == "square" and config.crop == 1:
         return {"image_processor_type": "ViTImageProcessor", "size": {"height": height, "width": width}} | tree

@@ -99,7 +99,7 @@ def timm_bit_config(description: Description) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     if model.factor != factor:
         arguments = {
-            "stem_chs": model.channels // factor,
+            "stem_chs": model.stem_channels // factor,
             "channels": [stage[0].outputs // factor for stage in model.stages()],
         }
     tree = formats_timm.timm_document(description, architecture, arguments, "stem.conv", "head.fc")
@@ -127,7 +127,7 @@ def transformers_bit_config(description: Description) -> dict[str, Any]:
         "model_type": "bit",
         "depths": list(model.units),
         "hidden_sizes": [stage[0].outputs for stage in model.stages()],
-        "embedding_size": model.channels,
+        "embedding_size": model.stem_channels,
         "num_groups": model.groups,
         "image_size": list(model.img_size),
         "layer_type": "preactivation",

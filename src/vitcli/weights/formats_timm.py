@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from vitcli.config import ModelConfig
+from vitcli.config_values import RGB
 from vitcli.errors import CheckpointError
 from vitcli.weights.describe import Description
 
@@ -112,6 +113,8 @@ def timm_config(description: Description) -> dict[str, Any]:
     own = {"Eva": _eva, "Beit": _beit}.get(cls, _plain)
     architecture, more = own(model)
     arguments |= more
+    if model.channels != RGB:
+        arguments["in_chans"] = model.channels
     if model.distilled or cls == "Beit":
         del arguments["class_token"]  # which they always have
     head = "head" if not model.distilled else ["head", "head_dist"]
@@ -235,7 +238,7 @@ def timm_document(
         "label_names": [c.name for c in description.classes],
         "pretrained_cfg": {
             "num_classes": model.classes,
-            "input_size": [3, *model.img_size],
+            "input_size": [model.channels, *model.img_size],
             "fixed_input_size": True,
             "pool_size": None,
             "crop_pct": config.crop,
@@ -243,7 +246,7 @@ def timm_document(
             "interpolation": config.interpolation,
             "mean": list(config.mean),
             "std": list(config.std),
-            "first_conv": first,
+            "first_conv": first if model.channels == RGB else None,  # else timm converts it as one of three channels
             "classifier": head,
         },
     }

@@ -51,6 +51,7 @@ class Sidecar:
     gelu: str | None = None
     pool: str | None = None
     groups: int | None = None
+    channels: tuple[str, int] | None = None  # the file's own name of it, and how many
     facts: dict[str, Any] = field(default_factory=dict)  # further values of `model.`
     shown: dict[str, tuple[str, Any]] = field(
         default_factory=dict
@@ -189,6 +190,12 @@ def count_of(path: Path, name: str, value: Any) -> int | None:
     if value is None or (type(value) is int and 0 < value <= _MOST_PIXELS):
         return value
     raise CheckpointError(f"{path}: {name} = {shown(value)} is no such number", "is the file damaged?")
+
+
+def channels_of(path: Path, name: str, value: Any) -> tuple[str, int] | None:
+    """Channels of images as a file says them. Raises CheckpointError for anything else but a number or None."""
+    count = count_of(path, name, value)
+    return None if count is None else (name, count)
 
 
 def shown(value: Any) -> str:

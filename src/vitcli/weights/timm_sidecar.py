@@ -15,6 +15,7 @@ from vitcli.weights.sidecar import (
     POOLS,
     RUN_BY_OTHERS,
     Sidecar,
+    channels_of,
     checked,
     size_of,
 )
@@ -81,6 +82,7 @@ def timm_says(config: dict[str, Any], usual: EvalConfig, path: Path) -> Sidecar:
     return replace(
         told,
         img_size=size_of(path, "img_size", arguments.get("img_size")) or size_of(path, "input_size", size),
+        channels=channels_of(path, "in_chans", arguments.get("in_chans")),
         eval=said if "mean" in cfg and resize else None,
         classes=_named(config.get("label_names"), path),
         names=(name,) if name else (),
@@ -127,6 +129,7 @@ def from_training(arguments: Mapping[Any, Any], usual: EvalConfig, where: Path) 
     return replace(
         first,
         img_size=next(filter(None, sizes), None),
+        channels=channels_of(where, "in_chans", kwargs.get("in_chans", arguments.get("in_chans"))),
         eval=said if whole else None,
         names=names,
     )

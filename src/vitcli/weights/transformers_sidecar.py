@@ -15,6 +15,7 @@ from vitcli.weights.sidecar import (
     RESAMPLE,
     RUN_BY_OTHERS,
     Sidecar,
+    channels_of,
     checked,
     count_of,
     shown,
@@ -57,7 +58,6 @@ _REQUIRED: dict[str, Any] = {
     "use_relative_position_bias": False,
     "use_shared_relative_position_bias": False,
     "use_absolute_position_embeddings": True,
-    "num_channels": 3,
 }
 """What vit computes, of what changes the numbers of one of these classes."""
 _OTHERWISE: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -115,6 +115,7 @@ def transformers_says(config: dict[str, Any], usual: EvalConfig, path: Path, poo
         gelu="silu" if vision.get("use_swiglu_ffn") is True else GELU.get(str(act)),
         facts=facts,
         shown={f"{key} = {shown(vision[key])}": told for key, told in _arrays(kind, vision).items() if key in vision},
+        channels=channels_of(path, "num_channels", vision.get("num_channels")),
         groups=count_of(path, "num_groups", vision.get("num_groups")),
         classes=_labels(config.get("id2label"), path),
     )

@@ -49,7 +49,7 @@ def vit(found: Found, said: Sidecar, where: str) -> Stored:
     """A Vision Transformer, of a hybrid with what is below its patches. Raises ValueError and its like, CheckpointError."""
     shapes, layout = found.shapes, found.layout
     base = residual.patched_by(shapes, dict(layout.keys))
-    width, _, *sides = shapes["patch_embed.proj.weight"]
+    width, inputs, *sides = shapes["patch_embed.proj.weight"]
     patch = (sides[0] * base.patch[0], sides[1] * base.patch[1])
     if min(width, *patch) < 1:
         raise ValueError(f"patch embedding of shape {shapes['patch_embed.proj.weight']}")
@@ -76,6 +76,7 @@ def vit(found: Found, said: Sidecar, where: str) -> Stored:
         patch=patch,
         img_size=img_size,
         classes=classes,
+        channels=inputs if base.reads_pixels else base.channels,
         pool=pool,
         class_token=class_token,
         gelu=said.gelu or _usual_gelu(layout, parts["gated"]),  # type: ignore[arg-type]

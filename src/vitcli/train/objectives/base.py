@@ -128,7 +128,7 @@ class Objective(nn.Module):
         return None
 
     def pictures(
-        self, model: Classifier, images: Float[Tensor, "batch 3 height width"]
+        self, model: Classifier, images: Float[Tensor, "batch channels height width"]
     ) -> dict[str, NDArray[np.uint8]]:
         """What a finished run leaves to look at, of a few images as evaluation sees them: pixels by the name of the file, without
         .png.

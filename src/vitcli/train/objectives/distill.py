@@ -72,7 +72,7 @@ class Distill(Classify):
         return t * t * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
     @torch.no_grad()
-    def opinion(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
+    def opinion(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """The teacher's logits, in the order of the student's classes."""
         teacher = self._teacher[0]
         seen, size = pixels(images, self.evaluation), tuple(teacher.config.img_size)
@@ -80,7 +80,8 @@ class Distill(Classify):
             how = self.preprocessing.interpolation
             seen = F.interpolate(seen, size, mode=how, align_corners=False, antialias=True).clamp(0, 1)
         mean, std = (
-            host.constants(v, images.device).view(1, 3, 1, 1) for v in (self.preprocessing.mean, self.preprocessing.std)
+            host.constants(v, images.device).view(1, -1, 1, 1)
+            for v in (self.preprocessing.mean, self.preprocessing.std)
         )
         logits: Tensor = teacher((seen - mean) / std).float()
         return logits if self.outputs is None else logits.index_select(1, self.outputs)
@@ -93,6 +94,12 @@ class Distill(Classify):
             raise UsageError(
                 "train.objective = distill has no teacher",
                 "name a trained checkpoint with --teacher CKPT, or --set train.teacher=CKPT",
+            )
+        channels = described(config.train).model.channels
+        if channels != config.model.channels:
+            raise UsageError(
+                f"train.teacher sees the student's images, and takes model.channels = {channels}, not {config.model.channels}",
+                "name a teacher that takes the same, or leave model.channels out",
             )
         if config.settings_of("distill").weight == 1 and getattr(config.model, "distilled", False):
             raise UsageError(

@@ -57,7 +57,7 @@ class MAE(Objective):
         self.mask_token = nn.Parameter(torch.empty(1, 1, decoder.width))
         self.blocks = nn.ModuleList(Block(decoder, 0.0) for _ in range(decoder.depth))
         self.norm = nn.LayerNorm(decoder.width, decoder.norm_eps)
-        self.paint = Linear(decoder.width, 3 * decoder.patch[0] * decoder.patch[1])
+        self.paint = Linear(decoder.width, decoder.patch_inputs)
         draw = of_generator(config.run.seed)
         initialise(self, draw)
         nn.init.normal_(self.mask_token, std=0.02, generator=draw)
@@ -102,7 +102,7 @@ class MAE(Objective):
 
     @torch.no_grad()
     def pictures(
-        self, model: Classifier, images: Float[Tensor, "batch 3 height width"]
+        self, model: Classifier, images: Float[Tensor, "batch channels height width"]
     ) -> dict[str, NDArray[np.uint8]]:
         """Each image, what of it the encoder saw, and that with what the decoder made of the rest. A painted patch has the mean
         and the deviation of the patch that was there, which the loss leaves out.
@@ -145,7 +145,7 @@ class MAE(Objective):
     def extra(cls, config: Config) -> Extra:
         encoder = patched(config.model, "mae")
         decoder = decoder_of(encoder, config.settings_of("mae"))
-        w, values = decoder.width, 3 * decoder.patch[0] * decoder.patch[1]
+        w, values = decoder.width, decoder.patch_inputs
         ends = (encoder.width * w + w) + w + 2 * w + (w * values + values)
         return Extra(parameters=ends + decoder.depth * decoder.block_parameters)
 
@@ -154,7 +154,7 @@ class MAE(Objective):
         encoder = patched(config.model, "mae")
         decoder = decoder_of(encoder, config.settings_of("mae"))
         patches = encoder.grid[0] * encoder.grid[1]
-        seen, values = seen_of(patches, config.settings_of("mae").mask), 3 * encoder.patch[0] * encoder.patch[1]
+        seen, values = seen_of(patches, config.settings_of("mae").mask), encoder.patch_inputs
         inside = seen + encoder.prefix_tokens
         macs = seen * values * encoder.width + encoder.depth * encoder.block_macs(inside)
         macs += inside * encoder.width * decoder.width + decoder.depth * decoder.block_macs(encoder.tokens)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vitcli import host
 from vitcli.config import Config, EvalConfig, MaskedPatchConfig, ModelConfig, Size
+from vitcli.config_values import RGB
 from vitcli.data.batch import Batch
 from vitcli.errors import UsageError
 from vitcli.families.base import Activations
@@ -129,6 +130,11 @@ class MaskedPatch(Objective):
                 "their defaults are 0.8 and 0.1",
             )
         model = patched(config.model, "masked-patch")
+        if settings.target != "pixels" and model.channels != RGB:
+            raise UsageError(
+                f"masked-patch.target = {settings.target} is of red, green and blue, and model.channels = {model.channels}",
+                "predict the pixels themselves with --set masked-patch.target=pixels",
+            )
         if settings.target == "downsized" and any(side % _SIDE for side in model.patch):
             raise UsageError(
                 f"masked-patch.target = downsized needs patches of {_SIDE} x {_SIDE} cells, not of {model.sized()}",
@@ -162,12 +168,15 @@ class MaskedPatch(Objective):
 
 def outputs_of(model: ModelConfig, settings: MaskedPatchConfig) -> int:
     """Numbers that are predicted of a patch."""
-    values = {"colour": LEVELS**3, "downsized": _SIDE**2 * LEVELS**3, "pixels": 3 * model.patch[0] * model.patch[1]}
+    values = {"colour": LEVELS**3, "downsized": _SIDE**2 * LEVELS**3, "pixels": model.patch_inputs}
     return values[settings.target]
 
 
 def colours(
-    images: Float[Tensor, "batch 3 height width"], patch: Size, evaluation: EvalConfig, settings: MaskedPatchConfig
+    images: Float[Tensor, "batch channels height width"],
+    patch: Size,
+    evaluation: EvalConfig,
+    settings: MaskedPatchConfig,
 ) -> Int[Tensor, "batch patches cells"]:
     """The class of the mean colour of each cell of each patch: one cell for `colour`, row by row 4 x 4 for `downsized`."""
     cells = _SIDE if settings.target == "downsized" else 1

@@ -69,9 +69,9 @@ def vit(model: Classifier) -> ViT:
     return model
 
 
-def pixels(images: Float[Tensor, "batch 3 *rest"], config: EvalConfig) -> Float[Tensor, "batch 3 *rest"]:
+def pixels(images: Float[Tensor, "batch channels *rest"], config: EvalConfig) -> Float[Tensor, "batch channels *rest"]:
     """Normalised values as they were in 0..1."""
-    shape = [1, 3, *[1] * (images.ndim - 2)]
+    shape = [1, -1, *[1] * (images.ndim - 2)]
     mean, std = (host.constants(v, images.device).view(shape) for v in (config.mean, config.std))
     return images * std + mean
 
