@@ -57,7 +57,9 @@ def main() -> None:
         kept = {k: plain(v) for k, v in arguments.items() if not k.startswith("pretrained_") and k != "feature_cfg"}
         config = get_pretrained_cfg(name)
         pixels = [list(config.mean), list(config.std), config.crop_pct, config.crop_mode, config.interpolation]
-        lines.append("\t".join([name, cls, *(json.dumps(item) for item in (kept, [*pixels, list(config.input_size[1:])]))]))
+        lines.append(
+            "\t".join([name, cls, *(json.dumps(item) for item in (kept, [*pixels, list(config.input_size[1:])]))])
+        )
     head = "# timm's name, its class, the arguments of the class, pixels of its usual weights: mean, std, crop, mode, interpolation, size"
     PAGE.write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
     print(f"{len(lines)} architectures")

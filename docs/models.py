@@ -32,7 +32,7 @@ from vitcli.families.table import FAMILIES, model_config  # noqa: E402
 from vitcli.weights.describe import describe  # noqa: E402
 
 PAGE = Path(__file__).parents[1] / "src" / "vitcli" / "tables" / "models.tsv"
-PATTERNS = ("vit_*", "deit*", "flexivit_*", "eva_large*", "resnetv2_*_bit*")
+PATTERNS = ("vit_*", "deit*", "flexivit_*", "eva*", "beit*", "aimv2*", "resnetv2_*_bit*")
 
 TRANSFORMERS = {
     # hub id: timm's name of the same architecture, outputs, published top-1 of ImageNet (DeiT: facebookresearch/deit README)
@@ -71,6 +71,41 @@ TRANSFORMERS = {
     "facebook/vit-msn-small": ("vit_small_patch16_224", 0, None),
     "facebook/vit-msn-base": ("vit_base_patch16_224", 0, None),
     "facebook/vit-msn-large": ("vit_large_patch16_224", 0, None),
+}  # fmt: skip
+
+_POOLED, _CLS = {"gelu": "tanh"}, {"pool": "cls"}
+TODAY: dict[str, tuple[str, int, int, dict[str, Any]]] = {
+    # hub id: timm's name of the same weights, outputs, image size, what differs in transformers' file
+    "openai/clip-vit-base-patch32": ("vit_base_patch32_clip_quickgelu_224.openai", 512, 224, {}),
+    "openai/clip-vit-base-patch16": ("vit_base_patch16_clip_quickgelu_224.openai", 512, 224, {}),
+    "openai/clip-vit-large-patch14": ("vit_large_patch14_clip_quickgelu_224.openai", 768, 224, {}),
+    "openai/clip-vit-large-patch14-336": ("vit_large_patch14_clip_quickgelu_336.openai", 768, 336, {}),
+    "laion/CLIP-ViT-B-32-laion2B-s34B-b79K": ("vit_base_patch32_clip_224.laion2b", 512, 224, {}),
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": ("vit_huge_patch14_clip_224.laion2b", 1024, 224, {}),
+    "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k": ("vit_gigantic_patch14_clip_224.laion2b", 1280, 224, {}),
+    "facebook/metaclip-b32-400m": ("vit_base_patch32_clip_quickgelu_224.metaclip_400m", 512, 224, {}),
+    "facebook/metaclip-b16-fullcc2.5b": ("vit_base_patch16_clip_quickgelu_224.metaclip_2pt5b", 512, 224, {}),
+    "facebook/dinov3-vits16-pretrain-lvd1689m": ("vit_small_patch16_dinov3_qkvb.lvd1689m", 0, 224, _CLS),
+    "facebook/dinov3-vits16plus-pretrain-lvd1689m": ("vit_small_plus_patch16_dinov3_qkvb.lvd1689m", 0, 224, _CLS),
+    "facebook/dinov3-vitb16-pretrain-lvd1689m": ("vit_base_patch16_dinov3_qkvb.lvd1689m", 0, 224, _CLS),
+    "facebook/dinov3-vitl16-pretrain-lvd1689m": ("vit_large_patch16_dinov3_qkvb.lvd1689m", 0, 224, _CLS),
+    "facebook/dinov3-vitl16-pretrain-sat493m": ("vit_large_patch16_dinov3_qkvb.sat493m", 0, 224, _CLS),
+    "facebook/dinov3-vith16plus-pretrain-lvd1689m": ("vit_huge_plus_patch16_dinov3_qkvb.lvd1689m", 0, 224, _CLS),
+    "facebook/dinov3-vit7b16-pretrain-lvd1689m": ("vit_7b_patch16_dinov3.lvd1689m", 0, 224, _CLS),
+    "google/siglip-base-patch16-224": ("vit_base_patch16_siglip_224.webli", 0, 224, _POOLED),
+    "google/siglip-large-patch16-256": ("vit_large_patch16_siglip_256.webli", 0, 256, _POOLED),
+    "google/siglip-so400m-patch14-384": ("vit_so400m_patch14_siglip_384.webli", 0, 384, _POOLED),
+    "google/siglip2-base-patch16-224": ("vit_base_patch16_siglip_224.v2_webli", 0, 224, _POOLED),
+    "google/siglip2-large-patch16-256": ("vit_large_patch16_siglip_256.v2_webli", 0, 256, _POOLED),
+    "google/siglip2-so400m-patch14-384": ("vit_so400m_patch14_siglip_378.v2_webli", 0, 378, _POOLED),
+    "google/siglip2-base-patch16-naflex": ("vit_base_patch16_siglip_256.v2_webli", 0, 256, _POOLED),
+    "facebook/dinov2-giant": ("vit_giant_patch14_dinov2.lvd142m", 0, 518, {}),
+    "facebook/dinov2-with-registers-giant": ("vit_giant_patch14_reg4_dinov2.lvd142m", 0, 518, {}),
+    "microsoft/beit-base-patch16-224": ("beit_base_patch16_224.in22k_ft_in22k_in1k", 1000, 224, {"norm_eps": 1e-12}),
+    "microsoft/beit-large-patch16-224": ("beit_large_patch16_224.in22k_ft_in22k_in1k", 1000, 224, {"norm_eps": 1e-12}),
+    "apple/aimv2-large-patch14-224": ("aimv2_large_patch14_224.apple_pt", 0, 224, {}),
+    "apple/aimv2-large-patch14-336": ("aimv2_large_patch14_336.apple_pt", 0, 336, {}),
+    "facebook/ijepa_vith14_1k": ("vit_huge_patch14_gap_224.in1k_ijepa", 0, 224, {"norm_eps": 1e-6}),
 }  # fmt: skip
 
 
@@ -135,6 +170,12 @@ def main(results: str) -> None:
         model = type(model)(**{**vars(model), "classes": classes})
         row = (name, model.name, json.dumps(fields_of(model), sort_keys=True), model.cost().parameters, size, classes,
                top1 or "", "apache-2.0")  # fmt: skip
+        lines.append("\t".join(map(str, row)))
+    for name, (like, classes, size, changes) in TODAY.items():
+        found = models[like][0] if like in models else described(like).model
+        model = type(found)(**{**vars(found), **changes, "classes": classes, "img_size": (size, size)})
+        row = (name, model.name, json.dumps(fields_of(model), sort_keys=True), model.cost().parameters, size, classes, "",
+               get_pretrained_cfg(like).license or "")  # fmt: skip
         lines.append("\t".join(map(str, row)))
     head = "# hub id, model, what it has beyond that name, parameters, image size, outputs, top-1 on ImageNet where published, licence"
     PAGE.write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")

@@ -92,7 +92,7 @@ OTHER_FAMILIES = [
     "yolos",
 ]
 """First words of the names of models that vit does not read."""
-_OTHER_PARTS = re.compile(r"(?:^|[_-])(?:avgpool|sam|dlittle|dwee|dpwee)(?=[_-]|$)")
+_OTHER_PARTS = re.compile(r"(?:^|[_-])(?:avgpool|sam|dlittle|dwee|dpwee|pwee|relpos|srelpos|sapiens2|mci)(?=[_-]|$)")
 """Parts of the names of Vision Transformers with something that vit does not have, and that their arrays do not all show."""
 _OWNERS = ("timm", "google", "facebook", "microsoft", "openai", "apple", "nvidia", "laion")
 """Those on the hub whose names say what a model is; anybody else's may be called anything."""

@@ -68,6 +68,15 @@ def resized_positions(
     return {"pos_embed": resize_position_embedding(table, old.grid, new.grid, old.prefix_rows, method)}
 
 
+def places_of(config: ModelConfig) -> str:
+    """Where a model without learned positions that are added to patches has their places."""
+    if config.is_pairwise:
+        return f"places are in its attention (model.positions = {config.positions})"
+    if config.rope != "none":
+        return f"places are in rotations of queries and keys (model.rope = {config.rope})"
+    return f"model.positions = {config.positions}"
+
+
 def as_learned(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
     """The same model with positions `learned`, where they are a table; prefix tokens then have rows of zeros."""
     if config.positions in ("learned", "relative", "bias") or (config.positions == "none" and config.rope != "none"):
