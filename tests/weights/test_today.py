@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from vitcli.errors import CheckpointError
+from vitcli.weights.asked import loaded
 from vitcli.weights.checkpoint import load, model_with
-from vitcli.weights.describe import Description
+from vitcli.weights.describe import Description, describe
 
 pytest.importorskip("torchvision_shim", reason="timm and transformers import torchvision")
 timm = pytest.importorskip("timm")
@@ -199,3 +205,292 @@ def test_transformers(tmp_path: Path, name: str) -> None:
     _, ours = logits(tmp_path, images)
     with torch.no_grad():
         assert_same(ours, computed_by_transformers(theirs, name, images))
+
+
+# --- as their authors wrote them ---------------------------------------------------------------------------
+
+_TOWER = [
+    (r"^patch_embed\.proj\.weight$", "conv1.weight"),
+    (r"^pos_embed$", "positional_embedding"),
+    (r"^cls_token$", "class_embedding"),
+    (r"^norm_pre\.", "ln_pre."),
+    (r"^norm\.", "ln_post."),
+    (r"^blocks\.", "transformer.resblocks."),
+    (r"\.norm(\d)\.", r".ln_\1."),
+    (r"\.gamma_(\d)$", r".ls_\1.gamma"),
+    (r"\.attn\.qkv\.", ".attn.in_proj_"),
+    (r"\.attn\.proj\.", ".attn.out_proj."),
+    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
+    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
+    (r"^attn_pool\.latent$", "attn_pool.probe"),
+    (r"^attn_pool\.proj\.", "attn_pool.attn.out_proj."),
+    (r"^attn_pool\.norm\.", "attn_pool.layernorm."),
+]
+_EVA = [
+    (r"\.attn\.q_proj\.bias$", ".attn.q_bias"),
+    (r"\.attn\.v_proj\.bias$", ".attn.v_bias"),
+    (r"\.attn\.norm\.", ".attn.inner_attn_ln."),
+    (r"\.mlp\.norm\.", ".mlp.ffn_ln."),
+    (r"\.mlp\.fc1_g\.", ".mlp.w1."),
+    (r"\.mlp\.fc1_x\.", ".mlp.w2."),
+    (r"(blocks.*)\.mlp\.fc2\.", r"\1.mlp.w3."),
+]
+_DINOV3 = [
+    (r"^reg_token$", "storage_tokens"),
+    (r"\.gamma_(\d)$", r".ls\1.gamma"),
+    (r"\.mlp\.fc1_g\.", ".mlp.w1."),
+    (r"\.mlp\.fc1_x\.", ".mlp.w2."),
+]
+_AIM = [
+    (r"^patch_embed\.", "preprocessor.patchifier."),
+    (r"^pos_embed$", "preprocessor.pos_embed"),
+    (r"^blocks\.", "trunk.blocks."),
+    (r"^norm\.", "trunk.post_trunk_norm."),
+    (r"\.norm(\d)\.", r".norm_\1."),
+    (r"\.mlp\.fc1_g\.", ".mlp.fc1."),
+    (r"\.mlp\.fc1_x\.", ".mlp.fc3."),
+]
+
+
+def authors(state: dict[str, Tensor], rules: list[tuple[str, str]], prefix: str = "") -> dict[str, Tensor]:
+    """timm's arrays under the names of a family's own code, as that code has them."""
+    written = {}
+    for key, tensor in state.items():
+        name = key
+        for pattern, to in rules:
+            name = re.sub(pattern, to, name)
+        written[prefix + name] = tensor.squeeze() if rules is _TOWER and key in ("pos_embed", "cls_token") else tensor
+    if rules is _TOWER:
+        head = written.pop(f"{prefix}head.weight", None)
+        written.pop(f"{prefix}head.bias", None)
+        if head is not None:
+            written[f"{prefix}proj"] = head.t().contiguous()
+        for kind in ("weight", "bias"):
+            parts = [written.pop(f"{prefix}attn_pool.{x}.{kind}", None) for x in ("q", "kv")]
+            if parts[0] is not None:
+                written[f"{prefix}attn_pool.attn.in_proj_{kind}"] = torch.cat(parts)
+        pools = {k: k.replace(".mlp.fc1.", ".mlp.c_fc.").replace(".mlp.fc2.", ".mlp.c_proj.") for k in written}
+        written = {pools[key]: tensor for key, tensor in written.items()}
+    if rules is _DINOV3:
+        gated = any(".mlp.w1." in key for key in written)
+        written = {re.sub(r"\.mlp\.fc2\.", ".mlp.w3." if gated else ".mlp.fc2.", k): t for k, t in written.items()}
+        for key in [key for key in written if key.endswith("q_bias")]:
+            q, v = written.pop(key), written.pop(key.replace("q_bias", "v_bias"))
+            stem = key.removesuffix("q_bias")
+            written[f"{stem}qkv.bias"] = torch.cat(
+                [q, torch.full_like(q, 7.0), v]
+            )  # of keys, which the mask leaves out
+            written[f"{stem}qkv.bias_mask"] = torch.cat([torch.ones_like(q), torch.zeros_like(q), torch.ones_like(q)])
+        written |= {"mask_token": torch.randn(1, 96), "rope_embed.periods": torch.ones(8)}
+    return written
+
+
+AUTHORS: dict[str, tuple[str, list[tuple[str, str]], str, dict[str, Any], dict[str, Any]]] = {
+    # what it is: timm's name of the same, the names, a prefix, what differs in timm's arguments, what has to be said
+    "CLIP, quick": (
+        "vit_base_patch16_clip_quickgelu_224", _TOWER, "visual.", {}, {"model.gelu": "quick", "model.heads": 3},
+    ),
+    "CLIP, erf, wrapped": (
+        "vit_base_patch16_clip_224", _TOWER, "module.visual.", {}, {"model.gelu": "erf", "model.heads": 3},
+    ),
+    "Perception Encoder": (
+        "vit_pe_core_base_patch16_224", _TOWER, "visual.", {"num_heads": 8, "attn_pool_num_heads": 8}, {"model.heads": 8},
+    ),
+    "Perception Encoder, spatial": (
+        "vit_pe_spatial_base_patch16_512", _TOWER, "", {"num_classes": 0}, {"model.heads": 3},
+    ),
+    "EVA02": ("eva02_base_patch14_224", _EVA, "", {}, {"model.heads": 3}),
+    "EVA02-CLIP": ("eva02_base_patch16_clip_224", _EVA, "visual.", {}, {"model.heads": 3}),
+    "DINOv3": ("vit_small_patch16_dinov3_qkvb", _DINOV3, "", {"num_classes": 0, "global_pool": "token"}, {"model.heads": 3}),
+    "DINOv3, gated": (
+        "vit_small_plus_patch16_dinov3_qkvb", _DINOV3, "", {"num_classes": 0, "global_pool": "token"}, {"model.heads": 3},
+    ),
+    "AIMv2": ("aimv2_large_patch14_224", _AIM, "", {"num_classes": 0}, {"model.heads": 3}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AUTHORS)
+def test_authors(tmp_path: Path, name: str) -> None:
+    """timm's own converter reads the same file, which shows that the names are those of the authors."""
+    architecture, rules, prefix, changes, said = AUTHORS[name]
+    kept = WIDTHS | {"img_size": 128, "patch_size": 8, "num_classes": 5} | changes
+    if architecture.startswith("vit_pe") or architecture.startswith("eva02"):
+        kept["ref_feat_shape"] = (16, 16)
+    theirs = stirred(timm.create_model(architecture, **kept))
+    if "head.bias" in theirs.state_dict() and rules is _TOWER:
+        torch.nn.init.zeros_(theirs.head.bias)
+    written = authors(theirs.state_dict(), rules, prefix)
+    converter = timm.models.eva if type(theirs).__name__ == "Eva" else timm.models.vision_transformer
+    fresh = timm.create_model(architecture, **kept).eval()
+    fresh.load_state_dict(converter.checkpoint_filter_fn(dict(written), fresh))
+    images = pixels(128, 128)
+    with torch.no_grad():
+        assert_same(fresh(images), theirs(images))
+    torch.save(written, tmp_path / "w.pth")
+    if said:
+        with pytest.raises(CheckpointError, match="heads"):
+            describe(tmp_path / "w.pth")
+    description, model = loaded(str(tmp_path / "w.pth"), overrides=said)
+    with torch.no_grad():
+        ours = model(images) if description.model.classes else model.features(images)
+        assert_same(ours, theirs(images))
+
+
+def test_open_clip_s_configuration_tells_the_activation(tmp_path: Path) -> None:
+    results = {}
+    for quick in (True, False):
+        folder = tmp_path / str(quick)
+        folder.mkdir()
+        name = "vit_base_patch16_clip_quickgelu_224" if quick else "vit_base_patch16_clip_224"
+        theirs = stirred(timm.create_model(name, **WIDTHS, img_size=64, patch_size=8, num_classes=5))
+        torch.nn.init.zeros_(theirs.head.bias)
+        state = authors(theirs.state_dict(), _TOWER, "visual.") | {"logit_scale": torch.ones(())}
+        safetensors.torch.save_file(state, folder / "open_clip_model.safetensors")
+        vision = {"image_size": 64, "width": 96, "head_width": 32, "layers": 2, "patch_size": 8}
+        config = {"embed_dim": 5, "vision_cfg": vision, **({"quick_gelu": True} if quick else {})}
+        pixel = {"mean": [0.1] * 3, "std": [0.2] * 3, "resize_mode": "squash", "interpolation": "bicubic"}
+        (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": pixel}))
+        images = pixels(64, 64)
+        description, ours = logits(folder / "open_clip_model.safetensors", images)
+        assert_same(ours, theirs(images).detach())
+        assert (description.eval.mean, description.eval.resize) == ((0.1, 0.1, 0.1), "square")
+        results[quick] = ours
+    assert not torch.allclose(results[True], results[False], atol=1e-4)
+
+
+def test_big_vision_s_pooling_by_attention(tmp_path: Path) -> None:
+    """timm loads the same arrays."""
+    theirs = stirred(
+        timm.create_model("vit_base_patch16_siglip_224", **WIDTHS, img_size=64, patch_size=8, act_layer="gelu_tanh")
+    )
+    np.savez(tmp_path / "siglip.npz", **big_vision_arrays(theirs.state_dict(), 3))
+    fresh = timm.create_model(
+        "vit_base_patch16_siglip_224", **WIDTHS, img_size=64, patch_size=8, act_layer="gelu_tanh"
+    ).eval()
+    fresh.load_pretrained(str(tmp_path / "siglip.npz"))
+    images = pixels(64, 64)
+    with torch.no_grad():
+        assert_same(fresh(images), theirs(images))
+    _, ours = logits(tmp_path / "siglip.npz", images)
+    assert_same(ours, theirs(images).detach())
+
+
+def big_vision_arrays(state: dict[str, Tensor], heads: int) -> dict[str, np.ndarray]:
+    """As google-research/big_vision models/vit.py names them."""
+    found: dict[str, Tensor] = {
+        "embedding/kernel": state["patch_embed.proj.weight"].permute(2, 3, 1, 0),
+        "embedding/bias": state["patch_embed.proj.bias"],
+        "pos_embedding": state["pos_embed"],
+        "Transformer/encoder_norm/scale": state["norm.weight"],
+        "Transformer/encoder_norm/bias": state["norm.bias"],
+        "MAPHead_0/probe": state["attn_pool.latent"],
+        "MAPHead_0/LayerNorm_0/scale": state["attn_pool.norm.weight"],
+        "MAPHead_0/LayerNorm_0/bias": state["attn_pool.norm.bias"],
+    }
+
+    def attention(place: str, parts: dict[str, tuple[Tensor, Tensor]], out: tuple[Tensor, Tensor]) -> None:
+        for name, (weight, bias) in parts.items():
+            found[f"{place}/{name}/kernel"] = weight.t().unflatten(1, (heads, -1))
+            found[f"{place}/{name}/bias"] = bias.unflatten(0, (heads, -1))
+        found[f"{place}/out/kernel"] = out[0].t().unflatten(0, (heads, -1))
+        found[f"{place}/out/bias"] = out[1]
+
+    def mlp(place: str, stem: str) -> None:
+        for i in (0, 1):
+            found[f"{place}/Dense_{i}/kernel"] = state[f"{stem}.fc{i + 1}.weight"].t()
+            found[f"{place}/Dense_{i}/bias"] = state[f"{stem}.fc{i + 1}.bias"]
+
+    for i in range(2):
+        ours, theirs = f"blocks.{i}", f"Transformer/encoderblock_{i}"
+        for n in (0, 1):
+            found[f"{theirs}/LayerNorm_{n}/scale"] = state[f"{ours}.norm{n + 1}.weight"]
+            found[f"{theirs}/LayerNorm_{n}/bias"] = state[f"{ours}.norm{n + 1}.bias"]
+        three = zip(state[f"{ours}.attn.qkv.weight"].chunk(3), state[f"{ours}.attn.qkv.bias"].chunk(3), strict=True)
+        attention(
+            f"{theirs}/MultiHeadDotProductAttention_0",
+            dict(zip(("query", "key", "value"), three, strict=True)),
+            (state[f"{ours}.attn.proj.weight"], state[f"{ours}.attn.proj.bias"]),
+        )
+        mlp(f"{theirs}/MlpBlock_0", f"{ours}.mlp")
+    two = zip(state["attn_pool.kv.weight"].chunk(2), state["attn_pool.kv.bias"].chunk(2), strict=True)
+    parts = {"query": (state["attn_pool.q.weight"], state["attn_pool.q.bias"])} | dict(
+        zip(("key", "value"), two, strict=True)
+    )
+    attention(
+        "MAPHead_0/MultiHeadDotProductAttention_0",
+        parts,
+        (state["attn_pool.proj.weight"], state["attn_pool.proj.bias"]),
+    )
+    mlp("MAPHead_0/MlpBlock_0", "attn_pool.mlp")
+    return {key: tensor.numpy() for key, tensor in found.items()}
+
+
+# --- what arrays do not tell -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("clip", {"hidden_act": "gelu"}),
+        ("clip", {"num_attention_heads": 2}),
+        ("siglip", {"hidden_act": "gelu"}),
+        ("siglip", {"num_attention_heads": 6}),
+        ("dinov3", {"rope_theta": 20.0}),
+        ("dinov3", {"num_attention_heads": 6}),
+        ("clip", {"layer_norm_eps": 0.1}),
+    ],
+    ids=str,
+)
+def test_the_same_arrays_with_another_configuration(tmp_path: Path, name: str, changes: dict[str, Any]) -> None:
+    """Give each its own result, or, where there is none, an error."""
+    images, found = pixels(32, 32), []
+    theirs = of_transformers(tmp_path / "first", name)
+    for place, more in (("first", {}), ("second", changes)):
+        other = of_transformers(tmp_path / place, name, **more)
+        other.load_state_dict(theirs.state_dict())
+        other.save_pretrained(tmp_path / place)
+        _, ours = logits(tmp_path / place, images)
+        with torch.no_grad():
+            assert_same(ours, computed_by_transformers(other, name, images))
+        found.append(ours)
+    assert not torch.allclose(*found, rtol=0, atol=1e-5)
+    (tmp_path / "second" / "config.json").unlink()
+    if not name.startswith("siglip"):  # of which there is one activation by its own code, which is said to be a guess
+        with pytest.raises(CheckpointError, match=r"model\.heads"):
+            describe(tmp_path / "second" / "model.safetensors")
+
+
+@pytest.mark.parametrize("architecture", ["vit_base_patch16_clip_224", "vit_base_patch16_clip_quickgelu_224"])
+def test_a_bare_file_of_timm_goes_by_its_name_or_not_at_all(tmp_path: Path, architecture: str) -> None:
+    theirs = stirred(timm.create_model(architecture, img_size=64, depth=12, num_classes=5))
+    safetensors.torch.save_file(theirs.state_dict(), tmp_path / f"{architecture}.openai.safetensors")
+    images = pixels(64, 64)
+    description, ours = logits(tmp_path / f"{architecture}.openai.safetensors", images)
+    assert_same(ours, theirs(images).detach())
+    assert description.model.gelu == ("quick" if "quick" in architecture else "erf")
+    assert ("quick" in architecture) != any("trained with quick GELU" in note for note in description.notes)
+    (tmp_path / f"{architecture}.openai.safetensors").rename(tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match=r"norm_pre\..*model\.gelu"):
+        describe(tmp_path / "w.safetensors")
+
+
+def test_what_timm_has_and_vit_has_not_is_refused_by_its_argument(tmp_path: Path) -> None:
+    for name, argument in (
+        ("vit_base_patch16_sapiens2", "num_kv_heads"),
+        ("vit_base_patch16_xp_224", "block_fn"),
+        ("eva02_enormous_patch14_clip_224", "use_post_norm"),
+    ):
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        state = {
+            key: torch.zeros(1).expand(tensor.shape).contiguous()
+            for key, tensor in model.state_dict().items()
+            if tensor.numel() < 10**5
+        }
+        folder = tmp_path / name
+        folder.mkdir()
+        safetensors.torch.save_file(state, folder / "model.safetensors")
+        config = {"architecture": name, "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(CheckpointError, match=argument):
+            describe(folder / "model.safetensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -352,6 +353,11 @@ def _notes(weights: Weights, found: Found, stored: Stored, why: str, others: lis
         notes.append(f"left out {', '.join(left_out[:3])}{more}")
     if stored.guessed:
         notes.append(guesses(stored.model, stored.guessed))
+    if isinstance(stored.model, ModelConfig) and stored.model.pre_norm and stored.model.gelu == "erf":
+        if re.search(r"openai|metaclip|quickgelu", str(path), re.IGNORECASE):
+            notes.append(
+                "its name is of weights that were trained with quick GELU: --set model.gelu=quick computes that"
+            )
     if stored.zeros:
         notes.append(
             f"the head is a projection into {stored.model.classes} numbers that are compared with others', no classes"

@@ -88,7 +88,7 @@ PE_BARE = replace(
     PE,
     markers=("ln_pre.weight", "ln_pre.bias"),
     without=("ln_post.weight", "ln_post.bias"),
-    facts={"rope": "index", "rope_order": "xy", "rope_offset": "cls"},
+    facts={"rope": "index", "rope_order": "xy", "rope_offset": "cls", "pool": "mean"},  # its authors' has none; timm's
 )
 
 # --- as transformers writes them -----------------------------------------------------------------------------

@@ -17,7 +17,10 @@ from vitcli.weights.names import check_read
 from vitcli.weights.sidecars import is_of_training
 from vitcli.weights.stored import INDICES, PICKLES, read_index
 
-_USUAL = (WEIGHTS, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_USUAL = (
+    *(WEIGHTS, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
+    *("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
+)
 
 _BY_TIMM = ("model_best.pth.tar", "last.pth.tar")
 
@@ -113,7 +116,7 @@ def _from_hub(reference: str) -> Path:
     def get(file: str) -> Path:
         return hub.download(name, file, revision, cached)
 
-    for beside in ("config.json", "preprocessor_config.json", hub.CARD):
+    for beside in ("config.json", "preprocessor_config.json", "open_clip_config.json", hub.CARD):
         with contextlib.suppress(Exception):  # a bare file: its layout is recognised by its keys
             get(beside)
     with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):

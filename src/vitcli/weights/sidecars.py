@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vitcli.config import EvalConfig
+from vitcli.weights.open_clip_sidecar import open_clip_says
 from vitcli.weights.sidecar import (
     MULTI_LABEL,
     Sidecar,
@@ -33,7 +34,10 @@ def read_sidecars(weights: Path, usual: EvalConfig, pooler: bool = False) -> Sid
         path = weights.parent / "config.json"
         steps = weights.parent / "preprocessor_config.json"
         config, processor = read_json(path), read_json(steps)
-        if isinstance(config.get("pretrained_cfg"), dict):
+        if weights.name.startswith("open_clip_"):
+            beside = weights.parent / "open_clip_config.json"
+            said = open_clip_says(read_json(beside), usual, beside) if beside.exists() else said
+        elif isinstance(config.get("pretrained_cfg"), dict):
             said = timm_says(config, usual, path)
         else:
             said = transformers_says(config, usual, path, pooler)
@@ -47,9 +51,12 @@ def read_sidecars(weights: Path, usual: EvalConfig, pooler: bool = False) -> Sid
     return said
 
 
+_USUAL = ("model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model")
+
+
 def is_usual(weights: Path) -> bool:
     """Whether a file has one of the names for the weights of the folder that it is in."""
-    return weights.name.partition(".")[0] in ("model", "pytorch_model") and weights.suffix in (
+    return weights.name.partition(".")[0] in _USUAL and weights.suffix in (
         ".safetensors", ".bin", ".json", ".pth", ".pt",
     )  # fmt: skip
 
