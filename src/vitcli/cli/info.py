@@ -119,6 +119,22 @@ def _of_model(model: config.Architecture) -> dict[str, Any]:
     }
 
 
+_PARTS = {
+    "rope": "rotary ({})",
+    "gated": "gated",
+    "gelu": "GELU {}",
+    "norm_kind": "norms {}",
+    "qk_norm": "norms of queries and keys ({})",
+    "mlp_norm": "a norm in the MLP",
+    "attention_norm": "a norm in attention",
+    "pre_norm": "a norm before the blocks",
+    "patch_norm": "a norm of patches",
+    "qkv_bias": "biases of q, k, v: {}",
+    "branch_bias": "branches without biases",
+}
+"""Of what not every ViT has."""
+
+
 def _text(tree: dict[str, Any], model: config.Architecture) -> list[str]:
     named = isinstance(tree["classes"], list)
     count = len(tree["classes"]) if named else tree["classes"]
@@ -130,6 +146,7 @@ def _text(tree: dict[str, Any], model: config.Architecture) -> list[str]:
             f"width {tree['width']}, depth {tree['depth']}, {tree['heads']} heads, MLP {tree['mlp']}, pooling {tree['pool']}"
             + (f", positions {tree['positions']}" if tree.get("positions", "learned") != "learned" else "")
             + (", LayerNorms after the sums" if tree.get("norm_place") == "post" else "")
+            + "".join(f", {text}" for key, text in _PARTS.items() if key in tree for text in [text.format(tree[key])])
         )
     rows |= {
         "parameters": f"{tree['params']:,} ({tree['params_backbone']:,} without the head)",

@@ -111,6 +111,8 @@ class ModelConfig(VitKeys):
             "positions": self.positions,
             "norm_place": self.norm_place,
             **({"channels": self.channels} if self.channels != RGB else {}),
+            **({"gelu": self.gelu} if self.gelu in ("quick", "silu") else {}),
+            **{key: getattr(self, key) for key in _PARTS if getattr(self, key) != _PLAIN[key]},
         }
 
     def resampled_from(self, old: ModelConfig) -> str:
@@ -174,3 +176,4 @@ _PLAIN: dict[str, Any] = {
     "pre_norm": False,
 }
 """What every tool's ViT has."""
+_PARTS = tuple(key for key in _PLAIN if key not in ("positions", "norm_place"))
