@@ -98,13 +98,15 @@ class Rollout:
         self._maps[layer - 1, images] = self._read(self.product[images])
 
     def _read(self, product: Float[Tensor, "images tokens tokens"]) -> Float[Tensor, "images rows columns"]:
-        """What reaches the tokens that the head reads from each patch, the mean where it reads several."""
+        """What reaches the tokens that the head reads from each patch, the mean where it reads several: of patches alike with `map`,
+        whose query weighs them by image.
+        """
         model = self.model
         prefix = model.prefix_tokens
         to_patches = product[:, :, prefix:]
         tokens = to_patches[:, : 1 + model.distilled].mean(dim=1)
         patches = to_patches[:, prefix:].mean(dim=1)
-        read = {"cls": tokens, "mean": patches, "cls+mean": (tokens + patches) / 2}[model.pool]
+        read = {"cls": tokens, "cls+mean": (tokens + patches) / 2}.get(model.pool, patches)
         return read.unflatten(1, model.grid)
 
     def layers(self) -> NDArray[np.float32]:

@@ -20,7 +20,7 @@ from vitcli.data.split import Split, stratified
 from vitcli.errors import CheckpointError, DataError, UsageError
 from vitcli.evaluate.subject import Subject, asked_machine, chosen_data, chosen_split, size_for
 from vitcli.model.classifier import class_of
-from vitcli.model.positions import position_table
+from vitcli.model.positions import places_of, position_table
 from vitcli.progress import Progress, silent
 from vitcli.weights import checkpoint
 from vitcli.weights.asked import asked_checkpoint, check_fitting, opened_checkpoint, section_of
@@ -158,19 +158,23 @@ def similarity_of(
     check_fitting(overrides or {}, ("model.",))
     opened, notes = opened_checkpoint(reference, overrides or {})
     described = opened.description
-    size = img_size or described.vit.img_size
-    resized, tensors = checkpoint.resized(described, checkpoint.Lazy(opened), size)
+    _check_added(described)
+    resized, tensors = checkpoint.resized(described, checkpoint.Lazy(opened), img_size or described.vit.img_size)
     model = resized.vit
-    if model.positions in ("none", "relative"):
-        raise CheckpointError(
-            f"{described.path} adds no positions to its patches: model.positions = {model.positions}",
-            "there is nothing to compare"
-            if model.positions == "none"
-            else "vit attn-distance shows what its attention makes of them",
-        )
     tables = {name: tensors[name].float() for name in model.position_shapes()}
     found = position_similarity(position_table(tables, model, model.grid), model.prefix_rows)
     return resized, found, (*notes, *described.notes)
+
+
+def _check_added(described: Description) -> None:
+    """Raises CheckpointError where no positions are added to patches, and says where they are."""
+    model = described.vit
+    if model.positions == "none" or model.is_pairwise:
+        nowhere = model.positions == "none" and model.rope == "none"
+        raise CheckpointError(
+            f"{described.path} adds no positions to its patches: {places_of(model)}",
+            "there is nothing to compare" if nowhere else "vit attn-distance shows what its attention makes of them",
+        )
 
 
 def filters_of(reference: str = "", overrides: Overrides | None = None) -> tuple[Description, Filters, tuple[str, ...]]:

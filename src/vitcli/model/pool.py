@@ -26,7 +26,7 @@ class AttentionPool(nn.Module):
         self.mlp = Mlp(width, config.pool_mlp or config.mlp, act)
 
     def forward(self, tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch width"]:
-        q = self.q(self.latent).unflatten(2, (self.heads, -1)).transpose(1, 2).expand(len(tokens), -1, -1, -1)
+        q = self.q(self.latent).unflatten(2, (self.heads, -1)).transpose(1, 2).expand(tokens.shape[0], -1, -1, -1)
         k, v = self.kv(tokens).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = attention_weights(q, k) @ v
         y: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vitcli.config import Size
+from vitcli.model.posemb import METHODS, resize_position_embedding
 
 _EXTRA = 3
 
@@ -32,15 +33,9 @@ def offset_rows(grid: Size, device: torch.device | None = None) -> Int[Tensor, "
 
 
 def resize_bias_table(
-    table: Float[Tensor, "rows heads"], from_grid: Size, to_grid: Size, method: str = ""
+    table: Float[Tensor, "rows heads"], from_grid: Size, to_grid: Size, method: str = METHODS[0]
 ) -> Float[Tensor, "new_rows heads"]:
-    """The table for another grid: offsets interpolated in two dimensions in float32, bicubic, with `bicubic-antialias` antialiased; the
-    three rows of the class token are kept.
-    """
-    if from_grid == to_grid:
-        return table
-    (old, new) = ([2 * side - 1 for side in grid] for grid in (from_grid, to_grid))
-    cells, extra = table[:-_EXTRA].float(), table[-_EXTRA:]
-    image = cells.t().reshape(1, -1, *old)
-    image = F.interpolate(image, new, mode="bicubic", align_corners=False, antialias=method == "bicubic-antialias")
-    return torch.cat([image.flatten(2)[0].t().to(table.dtype), extra])
+    """The table for another grid: offsets interpolated as `resize_position_embedding` does it, the three rows of the class token kept."""
+    (old, new) = ((2 * rows - 1, 2 * columns - 1) for rows, columns in (from_grid, to_grid))
+    cells, extra = table[None, :-_EXTRA], table[-_EXTRA:]
+    return torch.cat([resize_position_embedding(cells, old, new, 0, method)[0], extra])

@@ -205,7 +205,8 @@ def _onnx(description: Description, tensors: Tensors, model: Classifier, place: 
     """An ONNX graph with a free batch size. Its metadata names the classes and says how pixels are made."""
     for module in model.modules():
         if isinstance(module, Attention):
-            module.path = "fused" if module.offset_embed is None else "plain"  # the kernel with a bias has no graph
+            biased = module.offset_embed is not None or module.relative_position_bias_table is not None
+            module.path = "plain" if biased else "fused"  # the kernel with a bias has no graph
     example = torch.zeros(2, description.model.channels, *description.model.img_size)
     with _quietly():
         program = torch.onnx.export(

@@ -7,7 +7,7 @@
 | layer scale, registers, or a mean beside a class token | Dinov2…ForImageClassification, if it is square |
 | no class token, the mean after the last LayerNorm     | SiglipForImageClassification, if it is square    |
 | a norm before the blocks, the mean without a last one | CLIPForImageClassification, if it is square      |
-| relative position bias, a LayerNorm after the mean    | BeitForImageClassification                       |
+| relative position bias, a LayerNorm after the mean    | BeitForImageClassification, if it is square      |
 
 transformers has nothing that holds the others: a tanh layer before the head, a LayerNorm after the mean, pooling by attention or rotary
 positions before a head.
@@ -26,6 +26,7 @@ from vitcli.config import ModelConfig, Size, format_size
 from vitcli.config_values import RGB
 from vitcli.errors import CheckpointError
 from vitcli.weights.describe import Description
+from vitcli.weights.formats_timm import has_timm
 from vitcli.weights.keys import keys_for
 from vitcli.weights.layouts import (
     BEIT,
@@ -78,22 +79,21 @@ def transformers_architecture(model: ModelConfig) -> TheirClass:
     """The class that computes the same. Raises CheckpointError where there is none."""
     _check_blocks(model)
     if model.positions == "bias":
+        _check_square(model, "BEiT")  # its code takes a table's rows for columns
         return _BEIT
     if model.pre_norm:
         _check_square(model, "CLIP")
         return _CLIP
     if model.pre_logits or model.norm == "after":
         what = "a tanh layer before the head" if model.pre_logits else "a LayerNorm after the mean"
-        raise CheckpointError(
-            f"transformers has no image classifier with {what}", "export it with --format timm or --format onnx"
-        )
+        raise CheckpointError(f"transformers has no image classifier with {what}", _elsewhere(model))
     if model.distilled:
         return _DEIT
     if not model.class_token:
         if model.layer_scale or model.registers or model.gated or model.qkv_bias != "all":
             raise CheckpointError(
                 "transformers has no image classifier with layer scale, registers or a gated MLP and no class token",
-                "export it with --format timm or --format onnx",
+                _elsewhere(model),
             )
         _check_square(model, "SigLIP")
         return _SIGLIP
@@ -101,11 +101,16 @@ def transformers_architecture(model: ModelConfig) -> TheirClass:
         if not _widths(model):
             raise CheckpointError(
                 f"transformers' DINOv2 takes an MLP of whole widths, not {model.mlp} for {model.width}",
-                "export it with --format timm or --format onnx",
+                _elsewhere(model),
             )
         _check_square(model, "DINOv2")
         return _REGISTERS if model.registers else _DINOV2
     return _VIT
+
+
+def _elsewhere(model: ModelConfig) -> str:
+    """What else the model can be exported for."""
+    return f"export it with {'--format timm or ' if has_timm(model) else ''}--format onnx"
 
 
 def _check_blocks(model: ModelConfig) -> None:
@@ -137,9 +142,7 @@ def _check_blocks(model: ModelConfig) -> None:
         "",
     )
     if fault:
-        raise CheckpointError(
-            f"transformers has no ViT with {fault} before a classifier", "export it with --format timm or --format onnx"
-        )
+        raise CheckpointError(f"transformers has no ViT with {fault} before a classifier", _elsewhere(model))
 
 
 def _widths(model: ModelConfig) -> int:
@@ -158,7 +161,7 @@ def _check_square(model: ModelConfig, family: str) -> None:
     if model.img_size[0] != model.img_size[1] or model.patch[0] != model.patch[1]:
         raise CheckpointError(
             f"transformers' {family}, which alone holds such a model, takes square images, not {format_size(model.img_size)}",
-            "export it with --format timm or --format onnx",
+            _elsewhere(model),
         )
 
 
@@ -232,6 +235,8 @@ def transformers_weights(description: Description, tensors: Mapping[str, Tensor]
             if which and which not in order:
                 continue
             part = tensor if not which else tensor.chunk(len(order))[order.index(which)]
+            if model.gated:
+                key = key.replace(".mlp.fc1.", ".mlp.weights_in.").replace(".mlp.fc2.", ".mlp.weights_out.")
             part = part[0] if key.endswith("position_embedding.weight") else part
             written[key] = part.reshape(-1) if key.endswith("class_embedding") else part
     if architecture is _CLIP:  # which the class has and does not read

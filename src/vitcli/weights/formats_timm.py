@@ -35,6 +35,11 @@ def check_timm(description: Description) -> None:
         raise CheckpointError(f"timm has no ViT with {fault}", "export it with --format onnx")
 
 
+def has_timm(model: ModelConfig) -> bool:
+    """Whether timm has a ViT that computes the same."""
+    return not any(_faults(model).values())
+
+
 def _class(model: ModelConfig) -> str:
     if model.positions == "bias":
         return "Beit"

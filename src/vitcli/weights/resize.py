@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from vitcli import files
-from vitcli.config import ModelConfig, Overrides, Size
+from vitcli.config import ModelConfig, Overrides, Size, format_size
 from vitcli.errors import UsageError, did_you_mean
 from vitcli.model.posemb import METHODS
+from vitcli.model.positions import places_of
 from vitcli.weights import checkpoint
 from vitcli.weights.asked import check_fitting, opened_checkpoint
 from vitcli.weights.describe import Description
@@ -28,7 +29,7 @@ def resize_position_embedding(
     """Write a checkpoint for another image or patch size: the fields of `vit resize-posemb --json`, and what to say.
 
     `method` is by default the checkpoint's own. `overrides` are `model.` values for what somebody else's file does not say.
-    Raises UsageError where `out` exists or the sizes do not fit, CheckpointError, ResourceError.
+    Raises UsageError where `out` exists, there is nothing to resize or the sizes do not fit, CheckpointError, ResourceError.
     """
     check_fitting(overrides or {}, ("model.",))
     if method and method not in METHODS:
@@ -36,6 +37,11 @@ def resize_position_embedding(
     files.check_out(out, force)
     opened, notes = opened_checkpoint(reference, overrides or {})
     old, before = opened.description, opened.description.vit
+    if not before.has_tables and patch in (None, before.patch):
+        raise UsageError(
+            f"{old.path} has no position embedding to resize: {places_of(before)}",
+            f"it takes any --img-size that is a multiple of {format_size(before.patch)} as it is",
+        )
     method = method or (METHODS[0] if before.posemb == "auto" else before.posemb)
     new, tensors = checkpoint.resized(old, checkpoint.Lazy(opened), img_size or before.img_size, method, patch)
     changed, after = new.model != before, new.vit

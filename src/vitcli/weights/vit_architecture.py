@@ -17,7 +17,7 @@ from vitcli.families.base import Shape
 from vitcli.weights import residual
 from vitcli.weights.keys import Found
 from vitcli.weights.layout import Layout, pattern
-from vitcli.weights.layouts import BIG_VISION, DINOV2
+from vitcli.weights.layouts import BEIT, BIG_VISION, DINOV2
 from vitcli.weights.sidecar import Sidecar
 
 FACTS = (
@@ -275,8 +275,11 @@ def _interpolation(found: Found, registers: int) -> str:
     """How the family's own code takes its positions to another grid, where that is not `auto`.
 
     Models with registers: antialiased (facebookresearch/dinov2 hub/backbones.py, transformers, timm). Facebook's DINOv2
-    without: by a factor of (new + 0.1) / old. SigLIP 2 NaFlex: bilinear, antialiased (models/siglip2/modeling_siglip2.py).
+    without: by a factor of (new + 0.1) / old. SigLIP 2 NaFlex: bilinear, antialiased (models/siglip2/modeling_siglip2.py). BEiT's
+    bias, bilinear (models/beit/modeling_beit.py).
     """
+    if found.layout is BEIT and "blocks.0.attn.relative_position_bias_table" in found.parts:
+        return "bilinear"
     if found.parts["patch_embed.proj.weight"][0].op == "pixels":
         return "bilinear-antialias"
     if registers and found.layout.posemb == "auto":
