@@ -9,9 +9,16 @@ from torch import Tensor, nn
 from vitcli.model.linear import Linear
 
 
+class RMSNorm(nn.RMSNorm):
+    """In float32, and of the type that is given: torch computes a mixture of types in many steps, with a warning."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
 def make_norm(kind: str, width: int, eps: float) -> nn.Module:
     """A LayerNorm, or with `rms` x / √(mean x² + eps) times a weight (Zhang and Sennrich, 2019)."""
-    return nn.RMSNorm(width, eps) if kind == "rms" else nn.LayerNorm(width, eps)
+    return RMSNorm(width, eps) if kind == "rms" else nn.LayerNorm(width, eps)
 
 
 class QuickGELU(nn.Module):

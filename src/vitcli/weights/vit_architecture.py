@@ -174,6 +174,8 @@ def _placed(model: ModelConfig, told: dict[str, Any], shapes: dict[str, Shape]) 
         values["rope"] = "mixed"
     if values.get("rope", "none") == "none":
         values = {key: value for key, value in values.items() if not key.startswith("rope")}
+    elif model.posemb == "auto":
+        values["posemb"] = "bicubic-antialias"  # as in timm
     if values.get("rope_grid") == "own":
         values["rope_grid"] = model.grid
     if values.get("rope_offset") == "cls":
