@@ -583,3 +583,16 @@ def test_vit_5(tmp_path: Path) -> None:
         assert_same(model(images), vit5_logits(state, images, 3, 8))
     assert description.layout == "ViT-5"
     assert (description.model.rope_registers, description.model.rope_grid) == (100.0, (6, 6))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of timm's own interpolation
+@pytest.mark.parametrize(("one", "other"), [((64, 64), (96, 96)), ((64, 64), (48, 64)), ((64, 96), (96, 64))])
+def test_a_relative_bias_at_another_size_as_timm_has_it(
+    tmp_path: Path, one: tuple[int, int], other: tuple[int, int]
+) -> None:
+    theirs = of_timm(tmp_path, "beit_base_patch16_224", img_size=one)
+    _, model = loaded(str(tmp_path), other)
+    theirs.set_input_size(img_size=other)
+    images = pixels(*other)
+    with torch.no_grad():
+        assert_same(model(images), theirs(images))

@@ -136,7 +136,7 @@ class VitKeys(Architecture):
         fixed=True,
     )
     posemb: Literal[
-        "auto", "paper", "bicubic", "bicubic-antialias", "bicubic-offset", "bilinear", "bilinear-antialias"
+        "auto", "paper", "bicubic", "bicubic-antialias", "bicubic-offset", "bilinear", "bilinear-antialias", "geometric"
     ] = key(
         "auto",
         "how positions are taken to another image size (model/posemb.py); auto is what the code of the checkpoint's family does",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vitcli.config import Size
 
-METHODS = ("bicubic", "paper", "bicubic-antialias", "bicubic-offset", "bilinear", "bilinear-antialias")
+METHODS = ("bicubic", "paper", "bicubic-antialias", "bicubic-offset", "bilinear", "bilinear-antialias", "geometric")
 """The default first: what measures best without further training (docs/decisions.md)."""
 _OFFSET = 0.1
 
@@ -28,6 +28,7 @@ def resize_position_embedding(
     | `bicubic-antialias` | timm; facebookresearch/dinov2 and transformers for models with registers                      |
     | `bilinear`          | facebookresearch/perception_models core/vision_encoder/pe.py                                  |
     | `bilinear-antialias` | transformers models/siglip2                                                                  |
+    | `geometric`         | of relative position bias alone (model/relative.py); of others `bicubic`                      |
     | `bicubic-offset`    | facebookresearch/dinov2 vision_transformer.py: a scale of (new + 0.1) / old, for models without registers |
     """
     if from_grid == to_grid:

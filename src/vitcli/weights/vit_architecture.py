@@ -284,6 +284,8 @@ def _interpolation(found: Found, registers: int) -> str:
         return "bilinear"
     if found.parts["patch_embed.proj.weight"][0].op == "pixels":
         return "bilinear-antialias"
+    if found.layout.name == "timm" and "blocks.0.attn.relative_position_bias_table" in found.shapes:
+        return "geometric"
     if registers and found.layout.posemb == "auto":
         return "bicubic-antialias"
     return "bicubic-offset" if found.layout is DINOV2 else found.layout.posemb
