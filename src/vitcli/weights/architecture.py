@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 
 from vitcli.config import Architecture, ModelConfig
@@ -11,18 +12,22 @@ from vitcli.families.bit import GROUPS as BIT_GROUPS
 from vitcli.weights import residual
 from vitcli.weights.keys import WHOLE, Found, Shapes
 from vitcli.weights.sidecar import Sidecar
+from vitcli.weights.axes import check_axes
 from vitcli.weights.vit_architecture import Stored, by_code, folded, vit
 
 
-def check_shapes(found: Shapes, model: Architecture, where: str) -> None:
-    """Raises CheckpointError naming the keys that are missing, unexpected or of another shape."""
+def check_shapes(found: Shapes, model: Architecture, where: str, spelt: Callable[[str], str] = str) -> None:
+    """Raises CheckpointError naming the keys that are missing, unexpected or of another shape, as the file spells them."""
     blocks = sum(re.fullmatch(r"blocks\.\d+\.norm1\.weight", key) is not None for key in found)
     if isinstance(model, ModelConfig) and model.depth > blocks + 1:
         raise CheckpointError(f"{where} has {blocks} blocks, not the {model.depth} of {model.name}", WHOLE)
     wanted = model.shapes()
     missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    missing, unexpected = [spelt(key) for key in missing], [spelt(key) for key in unexpected]
     misfit = [
-        f"{k} is {found[k]}, not {wanted[k]}" for k in sorted(wanted.keys() & found.keys()) if found[k] != wanted[k]
+        f"{spelt(k)} is {found[k]}, not {wanted[k]}"
+        for k in sorted(wanted.keys() & found.keys())
+        if found[k] != wanted[k]
     ]
     faults = [
         f"{word}: {', '.join(keys[:4])}{f' and {len(keys) - 4} more' if len(keys) > 4 else ''}"
@@ -42,7 +47,9 @@ def architecture(found: Found, said: Sidecar, where: str) -> Stored:
     missing = [key for key in layout.needed if key not in found.shapes]
     if missing:
         strays = f" and has {', '.join(sorted(found.strays)[:4])} beside" if found.strays else ""
-        raise CheckpointError(f"{where} has the layout of {layout.name}, but lacks {missing[0]}{strays}", WHOLE)
+        lacks = found.spelt(missing[0])
+        raise CheckpointError(f"{where} has the layout of {layout.name}, but lacks {lacks}{strays}", WHOLE)
+    check_axes(found, where)
     try:
         stored = _READERS[layout.family](found, said, where)
         stored.model.check()
@@ -55,7 +62,7 @@ def architecture(found: Found, said: Sidecar, where: str) -> Stored:
             f"the patch embedding of {where} has channels = {stored.model.channels}, and the configuration beside it {key} = {count}",
             "is it the file that it belongs to?",
         )
-    check_shapes(folded(found.shapes, stored) | dict(found.strays), stored.model, where)
+    check_shapes(folded(found.shapes, stored) | dict(found.strays), stored.model, where, found.spelt)
     return stored
 
 

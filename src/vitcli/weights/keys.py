@@ -12,6 +12,7 @@ from vitcli.errors import CheckpointError
 from vitcli.families.base import Shape
 from vitcli.weights.layout import Keys, Layout, filled, pattern
 from vitcli.weights.layouts import LAYOUTS
+from vitcli.weights.spelled import Spelling, prefix_of
 
 Shapes = Mapping[str, Shape]
 
@@ -81,6 +82,11 @@ class Found:
     strays: Mapping[str, Shape]  # keys that are no part of the layout: an error once the architecture is known
     heads: int | None = None  # where the arrays say so
     prefix: str = ""
+    spelling: Spelling | None = None
+
+    def spelt(self, name: str) -> str:
+        """The file's own key for one of vit's tensors."""
+        return self.spelling.of(name) if self.spelling else name
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -233,6 +239,7 @@ def _as_filters(shape: Shape) -> tuple[str, Shape]:
 
 
 _AXES = {"cls_token": 3, "dist_token": 3, "reg_token": 3, "pos_embed": 3}
+_FEWEST = {"reg_token": 2, "pos_embed": 2}
 
 
 _BESIDE = re.compile(
@@ -289,14 +296,18 @@ def find(shapes: Shapes, where: str, place: Place | None = None) -> Found:
                     heads = shapes[key][1]
             except ValueError as error:
                 raise CheckpointError(f"{where}: {key} is {error}", WHOLE) from None
-            shape = (1,) * (_AXES.get(target, 0) - len(shape)) + shape
+            if len(shape) >= _FEWEST.get(target, 0):
+                shape = (1,) * (_AXES.get(target, 0) - len(shape)) + shape
             if which in parts.get(target, {}):
                 raise CheckpointError(f"{where}: {key} and {parts[target][which].key} are both {target}", WHOLE)
             parts.setdefault(target, {})[which] = Part(key, op, shape)
         report.append(Row(key, "used" if key == target else "renamed", target))
-    parts = {name: found for name, found in parts.items() if found}
-    joined = {name: _joined(found, name, where) for name, found in _spread(parts).items()}
-    return Found(layout, joined, tuple(report), strays, heads, place.prefix)
+    parts = _spread(parts)
+    keys_of = {name: {which: part.key for which, part in found.items()} for name, found in parts.items()}
+    spelling = Spelling(layout, keys_of, prefix_of(names), place.prefix)
+    gated = any("g" in found for found in parts.values())
+    joined = {name: _joined(found, name, where, spelling, gated) for name, found in parts.items()}
+    return Found(layout, joined, tuple(report), strays, heads, place.prefix, spelling)
 
 
 def is_wanted(key: str, place: Place) -> bool:
@@ -315,15 +326,13 @@ def _spread(parts: dict[str, dict[str, Part]]) -> dict[str, dict[str, Part]]:
     return spread
 
 
-def _joined(parts: Mapping[str, Part], name: str, where: str) -> tuple[Part, ...]:
+def _joined(parts: Mapping[str, Part], name: str, where: str, spelling: Spelling, gated: bool) -> tuple[Part, ...]:
     """q, k and v in this order, gate and value, or the one part. Raises CheckpointError where some are missing or do not fit."""
     if "" in parts:
         if len(parts) > 1:
             raise CheckpointError(f"{where}: {', '.join(p.key for p in parts.values())} are all {name}", WHOLE)
         return (parts[""],)
-    if parts.keys() == {
-        "x"
-    }:  # transformers' DINOv3 calls the first layer of a plain MLP as it calls a gated one's values
+    if parts.keys() == {"x"} and not gated:  # transformers' DINOv3 calls a plain MLP's first layer as a gated one's values
         return (parts["x"],)
     order = "gx" if "g" in parts or "x" in parts else "kv" if name.startswith("attn_pool.") else "qkv"
     if name.endswith("attn.qkv.bias") and "k" not in parts:
@@ -332,7 +341,8 @@ def _joined(parts: Mapping[str, Part], name: str, where: str) -> tuple[Part, ...
     if missing:
         held = ", ".join(part.key for part in parts.values())
         words = " and ".join({"g": "gate", "x": "value"}.get(which, which) for which in missing)
-        raise CheckpointError(f"{where}: {name} lacks its {words} beside {held}", WHOLE)
+        keys = " and ".join(spelling.missing(name, which) for which in missing)
+        raise CheckpointError(f"{where}: {name} lacks its {words}, {keys}, beside {held}", WHOLE)
     if len({p.shape for p in parts.values()}) > 1:
         shapes = ", ".join(f"{p.key} {p.shape}" for p in parts.values())
         raise CheckpointError(f"{where}: the parts of {name} have different shapes: {shapes}", WHOLE)

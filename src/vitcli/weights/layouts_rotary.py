@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vitcli.weights.layout import PLACELESS, Layout
+from vitcli.weights.layout import PLACELESS, VIT_NEEDS, Layout
 from vitcli.weights.layout_parts import (
     CLIP_PIXELS,
     HALF,
@@ -227,6 +227,7 @@ AIMV2 = Layout(
     gelu="silu",
     facts={"rope": "none"},
     heads=_AIM_HEADS,
+    needed=(*VIT_NEEDS, "norm.weight", "patch_embed.norm.weight"),
     strict=True,
     eval=CLIP_PIXELS,
 )
@@ -256,7 +257,6 @@ HF_AIMV2 = replace(
     },
     prefixes=("vision_model.",),
     anchor="embeddings.patch_embed.weight",
-    needed=PLACELESS,
 )
 
 # --- ViT-5 ---------------------------------------------------------------------------------------------------

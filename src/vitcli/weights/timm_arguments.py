@@ -61,8 +61,7 @@ def named(name: str) -> Architecture | None:
 class Unknown(ValueError):
     """An argument that vit cannot follow: its name and value."""
 
-    def __init__(self, name: str, value: Any, known: bool = True) -> None:
-        what = "is nothing that vit can compute" if known else "is an argument that vit does not know"
+    def __init__(self, name: str, value: Any, what: str = "is nothing that vit can compute") -> None:
         super().__init__(f"{name} = {as_text(value)} {what}")
 
 
@@ -134,7 +133,7 @@ def check(arguments: Mapping[Any, Any]) -> None:
             if type(value) is not bool:
                 raise Unknown(name, value)
         elif name not in _ONLY:
-            raise Unknown(name, value, known=False)
+            raise Unknown(name, value, "is an argument that vit does not know")
         elif not any(type(_name(value)) is type(known) and _name(value) == known for known in _ONLY[name]) or (
             isinstance(value, dict) and value.get("gate_last", False) is not False
         ):
@@ -197,6 +196,8 @@ def facts(cls: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     if found["pool"] == "map":
         found["pool_prefix"] = get("pool_include_prefix", False) if cls != "Eva" else True
         found["pool_heads"] = get("attn_pool_num_heads", 0) if cls == "Eva" else 0
+        if cls != "Eva" and get("mlp_layer") is not None and found["gelu"] != "erf":
+            raise Unknown("global_pool", "map", f"pools by an MLP of {as_text(_name(get('act_layer')))}, which vit has not")
     elif get("pool_include_prefix"):
         found["pool_prefix"] = found["pool"] == "mean"
     if cls in ("Eva", "Beit"):

@@ -48,7 +48,10 @@ def _told(name: str, arguments: dict[str, Any], where: Path) -> Sidecar:
         return Sidecar(**own, own=own, shown=shown("VisionTransformer", given, every=False))
     whole = dict(known.arguments) | given
     _check_arguments(whole, where)
-    told = facts(known.cls, whole)
+    try:
+        told = facts(known.cls, whole)
+    except Unknown as unknown:
+        raise CheckpointError(f"{where}: {unknown}", RUN_BY_OTHERS) from None
     return Sidecar(**{key: told.pop(key) for key in own}, own=own, facts=told, shown=shown(known.cls, whole))
 
 

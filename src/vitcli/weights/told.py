@@ -57,9 +57,9 @@ def _of_timm(name: str, found: Found, dimensions: tuple[int, int], where: str) -
         return None
     try:
         timm_arguments.check(known.arguments)
+        facts = timm_arguments.facts(known.cls, known.arguments)
     except timm_arguments.Unknown as unknown:
         raise CheckpointError(f"{where}: {known.name}: {unknown}", RUN_BY_OTHERS) from None
-    facts = timm_arguments.facts(known.cls, known.arguments)
     if (facts.pop("width"), facts.pop("depth")) != dimensions:
         return None
     return Sidecar(

@@ -15,6 +15,7 @@ from vitcli.config import VARIANTS, Architecture, ModelConfig, Size
 from vitcli.errors import CheckpointError
 from vitcli.families.base import Shape
 from vitcli.weights import residual
+from vitcli.weights.axes import biased_rows, depth_of, hidden_of, width_of
 from vitcli.weights.keys import Found
 from vitcli.weights.layout import Layout, pattern
 from vitcli.weights.layouts import BEIT, BIG_VISION, DINOV2
@@ -49,11 +50,12 @@ def vit(found: Found, said: Sidecar, where: str) -> Stored:
     """A Vision Transformer, of a hybrid with what is below its patches. Raises ValueError and its like, CheckpointError."""
     shapes, layout = found.shapes, found.layout
     base = residual.patched_by(shapes, dict(layout.keys))
-    width, inputs, *sides = shapes["patch_embed.proj.weight"]
+    _, inputs, *sides = shapes["patch_embed.proj.weight"]
+    width = width_of(shapes)
     patch = (sides[0] * base.patch[0], sides[1] * base.patch[1])
     if min(width, *patch) < 1:
         raise ValueError(f"patch embedding of shape {shapes['patch_embed.proj.weight']}")
-    depth = 1 + max(int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", key) for key in shapes) if m)
+    depth = depth_of(found, where)
     said = _fitting(said, width, depth)
     told = {**layout.facts, **said.facts}
     parts = _parts(shapes, width)
@@ -63,7 +65,7 @@ def vit(found: Found, said: Sidecar, where: str) -> Stored:
     registers = shapes["reg_token"][1] if "reg_token" in shapes else 0
     unread = "dist_token" in shapes and not distilled  # transformers' DeiT with one head, and DeiT without any
     prefix = class_token + ("dist_token" in shapes) + registers
-    scaled = "blocks.0.ls1.gamma" in shapes
+    scaled = any(key.endswith((".ls1.gamma", ".ls2.gamma")) for key in shapes)
     rows, img_size = _grid(found, patch, prefix, said.img_size, where)
     classes, pool = _reading(shapes, said.pool or told.get("pool"), class_token, width)
     mlp = parts["mlp"]
@@ -111,8 +113,7 @@ def _fitting(said: Sidecar, width: int, depth: int) -> Sidecar:
 
 def _parts(shapes: dict[str, Shape], width: int) -> dict[str, Any]:
     """What is in a block and around the blocks. Raises ValueError, KeyError."""
-    hidden = shapes["blocks.0.mlp.fc1.weight"][0]
-    inner = shapes.get("blocks.0.mlp.fc2.weight", (width, hidden))[1]
+    hidden, inner = hidden_of(shapes)
     gated = hidden == 2 * inner
     blocks = {re.sub(r"^blocks\.\d+\.", "", key): shape for key, shape in shapes.items() if key.startswith("blocks.")}
 
@@ -122,7 +123,7 @@ def _parts(shapes: dict[str, Shape], width: int) -> dict[str, Any]:
             f"{name}.{kind}" in among for among in (blocks, shapes) for name in names for kind in ("weight", "bias")
         )
 
-    biases = blocks.get("attn.qkv.bias", (0,))[0]
+    biases = biased_rows(shapes)
     pooled = shapes.get("attn_pool.mlp.fc1.weight", (0,))[0]
     pre_norm, affine = there("norm_pre"), ("norm1.bias", "norm2.bias")
     return {
@@ -309,7 +310,7 @@ def _grid(found: Found, patch: Size, prefix: int, img_size: Size | None, where: 
         return 0, (max(1, size[0] // patch[0]) * patch[0], max(1, size[1] // patch[1]) * patch[1])
     if "pos_embed" not in shapes:
         assert table is not None
-        return 0, _sized(_bias_grid(table[0], side, where), patch)
+        return 0, _sized(_bias_grid(table[0], side, where, found), patch)
     rows = shapes["pos_embed"][1]
     several = prefix > 1 or "blocks.0.ls1.gamma" in shapes or layout in _ROWLESS or layout.strict
     counts = (prefix, int("cls_token" in shapes), 0) if several else (prefix,)
@@ -321,8 +322,10 @@ def _grid(found: Found, patch: Size, prefix: int, img_size: Size | None, where: 
         root = math.isqrt(max(0, rows - count))
         if root > 0 and root * root == rows - count:
             return count, _sized((root, root), patch)
+    whole = math.isqrt(max(0, rows - 1)) ** 2 == rows - 1 and "cls_token" not in shapes and rows > 1
+    lacks = f"; it lacks {found.spelt('cls_token')}, which would have one of them" if whole else ""
     raise CheckpointError(
-        f"{where} has {rows} position rows in pos_embed, not a square grid, and no configuration that gives its shape",
+        f"{where} has {rows} position rows in {found.spelt('pos_embed')}, not a square grid, and no configuration that gives its shape{lacks}",
         "keep config.json beside the weights",
     )
 
@@ -331,7 +334,7 @@ def _sized(grid: Size, patch: Size) -> Size:
     return grid[0] * patch[0], grid[1] * patch[1]
 
 
-def _bias_grid(rows: int, side: Size | None, where: str) -> Size:
+def _bias_grid(rows: int, side: Size | None, where: str, found: Found) -> Size:
     """The grid whose offsets have so many rows, three of the class token among them."""
     if side is not None and (2 * side[0] - 1) * (2 * side[1] - 1) + 3 == rows:
         return side
@@ -339,7 +342,7 @@ def _bias_grid(rows: int, side: Size | None, where: str) -> Size:
     if root % 2 and root * root == rows - 3:
         return (root + 1) // 2, (root + 1) // 2
     raise CheckpointError(
-        f"{where} has {rows} rows in relative_position_bias_table, of no square grid, and no configuration that gives its shape",
+        f"{where} has {rows} rows in {found.spelt('blocks.0.attn.relative_position_bias_table')}, of no square grid, and no configuration that gives its shape",
         "keep config.json beside the weights",
     )
 

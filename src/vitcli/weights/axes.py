@@ -1,0 +1,83 @@
+"""What the arrays of a file agree on, so that one of another size or of other axes is named and not believed."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from vitcli.errors import CheckpointError
+from vitcli.families.base import Shape
+from vitcli.weights.keys import WHOLE, Found, Shapes
+
+_AXES: tuple[tuple[str, int], ...] = (
+    (r".*\.(bias|gamma)", 1),
+    (r"(.*\.)?(\w*norm\w*)\.weight", 1),
+    (r"cls_token|dist_token|reg_token|pos_embed|attn_pool\.latent", 3),
+    (r"patch_embed\.proj\.weight", 4),
+    (r"blocks\.\d+\.attn\.relative_position_bias_table", 2),
+    (r"rope\.freqs", 4),
+    (r"(blocks\.\d+|attn_pool)\.(.*\.)?(qkv|q|kv|proj|fc1|fc2)\.weight|head(_dist)?\.weight|pre_logits\.fc\.weight", 2),
+)
+"""Of vit's tensors, the first that fits."""
+
+
+def check_axes(found: Found, where: str) -> None:
+    """Raises CheckpointError for an array with other axes than a tensor of its name has, or with none of a length."""
+    if found.layout.family != "vit":
+        return
+    for name, shape in found.shapes.items():
+        axes = next((axes for pattern, axes in _AXES if re.fullmatch(pattern, name)), len(shape))
+        if len(shape) != axes or 0 in shape:
+            what = "an axis of no length" if 0 in shape else f"{len(shape)} axes, not {axes}"
+            raise CheckpointError(f"{where}: {found.spelt(name)} has the shape {shape}: {what}", WHOLE)
+
+
+def depth_of(found: Found, where: str) -> int:
+    """The number of blocks. Raises CheckpointError where one has less than half of what the others have."""
+    blocks: dict[int, list[str]] = {}
+    for name in found.shapes:
+        match = re.match(r"blocks\.(\d+)\.", name)
+        if match is not None:
+            blocks.setdefault(int(match[1]), []).append(name)
+    usual = max(map(len, blocks.values()))
+    for number, names in sorted(blocks.items()):
+        if 2 * len(names) < usual:
+            held = ", ".join(found.spelt(name) for name in names[:4])
+            raise CheckpointError(
+                f"{where} has {len(names)} tensors of block {number} and {usual} of others: {held}", WHOLE
+            )
+    return 1 + max(blocks)
+
+
+def width_of(shapes: Shapes) -> int:
+    """The width that most arrays of the blocks have."""
+    vectors = re.compile(r"blocks\.\d+\.(norm[12]\.(weight|bias)|ls[12]\.gamma|mlp\.fc2\.bias|attn\.proj\.bias)")
+    counted = [shape[0] for name, shape in shapes.items() if vectors.fullmatch(name)]
+    return _usual([*counted, shapes["patch_embed.proj.weight"][0]])
+
+
+def hidden_of(shapes: Shapes) -> tuple[int, int]:
+    """What most arrays have of the rows of an MLP's first layer, and of the columns of its second."""
+    rows = _sides(shapes, r"fc1\.(weight|bias)", 0)
+    columns = _sides(shapes, r"fc2\.weight", 1)
+    hidden = _usual(rows)
+    if not columns:
+        return hidden, hidden
+    inner = _usual(columns)
+    fits = [side for side in columns if side in (hidden, hidden // 2)]
+    return hidden, inner if 2 * columns.count(inner) > len(columns) or not fits else _usual(fits)
+
+
+def _sides(shapes: Shapes, layer: str, axis: int) -> list[int]:
+    return [shape[axis] for name, shape in shapes.items() if re.fullmatch(rf"blocks\.\d+\.mlp\.{layer}", name)]
+
+
+def _usual(sides: Iterable[int]) -> int:
+    return Counter(sides).most_common(1)[0][0]
+
+
+def biased_rows(shapes: dict[str, Shape]) -> int:
+    """The rows that most biases of queries, keys and values have; 0 where there are none."""
+    rows = [shape[0] for name, shape in shapes.items() if re.fullmatch(r"blocks\.\d+\.attn\.qkv\.bias", name)]
+    return _usual(rows) if rows else 0
