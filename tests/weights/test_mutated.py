@@ -134,6 +134,10 @@ class Header:
     shapes: Shapes
     types: dict[str, str]
     beside: Path | None = None
+    asked: dict[str, str] = field(default_factory=dict)  # what nothing tells
+
+    def described(self, folder: Path) -> Description:
+        return describe(self.written(folder), self.asked)
 
     def written(self, folder: Path) -> Path:
         """A file with this header and no numbers."""
@@ -156,7 +160,7 @@ class Header:
 def header_of(family: str, folder: Path) -> Header:
     """Of a file as the family's code writes it."""
     if family in BARE:
-        return Header(BARE[family], {})
+        return Header(BARE[family], {}, asked={"model.gelu": "quick"} if family == "CLIP of open_clip" else {})
     if family in TIMM:
         name, arguments = TIMM[family]
         of_timm(folder, name, img_size=(64, 64), **arguments)
@@ -183,7 +187,11 @@ def renamed(header: Header, random: random.Random) -> Mutation:
     place = random.randrange(len(key) - 1)
     wrong = key[:place] + key[place + 1] + key[place] + key[place + 2 :]
     wrong = wrong if wrong != key and wrong not in header.shapes else f"{key}s"
-    return replace(header, shapes={wrong if k == key else k: s for k, s in header.shapes.items()}), (key, wrong), "renamed"
+    return (
+        replace(header, shapes={wrong if k == key else k: s for k, s in header.shapes.items()}),
+        (key, wrong),
+        "renamed",
+    )
 
 
 def resized(header: Header, random: random.Random) -> Mutation:
@@ -207,7 +215,11 @@ def strayed(header: Header, random: random.Random) -> Mutation:
     key = random.choice(inside)
     stem = key[: re.search(r"\.\d+\.", key).end()]  # type: ignore[union-attr]
     stray = stem + random.choice(["adapter.weight", "attn.lora_a.weight", "norm3.weight", "mlp.fc9.bias", "gate"])
-    return replace(header, shapes=header.shapes | {stray: random.choice([(), (1,), (7,), (96, 96)])}), (stray,), "a stray key"
+    return (
+        replace(header, shapes=header.shapes | {stray: random.choice([(), (1,), (7,), (96, 96)])}),
+        (stray,),
+        "a stray key",
+    )
 
 
 def beyond(header: Header, random: random.Random) -> Mutation:
@@ -231,3 +243,59 @@ def quantised(header: Header, random: random.Random) -> Mutation:
 MUTATIONS: tuple[Callable[[Header, random.Random], Mutation], ...] = (
     removed, renamed, resized, reshaped, strayed, beyond, swapped, quantised,
 )  # fmt: skip
+
+# --- each is read rightly or refused by name ---------------------------------------------------------------
+
+ANOTHER = {"visual.proj": {"classes"}, "storage_tokens": {"registers", "posemb"}}
+"""Keys without which a file alone is another model's as well, and what is other of it."""
+PATCHES = ("visual.conv1.weight", "patch_embed.proj.weight", "preprocessor.patchifier.proj.weight")
+"""Of files alone, of which nothing tells the patch but this array."""
+
+
+def dropped(description: Description) -> set[str]:
+    return {row.key for row in description.report if row.fate == "dropped"}
+
+
+def plain(shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """Without leading axes of one, which a token has or not."""
+    while shape and shape[0] == 1:
+        shape = shape[1:]
+    return shape
+
+
+def is_right(header: Header, new: Header, keys: tuple[str, ...], before: Description, after: Description) -> bool:
+    """Whether a changed file is the same model, the change being in what is left out, or rightly another one."""
+    left_out = dropped(before) | dropped(after)
+    same = all(key in left_out or plain(new.shapes.get(key)) == plain(header.shapes.get(key)) for key in keys)
+    if before.model == after.model:
+        return same
+    if header.beside is not None:
+        return False
+    changed = {key for key, value in vars(before.model).items() if getattr(after.model, key) != value}
+    if keys[0] in PATCHES:
+        return changed <= {"patch", "img_size", "name"} and after.model.patch == new.shapes[keys[0]][2:]  # type: ignore[union-attr]
+    return changed == ANOTHER.get(keys[0], set())
+
+
+def check(family: str, folder: Path, rounds: int) -> int:
+    """Every mutation `rounds` times: how many were refused, each with the name of a changed key."""
+    made, changed = folder / "made", folder / "changed"
+    made.mkdir()
+    changed.mkdir()
+    header, chance, refused = header_of(family, made), random.Random(family), 0
+    before = header.described(changed)
+    for mutate in MUTATIONS * rounds:
+        new, keys, what = mutate(header, chance)
+        try:
+            after = new.described(changed)
+        except CheckpointError as error:
+            assert any(key in error.message for key in keys), f"{what}: {keys}: {error.message}"
+            refused += 1
+        else:
+            assert is_right(header, new, keys, before, after), f"{what}: {keys} is read as {after.model}"
+    return refused
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_header_with_one_change_is_read_rightly_or_refused_by_name(tmp_path, family):
+    assert check(family, tmp_path, 3) > 12

@@ -10,9 +10,9 @@ from vitcli.config import Architecture, ModelConfig
 from vitcli.errors import CheckpointError, UsageError
 from vitcli.families.bit import GROUPS as BIT_GROUPS
 from vitcli.weights import residual
+from vitcli.weights.axes import check_axes
 from vitcli.weights.keys import WHOLE, Found, Shapes
 from vitcli.weights.sidecar import Sidecar
-from vitcli.weights.axes import check_axes
 from vitcli.weights.vit_architecture import Stored, by_code, folded, vit
 
 
@@ -48,6 +48,8 @@ def architecture(found: Found, said: Sidecar, where: str) -> Stored:
     if missing:
         strays = f" and has {', '.join(sorted(found.strays)[:4])} beside" if found.strays else ""
         lacks = found.spelt(missing[0])
+        if found.prefix and "patch_embed.proj.weight" in found.parts:
+            lacks += f" beside {found.spelt('patch_embed.proj.weight')}"
         raise CheckpointError(f"{where} has the layout of {layout.name}, but lacks {lacks}{strays}", WHOLE)
     check_axes(found, where)
     try:
@@ -59,7 +61,7 @@ def architecture(found: Found, said: Sidecar, where: str) -> Stored:
     if said.channels is not None and said.channels[1] != stored.model.channels:
         key, count = said.channels
         raise CheckpointError(
-            f"the patch embedding of {where} has channels = {stored.model.channels}, and the configuration beside it {key} = {count}",
+            f"the patch embedding of {where}, {found.spelt(stored.model.reader)}, has channels = {stored.model.channels}, and the configuration beside it {key} = {count}",
             "is it the file that it belongs to?",
         )
     check_shapes(folded(found.shapes, stored) | dict(found.strays), stored.model, where, found.spelt)

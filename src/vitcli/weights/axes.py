@@ -20,6 +20,8 @@ _AXES: tuple[tuple[str, int], ...] = (
     (r"(blocks\.\d+|attn_pool)\.(.*\.)?(qkv|q|kv|proj|fc1|fc2)\.weight|head(_dist)?\.weight|pre_logits\.fc\.weight", 2),
 )
 """Of vit's tensors, the first that fits."""
+_LINEAR = r"(head|head_dist|attn_pool\.(q|kv|proj|mlp\.fc1|mlp\.fc2))\.weight"
+"""Layers of which there is one, so that no other tells which of weight and bias is of another size."""
 
 
 def check_axes(found: Found, where: str) -> None:
@@ -28,9 +30,14 @@ def check_axes(found: Found, where: str) -> None:
         return
     for name, shape in found.shapes.items():
         axes = next((axes for pattern, axes in _AXES if re.fullmatch(pattern, name)), len(shape))
-        if len(shape) != axes or 0 in shape:
-            what = "an axis of no length" if 0 in shape else f"{len(shape)} axes, not {axes}"
+        empty = 0 in shape and name != "reg_token"  # which transformers writes where there are none
+        if len(shape) != axes or empty:
+            what = "an axis of no length" if empty else f"{len(shape)} axes, not {axes}"
             raise CheckpointError(f"{where}: {found.spelt(name)} has the shape {shape}: {what}", WHOLE)
+        bias = found.shapes.get(f"{name.removesuffix('weight')}bias", shape[:1])
+        if re.fullmatch(_LINEAR, name) and bias != shape[:1]:
+            keys = f"{found.spelt(name)} has the shape {shape} and {found.spelt(name.removesuffix('weight') + 'bias')} {bias}"
+            raise CheckpointError(f"{where}: {keys}", WHOLE)
 
 
 def depth_of(found: Found, where: str) -> int:

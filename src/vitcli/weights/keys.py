@@ -161,11 +161,14 @@ def places(shapes: Shapes) -> list[Place]:
     for prefix in itertools.islice(prefixes, _MOST_PLACES):
         inside = {key: shapes[key] for key, name in names.items() if name.startswith(prefix)}
         try:
-            place = Place(prefix, recognise(inside, "", prefix))
-            parts = find(inside, "", place).parts
+            place = Place(prefix, recognise(inside, "", prefix), False)
         except CheckpointError:
             continue
-        found.append(replace(place, whole=parts.keys() >= set(place.layout.needed)))
+        try:
+            parts = find(inside, "", place).parts
+            found.append(replace(place, whole=parts.keys() >= set(place.layout.needed)))
+        except CheckpointError:
+            found.append(place)  # what is wrong with it is said where nothing else is whole
     return found
 
 
@@ -175,6 +178,17 @@ def best_place(shapes: Shapes) -> tuple[Place | None, list[Place]]:
     whole = [place for place in found if place.whole] or found[:1]
     first = next((place for place in whole if is_average(place.prefix)), whole[0] if whole else None)
     return first, [place for place in whole if place is not first]
+
+
+def _beginless(shapes: Shapes, where: str) -> Place:
+    """Where a ViT is that lacks the key by which its layout begins. Raises CheckpointError."""
+    for prefix in ("", *(f"{first}." for first in dict.fromkeys(key.split(".")[0] for key in shapes))):
+        try:
+            return Place(prefix, recognise(shapes, where, prefix), False)
+        except CheckpointError:
+            if len(prefix) > 40:
+                break
+    return Place("", recognise(shapes, where), False)
 
 
 def recognise(keys: Iterable[str], where: str, prefix: str = "") -> Layout:
@@ -266,7 +280,7 @@ _MODULES = {"blocks", "patch_embed", "norm", "norm_pre", "fc_norm", "head", "hea
 def find(shapes: Shapes, where: str, place: Place | None = None) -> Found:
     """Recognise a file by its keys and account for each of them. Raises CheckpointError."""
     shapes = unscanned(shapes)
-    place = place or best_place(shapes)[0] or Place("", recognise(shapes, where), False)
+    place = place or best_place(shapes)[0] or _beginless(shapes, where)
     layout, names = place.layout, _names(shapes, place.layout, place.prefix)
     parts: dict[str, dict[str, Part]] = {}
     report: list[Row] = []
@@ -306,7 +320,8 @@ def find(shapes: Shapes, where: str, place: Place | None = None) -> Found:
     keys_of = {name: {which: part.key for which, part in found.items()} for name, found in parts.items()}
     spelling = Spelling(layout, keys_of, prefix_of(names), place.prefix)
     gated = any("g" in found for found in parts.values())
-    joined = {name: _joined(found, name, where, spelling, gated) for name, found in parts.items()}
+    keyed = any("k" in found for name, found in parts.items() if name.endswith("attn.qkv.bias"))
+    joined = {name: _joined(found, name, where, spelling, (gated, keyed)) for name, found in parts.items()}
     return Found(layout, joined, tuple(report), strays, heads, place.prefix, spelling)
 
 
@@ -326,16 +341,21 @@ def _spread(parts: dict[str, dict[str, Part]]) -> dict[str, dict[str, Part]]:
     return spread
 
 
-def _joined(parts: Mapping[str, Part], name: str, where: str, spelling: Spelling, gated: bool) -> tuple[Part, ...]:
+def _joined(
+    parts: Mapping[str, Part], name: str, where: str, spelling: Spelling, has: tuple[bool, bool]
+) -> tuple[Part, ...]:
     """q, k and v in this order, gate and value, or the one part. Raises CheckpointError where some are missing or do not fit."""
     if "" in parts:
         if len(parts) > 1:
             raise CheckpointError(f"{where}: {', '.join(p.key for p in parts.values())} are all {name}", WHOLE)
         return (parts[""],)
-    if parts.keys() == {"x"} and not gated:  # transformers' DINOv3 calls a plain MLP's first layer as a gated one's values
+    gated, keyed = has  # whether some block has a gate, and a bias of keys
+    if (
+        parts.keys() == {"x"} and not gated
+    ):  # transformers' DINOv3 calls a plain MLP's first layer as a gated one's values
         return (parts["x"],)
     order = "gx" if "g" in parts or "x" in parts else "kv" if name.startswith("attn_pool.") else "qkv"
-    if name.endswith("attn.qkv.bias") and "k" not in parts:
+    if name.endswith("attn.qkv.bias") and "k" not in parts and not keyed:
         order = "qv"
     missing = [which for which in order if which not in parts]
     if missing:

@@ -15,6 +15,9 @@ VIT_NEEDS = ("patch_embed.proj.weight", "pos_embed", "blocks.0.attn.qkv.weight",
 PLACELESS = tuple(name for name in VIT_NEEDS if name != "pos_embed")
 """What none is without whose positions are no table."""
 
+UNREAD_POOL = "pools by an attention that vit does not have"
+"""Why keys are left out, where what is read instead must be asked for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vitcli.weights.layout import PLACELESS, VIT_NEEDS, Layout
+from vitcli.weights.layout import PLACELESS, UNREAD_POOL, VIT_NEEDS, Layout
 from vitcli.weights.layout_parts import (
     CLIP_PIXELS,
     HALF,
@@ -221,7 +221,7 @@ AIMV2 = Layout(
         "trunk.blocks.{i}.mlp.fc2.{p}": "blocks.{i}.mlp.fc2.{p}",
         "trunk.post_trunk_norm.{p}": "norm.{p}",
     },
-    dropped={"head.*": "pools for training with text"},
+    dropped={"head.*": UNREAD_POOL},
     anchor="preprocessor.patchifier.proj.weight",
     norm_eps=1e-5,
     gelu="silu",

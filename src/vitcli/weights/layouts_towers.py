@@ -113,12 +113,9 @@ _ANCHOR = "embeddings.patch_embedding.weight"
 HF_CLIP = Layout(
     name="transformers CLIP",  # models/clip/modeling_clip.py
     markers=("pre_layrnorm.weight", "pre_layrnorm.bias", "embeddings.class_embedding"),
-    table=_ENCODER
-    | {
-        "embeddings.class_embedding": "cls_token",
-        "pre_layrnorm.{p}": "norm_pre.{p}",
-        "visual_projection.weight": "head.weight",
-    },
+    table={"visual_projection.weight": "head.weight"}
+    | _ENCODER
+    | {"embeddings.class_embedding": "cls_token", "pre_layrnorm.{p}": "norm_pre.{p}"},
     dropped=_TEXT,
     prefixes=("vision_model.",),
     anchor=_ANCHOR,

@@ -197,7 +197,9 @@ def facts(cls: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         found["pool_prefix"] = get("pool_include_prefix", False) if cls != "Eva" else True
         found["pool_heads"] = get("attn_pool_num_heads", 0) if cls == "Eva" else 0
         if cls != "Eva" and get("mlp_layer") is not None and found["gelu"] != "erf":
-            raise Unknown("global_pool", "map", f"pools by an MLP of {as_text(_name(get('act_layer')))}, which vit has not")
+            raise Unknown(
+                "global_pool", "map", f"pools by an MLP of {as_text(_name(get('act_layer')))}, which vit has not"
+            )
     elif get("pool_include_prefix"):
         found["pool_prefix"] = found["pool"] == "mean"
     if cls in ("Eva", "Beit"):
@@ -214,15 +216,37 @@ def shown(cls: str, arguments: Mapping[str, Any], every: bool = True) -> dict[st
     if every:
         flags = {key: key in _USUAL for key in wanted} | flags
     found = {key: (_SHOWN[key][0], _SHOWN[key][1 if flags[key] else 2]) for key in wanted & flags.keys()}
+    found |= _sizes(cls, flags, every)
     if every or "norm_layer" in flags:
         found["norm_layer"] = ("norm_kind", "rms" if _name(flags.get("norm_layer")) == "rmsnorm" else "layer")
     if cls not in _OF_CLASS and (every or "mlp_layer" in flags):
         found["mlp_layer"] = ("gated", _name(flags.get("mlp_layer")) in ("swiglu", "glumlp"))
-    if cls not in _OF_CLASS and flags.get("pos_embed") in ("", "none"):
-        found["pos_embed"] = ("positions", "none")
     if "global_pool" in flags:
         found["global_pool"] = ("pools_by_attention", flags["global_pool"] == "map")
-    return {f"{key} = {as_text(_name(flags.get(key)))}": value for key, value in found.items()}
+    return {
+        f"{key} = {as_text(_name(flags.get(key)))}" if key in flags else f"nothing of {key}": value
+        for key, value in found.items()
+    }
+
+
+def _sizes(cls: str, flags: Mapping[str, Any], every: bool) -> dict[str, tuple[str, Any]]:
+    """As `shown`, of what are no layers: patches, tokens beside them, positions."""
+    registers = "num_reg_tokens" if cls == "Eva" else "reg_tokens"
+    usual = {"patch_size": 16} | ({} if cls == "Beit" else {"class_token": True, registers: 0})
+    given = (usual if every else {}) | flags
+    found: dict[str, tuple[str, Any]] = {}
+    if _pair(given.get("patch_size")):
+        found["patch_size"] = ("patch", _pair(given["patch_size"]))
+    if type(given.get("class_token")) is bool:
+        found["class_token"] = ("class_token", given["class_token"])
+    if type(given.get(registers)) is int:
+        found[registers] = ("register_tokens", given[registers])
+    if cls == "Eva" and every:
+        found["use_abs_pos_emb"] = ("has_positions", flags.get("use_abs_pos_emb") is not False)
+    if cls not in _OF_CLASS and every:
+        found["pos_embed"] = ("has_positions", flags.get("pos_embed", "learn") not in ("", "none"))
+        found["embed_norm_layer"] = ("patch_norm", "embed_norm_layer" in flags)
+    return found
 
 
 def _rotary(arguments: Mapping[str, Any]) -> dict[str, Any]:

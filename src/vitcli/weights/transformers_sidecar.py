@@ -46,6 +46,8 @@ _CLASSES: dict[str, tuple[str, float]] = {
 
 _HEADS = {"dinov3_vit": 6, "aimv2": 8, "aimv2_vision_model": 8}  # 12 of the others
 
+_REGISTERED = ("dinov3_vit", "dinov2_with_registers")
+
 _OTHER_ACTS = {"bit": "relu"}
 """Of classes without a GELU."""
 
@@ -114,17 +116,32 @@ def transformers_says(config: dict[str, Any], usual: EvalConfig, path: Path, poo
         norm_eps=eps,
         gelu="silu" if vision.get("use_swiglu_ffn") is True else GELU.get(str(act)),
         facts=facts,
-        shown={f"{key} = {shown(vision[key])}": told for key, told in _arrays(kind, vision).items() if key in vision},
+        shown={f"{key} = {shown(vision[key])}": told for key, told in _arrays(kind, vision).items() if key in vision}
+        | _classes(config.get("architectures")),
         channels=channels_of(path, "num_channels", vision.get("num_channels")),
         groups=count_of(path, "num_groups", vision.get("num_groups")),
         classes=_labels(config.get("id2label"), path),
     )
 
 
+def _classes(architectures: Any) -> dict[str, tuple[str, Any]]:
+    """What the classes that a model was written by say of its head."""
+    names = architectures if isinstance(architectures, list) else []
+    name = next((name for name in names if isinstance(name, str) and name.endswith("WithProjection")), None)
+    return {} if name is None else {f"architectures = {shown(name)}": ("has_head", True)}
+
+
 def _arrays(kind: str, vision: dict[str, Any]) -> dict[str, tuple[str, Any]]:
     """What a configuration says that arrays tell as well."""
     biases = any(vision.get(key, True) for key in ("query_bias", "value_bias"))
+    patch = vision.get("patch_size")
     return {
+        **({"patch_size": ("patch", (patch, patch))} if kind in _CLASSES and type(patch) is int else {}),
+        **(
+            {"num_register_tokens": ("register_tokens", vision.get("num_register_tokens"))}
+            if kind in _REGISTERED
+            else {}
+        ),
         "use_swiglu_ffn": ("gated", vision.get("use_swiglu_ffn") is True),
         "use_gated_mlp": ("gated", vision.get("use_gated_mlp") is True),
         **({"query_bias": ("has_qkv_bias", biases)} if kind == "dinov3_vit" else {}),
