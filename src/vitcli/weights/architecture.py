@@ -10,7 +10,6 @@ from vitcli.config import Architecture, ModelConfig
 from vitcli.errors import CheckpointError, UsageError
 from vitcli.families.bit import GROUPS as BIT_GROUPS
 from vitcli.weights import residual
-from vitcli.weights.axes import check_axes
 from vitcli.weights.keys import WHOLE, Found, Shapes
 from vitcli.weights.sidecar import Sidecar
 from vitcli.weights.vit_architecture import Stored, by_code, folded, vit
@@ -51,7 +50,6 @@ def architecture(found: Found, said: Sidecar, where: str) -> Stored:
         if found.prefix and "patch_embed.proj.weight" in found.parts:
             lacks += f" beside {found.spelt('patch_embed.proj.weight')}"
         raise CheckpointError(f"{where} has the layout of {layout.name}, but lacks {lacks}{strays}", WHOLE)
-    check_axes(found, where)
     try:
         stored = _READERS[layout.family](found, said, where)
         stored.model.check()

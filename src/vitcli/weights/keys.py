@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -80,13 +81,17 @@ class Found:
     parts: Mapping[str, tuple[Part, ...]]  # by vit's name; several are joined along the first axis
     report: tuple[Row, ...]
     strays: Mapping[str, Shape]  # keys that are no part of the layout: an error once the architecture is known
+    spelling: Spelling
     heads: int | None = None  # where the arrays say so
-    prefix: str = ""
-    spelling: Spelling | None = None
+
+    @property
+    def prefix(self) -> str:
+        """Before all keys of the model."""
+        return self.spelling.outer
 
     def spelt(self, name: str) -> str:
         """The file's own key for one of vit's tensors."""
-        return self.spelling.of(name) if self.spelling else name
+        return self.spelling.of(name)
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -182,13 +187,13 @@ def best_place(shapes: Shapes) -> tuple[Place | None, list[Place]]:
 
 def _beginless(shapes: Shapes, where: str) -> Place:
     """Where a ViT is that lacks the key by which its layout begins. Raises CheckpointError."""
-    for prefix in ("", *(f"{first}." for first in dict.fromkeys(key.split(".")[0] for key in shapes))):
-        try:
-            return Place(prefix, recognise(shapes, where, prefix), False)
-        except CheckpointError:
-            if len(prefix) > 40:
-                break
-    return Place("", recognise(shapes, where), False)
+    usual = Counter(key.partition(".")[0] for key in shapes).most_common(1)
+    try:
+        return Place("", recognise(shapes, where), False)
+    except CheckpointError:
+        if not usual or 2 * usual[0][1] < len(shapes):
+            raise
+        return Place(f"{usual[0][0]}.", recognise(shapes, where, f"{usual[0][0]}."), False)
 
 
 def recognise(keys: Iterable[str], where: str, prefix: str = "") -> Layout:
@@ -322,7 +327,7 @@ def find(shapes: Shapes, where: str, place: Place | None = None) -> Found:
     gated = any("g" in found for found in parts.values())
     keyed = any("k" in found for name, found in parts.items() if name.endswith("attn.qkv.bias"))
     joined = {name: _joined(found, name, where, spelling, (gated, keyed)) for name, found in parts.items()}
-    return Found(layout, joined, tuple(report), strays, heads, place.prefix, spelling)
+    return Found(layout, joined, tuple(report), strays, spelling, heads)
 
 
 def is_wanted(key: str, place: Place) -> bool:

@@ -233,7 +233,7 @@ def _sizes(cls: str, flags: Mapping[str, Any], every: bool) -> dict[str, tuple[s
     """As `shown`, of what are no layers: patches, tokens beside them, positions."""
     registers = "num_reg_tokens" if cls == "Eva" else "reg_tokens"
     usual = {"patch_size": 16} | ({} if cls == "Beit" else {"class_token": True, registers: 0})
-    given = (usual if every else {}) | flags
+    given = {**(usual if every else {}), **flags}
     found: dict[str, tuple[str, Any]] = {}
     if _pair(given.get("patch_size")):
         found["patch_size"] = ("patch", _pair(given["patch_size"]))

@@ -15,9 +15,9 @@ from vitcli.config import VARIANTS, Architecture, ModelConfig, Size
 from vitcli.errors import CheckpointError
 from vitcli.families.base import Shape
 from vitcli.weights import residual
-from vitcli.weights.axes import biased_rows, depth_of, hidden_of, width_of
-from vitcli.weights.keys import WHOLE, Found
-from vitcli.weights.layout import UNREAD_POOL, Layout, pattern
+from vitcli.weights.axes import biased_rows, check_axes, check_pool, check_shown, depth_of, hidden_of, width_of
+from vitcli.weights.keys import Found
+from vitcli.weights.layout import Layout, pattern
 from vitcli.weights.layouts import BEIT, BIG_VISION, DINOV2
 from vitcli.weights.sidecar import Sidecar
 
@@ -49,6 +49,7 @@ class Stored:
 def vit(found: Found, said: Sidecar, where: str) -> Stored:
     """A Vision Transformer, of a hybrid with what is below its patches. Raises ValueError and its like, CheckpointError."""
     shapes, layout = found.shapes, found.layout
+    check_axes(found, where)
     base = residual.patched_by(shapes, dict(layout.keys))
     _, inputs, *sides = shapes["patch_embed.proj.weight"]
     width = width_of(shapes)
@@ -68,7 +69,7 @@ def vit(found: Found, said: Sidecar, where: str) -> Stored:
     scaled = any(key.endswith((".ls1.gamma", ".ls2.gamma")) for key in shapes)
     rows, img_size = _grid(found, patch, prefix, said.img_size, where)
     classes, pool = _reading(shapes, said.pool or told.get("pool"), class_token, width)
-    _check_pool(pool, parts["norm"], found, said, where)
+    check_pool(pool, parts["norm"], found, said, where)
     mlp = parts["mlp"]
     model = replace(
         base,
@@ -97,7 +98,7 @@ def vit(found: Found, said: Sidecar, where: str) -> Stored:
     model = replace(model, name=model.spelled())
     if width % model.heads:
         raise ValueError(f"a width of {width} has no {model.heads} heads")
-    _check_shown(model, found, said, where)
+    check_shown(model, found, said, where)
     guessed = _guessed(model, found, said, told)
     _refuse(found, guessed, where)
     zeros = ("head.bias",) if layout.projects and "head.weight" in shapes and "head.bias" not in shapes else ()
@@ -164,24 +165,6 @@ def _reading(shapes: dict[str, Shape], pool: str | None, class_token: bool, widt
     return head[0], pool or ("mean" if averaged else "cls")
 
 
-def _check_pool(pool: str, norm: str, found: Found, said: Sidecar, where: str) -> None:
-    """Raises CheckpointError for a pooling that the arrays do not go with."""
-    unread = next((row.key for row in found.report if row.to == UNREAD_POOL), "")
-    if unread and said.pool is None:
-        raise CheckpointError(
-            f"{where} pools by {unread}, an attention that vit does not have",
-            "--set model.pool=mean reads the mean of its patches",
-        )
-    if pool in ("cls", "cls+mean") and "cls_token" not in found.shapes:
-        raise CheckpointError(f"{where} lacks {found.spelt('cls_token')}, and its pooling is {pool}", WHOLE)
-    if norm == "after" and pool != "mean":
-        head = f", by {found.spelt('head.weight')}" if pool == "cls+mean" else ""
-        raise CheckpointError(
-            f"{where} has {found.spelt('fc_norm.weight')}, a norm of a mean, and its pooling is {pool}{head}",
-            "vit has such a norm behind the mean of the patches alone",
-        )
-
-
 def _usual_gelu(layout: Layout, gated: bool) -> str:
     if gated:
         return "silu"
@@ -206,49 +189,6 @@ def _placed(model: ModelConfig, told: dict[str, Any], shapes: dict[str, Shape]) 
     if model.pool != "map" or values.get("pool_heads") == model.heads:
         values.pop("pool_heads", None)
     return replace(model, **values)
-
-
-_TELLS = {
-    "has_qk_norm": "blocks.0.attn.q_norm.weight",
-    "has_qkv_bias": "blocks.0.attn.qkv.bias",
-    "has_last_norm": "norm.weight",
-    "has_head": "head.weight",
-    "has_positions": "pos_embed",
-    "pools_by_attention": "attn_pool.latent",
-    "register_tokens": "reg_token",
-    "patch": "patch_embed.proj.weight",
-    "class_token": "cls_token",
-    "pre_norm": "norm_pre.weight",
-    "patch_norm": "patch_embed.norm.weight",
-    "attention_norm": "blocks.0.attn.norm.weight",
-    "mlp_norm": "blocks.0.mlp.norm.weight",
-    "branch_bias": "blocks.0.attn.proj.bias",
-    "gated": "blocks.0.mlp.fc1.weight",
-    "norm_kind": "blocks.0.norm1.bias",
-}
-"""By what a configuration says, the tensor that tells the same."""
-
-
-def _check_shown(model: ModelConfig, found: Found, said: Sidecar, where: str) -> None:
-    """Raises CheckpointError where arrays are not as the configuration beside them says."""
-    shapes = found.shapes
-    further = {
-        "has_head": model.classes > 0,
-        "has_positions": "pos_embed" in shapes,
-        "register_tokens": shapes["reg_token"][1] if "reg_token" in shapes else 0,
-        "has_qk_norm": model.qk_norm != "none",
-        "has_qkv_bias": model.qkv_bias != "none",
-        "has_last_norm": model.norm != "none",
-        "pools_by_attention": model.pool == "map",
-    }
-    for name, (key, value) in said.shown.items():
-        own = further[key] if key in further else getattr(model, key)
-        if own != value and (key != "patch" or model.reads_pixels):
-            by = f", by {found.spelt(_TELLS[key])}" if key in _TELLS else ""
-            raise CheckpointError(
-                f"{where}: its configuration or name says {name}, and its arrays are of a model with {key} = {own}{by}",
-                "keep the configuration beside the weights that it was written with",
-            )
 
 
 def _guessed(model: ModelConfig, found: Found, said: Sidecar, told: dict[str, Any]) -> tuple[str, ...]:
