@@ -191,7 +191,7 @@ def _beginless(shapes: Shapes, where: str) -> Place:
     try:
         return Place("", recognise(shapes, where), False)
     except CheckpointError:
-        if not usual or 2 * usual[0][1] < len(shapes):
+        if not usual or 2 * usual[0][1] < len(shapes) or f"{usual[0][0]}." in _PREFIXES:
             raise
         return Place(f"{usual[0][0]}.", recognise(shapes, where, f"{usual[0][0]}."), False)
 
