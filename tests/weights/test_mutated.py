@@ -299,3 +299,24 @@ def check(family: str, folder: Path, rounds: int) -> int:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_header_with_one_change_is_read_rightly_or_refused_by_name(tmp_path, family):
     assert check(family, tmp_path, 3) > 12
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("aimv2_large_patch14_224", {"patch_size": 16, "global_pool": "map"}, "global_pool"),
+        ("vit_small_patch16_dinov3", {"rope_grid_offset": 1.0}, "rope_grid_offset"),
+        ("vit_giant_patch14_clip_224", {"patch_size": 16, "fc_norm": True}, "fc_norm"),
+    ],
+)
+def test_an_argument_of_timm_that_vit_cannot_follow_is_named(tmp_path, name, arguments, said):
+    of_timm(tmp_path, name, img_size=(64, 64), **arguments)
+    with pytest.raises(CheckpointError, match=said):
+        describe(tmp_path / "model.safetensors")
+
+
+def test_a_pooling_that_vit_has_not_is_replaced_only_on_request(tmp_path):
+    of_transformers(tmp_path, "aimv2", use_head=True)
+    with pytest.raises(CheckpointError, match="head.cls_token"):
+        describe(tmp_path / "model.safetensors")
+    assert describe(tmp_path / "model.safetensors", {"model.pool": "mean"}).vit.pool == "mean"
