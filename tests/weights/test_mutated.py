@@ -317,6 +317,6 @@ def test_an_argument_of_timm_that_vit_cannot_follow_is_named(tmp_path, name, arg
 
 def test_a_pooling_that_vit_has_not_is_replaced_only_on_request(tmp_path):
     of_transformers(tmp_path, "aimv2", use_head=True)
-    with pytest.raises(CheckpointError, match="head.cls_token"):
+    with pytest.raises(CheckpointError, match=r"head\.cls_token"):
         describe(tmp_path / "model.safetensors")
     assert describe(tmp_path / "model.safetensors", {"model.pool": "mean"}).vit.pool == "mean"
