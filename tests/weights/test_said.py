@@ -318,7 +318,15 @@ def test_an_architecture_with_another_activation(tmp_path):
 def test_siglip_s_activation_by_the_architecture(tmp_path):
     path = timm_folder(tmp_path / "m")
     config = json.loads((path.parent / "config.json").read_text())
-    (path.parent / "config.json").write_text(json.dumps(config | {"architecture": "vit_so400m_patch16_siglip_gap_256"}))
+    (path.parent / "config.json").write_text(
+        json.dumps(
+            config
+            | {
+                "architecture": "vit_so400m_patch16_siglip_gap_256",
+                "model_args": config["model_args"] | {"class_token": True},
+            }
+        )
+    )
     assert describe(path).model.gelu == "tanh"
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vitcli.config import Size
 
-METHODS = ("bicubic", "paper", "bicubic-antialias", "bicubic-offset", "bilinear", "bilinear-antialias", "geometric")
+METHODS = ("bicubic", "paper", "bicubic-antialias", "bicubic-offset", "bilinear", "bilinear-antialias")
 """The default first: what measures best without further training (docs/decisions.md)."""
 _OFFSET = 0.1
 

@@ -300,8 +300,7 @@ passes of masked autoencoding at the full one."""
 
 
 _FEW = {"bias": 30.0, "proj": 10.0}
-"""Times that rate, with one rate for all layers, where these alone are trained (train.tune): few weights have further to go, those of the
-first layers too (docs/log.md)."""
+"""Times that rate where these alone are trained (train.tune): few weights have further to go (docs/log.md)."""
 _LAST = 5.0
 """The same of the last blocks, with layer-wise decay."""
 
@@ -316,7 +315,7 @@ def _tuning(passes: float, labelled: bool, tune: str) -> OptimConfig:
         objective_lr=None if labelled else _LR,
         weight_decay=0.05,
         warmup=0.1,
-        layer_decay=1.0 if tune in _FEW else 0.75,
+        layer_decay=0.75 if blocks_of(tune) else 1.0,
         clip=1.0,
     )
 
@@ -335,7 +334,7 @@ def _continued(rest: float, images: float, batch_size: int) -> OptimConfig:
 
 
 def finetune(facts: Facts) -> Config:
-    """Moving trained weights to new images: AdamW with layer-wise decay, crop and flip, cosine, at a rate that is the lower the
+    """Moving trained weights to new images: AdamW with one rate for all layers, crop and flip, cosine, at a rate that is the lower the
     more passes over the images it makes above ten.
 
     A checkpoint trained from random weights on less than fifty times the images to come goes on as it was trained, with

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import re
@@ -145,8 +146,7 @@ def is_average(name: str) -> bool:
 
 
 WHOLE = "the file must hold a whole model"
-_MOST_PLACES = 32
-"""Students, teachers and averages in one table: a training script has a handful."""
+_MOST_PLACES = 32  # students, teachers and averages in one table: a training script has a handful
 
 
 def places(shapes: Shapes) -> list[Place]:
@@ -191,9 +191,11 @@ def _beginless(shapes: Shapes, where: str) -> Place:
     try:
         return Place("", recognise(shapes, where), False)
     except CheckpointError:
-        if not usual or 2 * usual[0][1] < len(shapes) or f"{usual[0][0]}." in _PREFIXES:
-            raise
-        return Place(f"{usual[0][0]}.", recognise(shapes, where, f"{usual[0][0]}."), False)
+        before = f"{usual[0][0]}." if usual and 2 * usual[0][1] >= len(shapes) else ""
+        if before not in ("", *_PREFIXES):
+            with contextlib.suppress(CheckpointError):
+                return Place(before, recognise(shapes, where, before), False)
+        raise
 
 
 def recognise(keys: Iterable[str], where: str, prefix: str = "") -> Layout:
@@ -205,9 +207,8 @@ def recognise(keys: Iterable[str], where: str, prefix: str = "") -> Layout:
             known[layout.prefixes] = Keys(_names(keys, layout, prefix).values())
         if layout.is_of(known[layout.prefixes]):
             return layout
-    some = ", ".join(keys[:4])
     raise CheckpointError(
-        f"{where} has weights of an unknown layout: {len(keys)} keys, such as {some}",
+        f"{where} has weights of an unknown layout: {len(keys)} keys, such as {', '.join(keys[:4])}",
         "vit reads ViT weights as timm, transformers, torchvision, Google, DeiT, MAE and DINOv2 write them, and BiT's",
     )
 
