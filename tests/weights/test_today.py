@@ -596,3 +596,21 @@ def test_a_relative_bias_at_another_size_as_timm_has_it(
     images = pixels(*other)
     with torch.no_grad():
         assert_same(model(images), theirs(images))
+
+
+@pytest.mark.parametrize("name", ["vit_huge_patch14_224", "vit_giant_patch14_224"])
+def test_a_gated_mlp_that_a_configuration_cannot_say(tmp_path: Path, name: str) -> None:
+    """As Virchow2 and UNI2-h lie on the hub: the MLP is a class, which their readers give in code."""
+    kept = {"img_size": 64, "patch_size": 8, "embed_dim": 96, "depth": 2, "num_heads": 3, "init_values": 1e-5, "mlp_ratio": 5.3375,
+            "reg_tokens": 4, "global_pool": ""}  # fmt: skip
+    made = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": torch.nn.SiLU}
+    theirs = stirred(timm.create_model(name, num_classes=0, **kept, **made))
+    safetensors.torch.save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+    config = {"architecture": name, "model_args": kept, "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    images = pixels(64, 64)
+    description, ours = logits(tmp_path, images)
+    with torch.no_grad():
+        assert_same(ours, theirs(images)[:, 0])
+    assert description.model.gated and description.model.register_positions
+    assert any("silu" in note for note in description.notes)

@@ -191,6 +191,8 @@ def facts(cls: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         "width": get("embed_dim", 768),
         "depth": get("depth", 12),
     }
+    if cls not in _OF_CLASS and get("mlp_layer") is None and get("act_layer") is None:
+        found["gates_silently"] = True
     pool = get("global_pool", "token" if cls.startswith("VisionTransformer") else "avg")
     found["pool"] = POOLS.get(pool) or ("mean" if get("class_token") is False else "cls")
     if found["pool"] == "map":
@@ -219,7 +221,9 @@ def shown(cls: str, arguments: Mapping[str, Any], every: bool = True) -> dict[st
     found |= _sizes(cls, flags, every)
     if every or "norm_layer" in flags:
         found["norm_layer"] = ("norm_kind", "rms" if _name(flags.get("norm_layer")) == "rmsnorm" else "layer")
-    if cls not in _OF_CLASS and (every or "mlp_layer" in flags):
+    if (
+        cls not in _OF_CLASS and "mlp_layer" in flags
+    ):  # which is a class, and so in no file: those who wrote one build it in code
         found["mlp_layer"] = ("gated", _name(flags.get("mlp_layer")) in ("swiglu", "glumlp"))
     if "global_pool" in flags:
         found["global_pool"] = ("pools_by_attention", flags["global_pool"] == "map")

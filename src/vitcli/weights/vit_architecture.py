@@ -62,6 +62,8 @@ def vit(found: Found, said: Sidecar, where: str) -> Stored:
     parts = _parts(shapes, width)
     if parts["qkv_bias"] == "none" and not layout.strict and told.pop("qkv_bias", "all") == "all":
         parts["qkv_bias"] = "all"  # one block may have lost it
+    if parts["gated"] and told.get("gates_silently"):
+        said = replace(said, gelu=None)
     class_token, distilled = "cls_token" in shapes, "head_dist.weight" in shapes
     registers = shapes["reg_token"][1] if "reg_token" in shapes else 0
     unread = "dist_token" in shapes and not distilled  # transformers' DeiT with one head, and DeiT without any
@@ -196,7 +198,7 @@ def _guessed(model: ModelConfig, found: Found, said: Sidecar, told: dict[str, An
     layout, shapes = found.layout, found.shapes
     open_ = not layout.fixed
     reads_either = model.classes > 0 and model.class_token and model.norm == "before" and not model.distilled
-    gelu_known = said.gelu or (model.gated if layout.strict or model.gated else not open_)
+    gelu_known = said.gelu or ((layout.strict or not told.get("gates_silently")) if model.gated else not open_)
     placeless = "pos_embed" not in shapes and model.positions == "none"
     return tuple(
         key
