@@ -66,7 +66,7 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
         return st.tuples(st.integers(1, 10**6), st.integers(1, 10**6))
     if origin is tuple:
         if args[1:] == (Ellipsis,):
-            return st.lists(numbers, max_size=4).map(tuple)
+            return st.lists(numbers if args[0] is float else values_of(args[0]), max_size=4).map(tuple)
         return st.tuples(*[numbers] * len(args))
     return {
         bool: st.booleans(),
