@@ -29,19 +29,12 @@ pytest.importorskip("torchvision_shim", reason="timm and transformers import tor
 timm = pytest.importorskip("timm")
 transformers = pytest.importorskip("transformers")
 
+from weights.test_families import stirred  # noqa: E402
+
 TOLERANCE = 2e-5  # of the logits' spread, float32
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 5}
 HF = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128, "image_size": 32, "patch_size": 8}  # fmt: skip
 KERNEL = "patch_embed.proj.weight"
-
-
-def stirred(module: nn.Module) -> nn.Module:
-    """Every parameter moved."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return module.eval()
 
 
 def pixels(channels: int, side: int = 32) -> Tensor:

@@ -22,16 +22,9 @@ pytest.importorskip("torchvision_shim", reason="timm and transformers import tor
 timm = pytest.importorskip("timm")
 transformers = pytest.importorskip("transformers")
 
+from weights.test_families import stirred  # noqa: E402
+
 TOLERANCE = 2e-5  # of the logits' spread, float32
-
-
-def stirred(module: nn.Module) -> nn.Module:
-    """Every parameter moved, so that none that is left out or in another's place goes unseen."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return module.eval()
 
 
 @torch.no_grad()

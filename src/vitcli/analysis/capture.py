@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitcli.model.attention import Attention, attention_weights
+from vitcli.model.rope import of_block
 from vitcli.model.vit import Block, ViT
 
 MICRO_BYTES = {"cpu": 16_000_000, "mps": 64_000_000, "cuda": 256_000_000}
@@ -49,8 +50,7 @@ def reduce_attention(
         memory = torch.empty(size, config.heads, config.tokens, config.tokens, device=device)
         for layer, block in enumerate(model.blocks, start=1):
             assert isinstance(block, Block)
-            turns = None if rope is None else rope[(layer - 1) % len(rope)]
-            qkv = block.attn.project(block.before(block.norm1, x), turns)
+            qkv = block.attn.project(block.before(block.norm1, x), of_block(rope, layer - 1))
             is_last = layer == len(model.blocks)
             mixed = None if is_last else torch.empty_like(x, dtype=qkv.dtype)
             for part in (slice(start, min(start + size, batch)) for start in range(0, batch, size)):

@@ -101,6 +101,13 @@ def _prefix_angles(config: ModelConfig, device: torch.device | None) -> Float[Te
     return angles[None, None]
 
 
+def of_block(
+    table: Float[Tensor, "blocks 2 some these tokens channels"] | None, index: int
+) -> Float[Tensor, "2 some these tokens channels"] | None:
+    """The rotations of a block, counted from 0."""
+    return None if table is None else table[index % len(table)]
+
+
 def of_kept(
     table: Float[Tensor, "blocks 2 1 heads tokens dim"] | None, kept: Int[Tensor, "batch seen"], prefix: int
 ) -> Float[Tensor, "blocks 2 batch heads seen_tokens dim"] | None:

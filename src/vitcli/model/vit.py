@@ -29,7 +29,7 @@ from vitcli.model.patches import PatchEmbed
 from vitcli.model.pool import AttentionPool
 from vitcli.model.posemb import resize_patch_embedding
 from vitcli.model.positions import position_table, resized_positions, start_as_sines
-from vitcli.model.rope import MixedFrequencies, rotations
+from vitcli.model.rope import MixedFrequencies, of_block, rotations
 from vitcli.randomness import Step, step_uniforms
 
 TOKENS = ("pos_embed", "column_embed", "row_embed", "cls_token", "dist_token", "reg_token")
@@ -151,9 +151,8 @@ class ViT(Classifier):
         """What the blocks make of such tokens, however many, as `encode` gives it; `rope` is `rotations` of these tokens."""
         last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
-            turns = None if rope is None else rope[index % len(rope)]
             drawn = None if keep is None else keep[index]
-            x = self._through(block, x, drawn, outputs if index == last else None, turns)
+            x = self._through(block, x, drawn, outputs if index == last else None, of_block(rope, index))
         return self.norm(x)
 
     def _through(

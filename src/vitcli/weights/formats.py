@@ -31,9 +31,9 @@ from vitcli.weights.keys import keys_for
 from vitcli.weights.layouts import (
     BEIT,
     HF_CLIP_CLASSIFIER,
+    HF_SIGLIP,
     TRANSFORMERS_DEIT,
     TRANSFORMERS_DINOV2,
-    TRANSFORMERS_SIGLIP,
     TRANSFORMERS_VIT,
     Layout,
 )
@@ -64,7 +64,7 @@ _REGISTERS = TheirClass(
     TRANSFORMERS_DINOV2,
     "dinov2_with_registers.",
 )
-_SIGLIP = TheirClass("SiglipForImageClassification", "siglip", TRANSFORMERS_SIGLIP, "vision_model.")
+_SIGLIP = TheirClass("SiglipForImageClassification", "siglip", HF_SIGLIP, "vision_model.")
 _CLIP = TheirClass("CLIPForImageClassification", "clip", HF_CLIP_CLASSIFIER, "vision_model.")
 _BEIT = TheirClass("BeitForImageClassification", "beit", BEIT, "beit.")
 _ACTS = {"erf": "gelu", "tanh": "gelu_pytorch_tanh", "quick": "quick_gelu", "silu": "silu"}

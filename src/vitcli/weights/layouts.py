@@ -153,8 +153,6 @@ TRANSFORMERS_DINOV2 = Layout(
     eval=IMAGENET,
 )
 
-TRANSFORMERS_SIGLIP = HF_SIGLIP
-
 TORCHVISION = Layout(
     name="torchvision",  # torchvision/models/vision_transformer.py
     markers=("encoder.layers.encoder_layer_{i}.self_attention.in_proj_weight",),
@@ -278,7 +276,7 @@ LAYOUTS: list[Layout] = [
     TRANSFORMERS_DEIT,
     TRANSFORMERS_DINOV2,
     TRANSFORMERS_VIT,
-    TRANSFORMERS_SIGLIP,
+    HF_SIGLIP,
     TORCHVISION,
     GOOGLE,
     BIG_VISION,

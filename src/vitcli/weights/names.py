@@ -52,14 +52,10 @@ _BRIEF = re.compile(r"(?:^|[^a-z])vit[_-]?(ti|t|s|b|l|h|g|bigg|so400m)[_-]?p?(\d
 _PATCH = re.compile(r"patch(\d{1,2})(?!\d)")
 
 
-_TOWERS = ("siglip", "siglip2")
-"""Words that transformers has for models of which vit may read the part for images: their arrays decide."""
-
-
 def check_read(name: str, reference: str = "") -> None:
     """Raises CheckpointError where `name`, by which a model goes or its configuration calls it, is one that vit does not read."""
     other = other_family(name)
-    if other and not (reference and name in _TOWERS):
+    if other:
         raise CheckpointError(
             f"{shown(reference or name)} is a model that vit does not read: {other}"
             + (f" ({shown(name)})" if reference and name != other else ""),

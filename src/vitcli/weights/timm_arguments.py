@@ -77,21 +77,20 @@ _ANY = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn
 _READ = ("num_heads", "act_layer", "norm_layer", "global_pool", "pool_include_prefix", "attn_pool_num_heads", "use_rot_pos_emb", "rope_type",
          "rope_grid_offset", "rope_grid_indexing", "rope_temperature", "rope_rotate_half", "ref_feat_shape")  # fmt: skip
 """Arguments that `facts` reads."""
-_SHOWN: dict[str, tuple[str, Any, Any]] = {
-    # a flag: the key of `model.`, its value where the flag is set and where it is not
-    "pre_norm": ("pre_norm", True, False),
-    "use_pre_transformer_norm": ("pre_norm", True, False),
-    "qk_norm": ("has_qk_norm", True, False),
-    "scale_attn_norm": ("attention_norm", True, False),
-    "scale_attn_inner": ("attention_norm", True, False),
-    "scale_mlp_norm": ("mlp_norm", True, False),
-    "scale_mlp": ("mlp_norm", True, False),
-    "swiglu_mlp": ("gated", True, False),
-    "proj_bias": ("branch_bias", True, False),
-    "qkv_bias": ("has_qkv_bias", True, False),
-    "final_norm": ("has_last_norm", True, False),
+_SHOWN = {
+    "pre_norm": "pre_norm",
+    "use_pre_transformer_norm": "pre_norm",
+    "qk_norm": "has_qk_norm",
+    "scale_attn_norm": "attention_norm",
+    "scale_attn_inner": "attention_norm",
+    "scale_mlp_norm": "mlp_norm",
+    "scale_mlp": "mlp_norm",
+    "swiglu_mlp": "gated",
+    "proj_bias": "branch_bias",
+    "qkv_bias": "has_qkv_bias",
+    "final_norm": "has_last_norm",
 }
-"""Arguments of which the arrays tell the same."""
+"""Flags of which the arrays tell the same, each by a key of `model.`."""
 _USUAL = {"proj_bias", "qkv_bias", "final_norm"}
 _OF_CLASS = {
     "Eva": {"use_pre_transformer_norm", "qk_norm", "scale_attn_inner", "scale_mlp", "swiglu_mlp", "qkv_bias"},
@@ -217,13 +216,12 @@ def shown(cls: str, arguments: Mapping[str, Any], every: bool = True) -> dict[st
     wanted = _OF_CLASS.get(cls, _OF_VIT)
     if every:
         flags = {key: key in _USUAL for key in wanted} | flags
-    found = {key: (_SHOWN[key][0], _SHOWN[key][1 if flags[key] else 2]) for key in wanted & flags.keys()}
+    found: dict[str, tuple[str, Any]] = {key: (_SHOWN[key], flags[key]) for key in wanted & flags.keys()}
     found |= _sizes(cls, flags, every)
     if every or "norm_layer" in flags:
         found["norm_layer"] = ("norm_kind", "rms" if _name(flags.get("norm_layer")) == "rmsnorm" else "layer")
-    if (
-        cls not in _OF_CLASS and "mlp_layer" in flags
-    ):  # which is a class, and so in no file: those who wrote one build it in code
+    # a class, and so in few files: of those with a gated MLP their readers give it in code
+    if cls not in _OF_CLASS and "mlp_layer" in flags:
         found["mlp_layer"] = ("gated", _name(flags.get("mlp_layer")) in ("swiglu", "glumlp"))
     if "global_pool" in flags:
         found["global_pool"] = ("pools_by_attention", flags["global_pool"] == "map")

@@ -32,8 +32,7 @@ def _check_arguments(arguments: Mapping[Any, Any], where: Path) -> None:
 
 
 def _told(name: str, arguments: dict[str, Any], where: Path) -> Sidecar:
-    """What timm's class computes by a name and the arguments beside it. Raises CheckpointError."""
-    _check_arguments(arguments, where)
+    """What timm's class computes by a name and the arguments beside it, checked before. Raises CheckpointError."""
     given = {key: value for key, value in arguments.items() if value is not None}
     known, act = named_architecture(name), named.activation(name)
     further = bool(given.keys() - {"global_pool"})  # then what is not among them is as the class has it
@@ -46,13 +45,18 @@ def _told(name: str, arguments: dict[str, Any], where: Path) -> Sidecar:
     }
     if known is None:
         return Sidecar(**own, own=own, shown=shown("VisionTransformer", given, every=False))
-    whole = dict(known.arguments) | given
-    _check_arguments(whole, where)
+    return replace(by_class(known.cls, dict(known.arguments) | given, str(where)), own=own)
+
+
+def by_class(cls: str, arguments: Mapping[str, Any], where: str) -> Sidecar:
+    """What a class of timm's computes with these arguments. Raises CheckpointError for what vit cannot follow."""
     try:
-        told = facts(known.cls, whole)
+        check(arguments)
+        told = facts(cls, arguments)
     except Unknown as unknown:
         raise CheckpointError(f"{where}: {unknown}", RUN_BY_OTHERS) from None
-    return Sidecar(**{key: told.pop(key) for key in own}, own=own, facts=told, shown=shown(known.cls, whole))
+    fields = {key: told.pop(key) for key in ("heads", "gelu", "norm_eps", "pool")}
+    return Sidecar(**fields, facts=told, shown=shown(cls, arguments))
 
 
 _EPS = 1e-6  # of its LayerNorm

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from vitcli.config import Architecture, EvalConfig, format_size
-from vitcli.errors import CheckpointError
 from vitcli.weights import names as by_name
 from vitcli.weights import timm_arguments
 from vitcli.weights.keys import Found
-from vitcli.weights.layouts import TIMM, TIMM_MORE, TIMM_PLACED, TRANSFORMERS_SIGLIP
-from vitcli.weights.sidecar import RUN_BY_OTHERS, Sidecar
+from vitcli.weights.layouts import HF_SIGLIP, TIMM, TIMM_MORE, TIMM_PLACED
+from vitcli.weights.sidecar import Sidecar
+from vitcli.weights.timm_sidecar import by_class
 
 
 def told_by_name(names: tuple[str, ...], found: Found, where: str) -> Sidecar:
@@ -33,7 +34,7 @@ def told_by_name(names: tuple[str, ...], found: Found, where: str) -> Sidecar:
         heads = by_name.heads(name, width, depth, patch)
         gelu = by_name.activation(name) if heads else None
         if heads and not found.layout.fixed and not found.layout.strict:
-            own = found.layout is TRANSFORMERS_SIGLIP
+            own = found.layout is HF_SIGLIP
             pool = by_name.pooling(name, "cls_token" in shapes) if found.layout is TIMM else None
             pool = None if "fc_norm.weight" in shapes else pool
             timm = timm_arguments.named(name)
@@ -55,22 +56,10 @@ def _of_timm(name: str, found: Found, dimensions: tuple[int, int], where: str) -
     known = timm_arguments.named(name)
     if known is None or found.layout not in (TIMM_MORE, TIMM_PLACED):
         return None
-    try:
-        timm_arguments.check(known.arguments)
-        facts = timm_arguments.facts(known.cls, known.arguments)
-    except timm_arguments.Unknown as unknown:
-        raise CheckpointError(f"{where}: {known.name}: {unknown}", RUN_BY_OTHERS) from None
-    if (facts.pop("width"), facts.pop("depth")) != dimensions:
+    said = by_class(known.cls, known.arguments, f"{where}: {known.name}")
+    if (said.facts["width"], said.facts["depth"]) != dimensions:
         return None
-    return Sidecar(
-        heads=facts.pop("heads"),
-        gelu=facts.pop("gelu"),
-        norm_eps=facts.pop("norm_eps"),
-        pool=facts.pop("pool"),
-        img_size=known.img_size if "pos_embed" not in found.shapes else None,
-        facts=facts,
-        shown=timm_arguments.shown(known.cls, known.arguments),
-    )
+    return replace(said, img_size=known.img_size if "pos_embed" not in found.shapes else None)
 
 
 def pixels_by_name(names: tuple[str, ...], found: Found) -> tuple[EvalConfig, str] | None:

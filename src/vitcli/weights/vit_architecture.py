@@ -60,7 +60,7 @@ def vit(found: Found, said: Sidecar, where: str) -> Stored:
     said = _fitting(said, width, depth)
     told = {**layout.facts, **said.facts}
     parts = _parts(shapes, width)
-    if parts["qkv_bias"] == "none" and not layout.strict and told.pop("qkv_bias", "all") == "all":
+    if parts["qkv_bias"] == "none" and not layout.strict and told.get("qkv_bias", "all") == "all":
         parts["qkv_bias"] = "all"  # one block may have lost it
     if parts["gated"] and told.get("gates_silently"):
         said = replace(said, gelu=None)
